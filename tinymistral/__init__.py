@@ -1,0 +1,51 @@
+"""tinymistral: Mistral-7B in readable NumPy.
+
+Names are imported when first used, so that `python -m tinymistral --help` need not wait for
+NumPy, and `--threads` can be set before it starts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tinymistral.backend import Backend, get_backend
+    from tinymistral.cache import RollingCache
+    from tinymistral.config import MistralConfig
+    from tinymistral.model import MistralForCausalLM, MistralModel
+    from tinymistral.streaming import StopStrings, StreamDecoder
+    from tinymistral.tokenizer import MistralTokenizer
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Backend": "backend",
+    "MistralConfig": "config",
+    "MistralForCausalLM": "model",
+    "MistralModel": "model",
+    "MistralTokenizer": "tokenizer",
+    "RollingCache": "cache",
+    "StopStrings": "streaming",
+    "StreamDecoder": "streaming",
+    "get_backend": "backend",
+}
+
+__all__ = [
+    "Backend",
+    "MistralConfig",
+    "MistralForCausalLM",
+    "MistralModel",
+    "MistralTokenizer",
+    "RollingCache",
+    "StopStrings",
+    "StreamDecoder",
+    "get_backend",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tinymistral' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"tinymistral.{_HOMES[name]}"), name)

@@ -1,0 +1,7 @@
+"""`python -m tinymistral`."""
+
+import sys
+
+from tinymistral.cli import main
+
+sys.exit(main())

@@ -1,0 +1,176 @@
+"""What a backend must implement, what it gets for it, and how one is chosen.
+
+The model computes through the methods of `Backend` alone. Its arrays are the backend's own; of
+them the model uses `+`, `.reshape`, `.shape`, `.dtype` and basic slicing, nothing else.
+Positions, ids and slots are NumPy int64 arrays on the host. The letters B, T, S, ... are
+explained at the top of `model.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+
+Array = Any  # an array of the backend's own
+
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+
+
+class Backend(ABC):
+    """The operations of a Mistral forward pass on one kind of array.
+
+    `dtype` names what activations are rounded to after every operation. Inside an operation
+    sums, norms and softmax are made in float32 at least. Weights may be stored narrower.
+    """
+
+    name: ClassVar[str]
+    dtypes: ClassVar[tuple[str, ...]]  # the supported ones, the default first
+    chunk: ClassVar[int] = 512  # most tokens of a row that go through the model at once
+    has_attention_weights: ClassVar[bool] = False
+
+    def __init__(self, dtype: str | None = None):
+        dtype = self.dtypes[0] if dtype is None else dtype
+        if dtype not in self.dtypes:
+            raise ValueError(
+                f"dtype {dtype!r} is not one that backend {self.name!r} supports; "
+                f"expected one of {', '.join(self.dtypes)}"
+            )
+        self.dtype = dtype
+
+    # Required to implement.
+
+    @abstractmethod
+    def asarray(self, array: np.ndarray, dtype: str | None = None) -> Array:
+        """Bring a NumPy array to the backend, in its own dtype or in the one named."""
+
+    @abstractmethod
+    def to_numpy(self, array: Array) -> np.ndarray:
+        """Bring an array to the host, dtype kept (bfloat16 as `ml_dtypes.bfloat16`)."""
+
+    @abstractmethod
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
+        """Return an array of zeros."""
+
+    @abstractmethod
+    def take(self, array: Array, indices: np.ndarray, axis: int) -> Array:
+        """Return a new array that gathers slices along an axis."""
+
+    @abstractmethod
+    def embedding(self, table: Array, ids: np.ndarray) -> Array:
+        """Rows of `table` (V, D) at `ids` (B, T) -> (B, T, D), in the activations' dtype."""
+
+    @abstractmethod
+    def linear(self, x: Array, weight: Array) -> Array:
+        """Map x (..., n) by weight (m, n) -> x @ weight.T (..., m)."""
+
+    @abstractmethod
+    def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
+        """Scale x (..., D) to unit mean square: x / sqrt(mean(x²) + eps) · weight (D,).
+
+        Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467.
+        """
+
+    @abstractmethod
+    def rope_table(self, positions: np.ndarray, theta: float, d: int) -> Array:
+        """Whatever `rope` needs for `positions` (B, T); at position -1 finite, never looked at.
+
+        The angle of pair m at position i is i · theta^(-2m/d), computed in float64, since a
+        float32 angle at position 32767 is off by up to 2^-10.
+        """
+
+    @abstractmethod
+    def rope(self, x: Array, table: Array) -> Array:
+        """Rotate the pairs (m, m + d/2) of each head of x (B, T, H, d) by the table's angles.
+
+        Su et al. 2021, https://arxiv.org/abs/2104.09864, in the halves layout of HF checkpoints.
+        """
+
+    @abstractmethod
+    def attention(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        q_positions: np.ndarray,
+        k_positions: np.ndarray,
+        window: int | None,
+    ) -> Array:
+        """Softmax attention of q (B, T, H, d) over k and v (B, S, K, d) -> (B, T, H, d).
+
+        Key j is visible to query i iff `j >= 0 and 0 <= i - j < window` (None: no upper bound),
+        i and j being the values in `q_positions` (B, T) and `k_positions` (B, S), -1 where there
+        is nothing. Scores are scaled by d^-0.5; query head h reads key/value head h // (H/K).
+        A row that sees nothing yields zeros; what is not visible has no influence, be it NaN.
+        """
+
+    @abstractmethod
+    def silu_mul(self, gate: Array, up: Array) -> Array:
+        """Return silu(gate) · up, silu(x) = x / (1 + exp(-x)) (https://arxiv.org/abs/2002.05202)."""
+
+    @abstractmethod
+    def scatter(self, cache: Array, slots: np.ndarray, new: Array) -> Array:
+        """Write new (B, T, K, d) into cache (B, S, K, d) at slots (B, T); -1 writes nothing.
+
+        The slots of a row are distinct. May work in place; the result is what counts.
+        """
+
+    # What you get for it. Each may be overridden by one fused kernel.
+
+    def store(
+        self, k: Array, v: Array, table: Array, cache: tuple[Array, Array], slots: np.ndarray
+    ) -> tuple[Array, Array]:
+        """Rotate new keys and write them and their values into the cache's two arrays."""
+        k_cache, v_cache = cache
+        return (
+            self.scatter(k_cache, slots, self.rope(k, table)),
+            self.scatter(v_cache, slots, v),
+        )
+
+    def add_rms_norm(
+        self, x: Array, residual: Array, weight: Array, eps: float
+    ) -> tuple[Array, Array]:
+        """Return x + residual and its norm."""
+        total = x + residual
+        return total, self.rms_norm(total, weight, eps)
+
+    # Optional, declared by `has_attention_weights`.
+
+    def attention_weights(
+        self,
+        q: Array,
+        k: Array,
+        q_positions: np.ndarray,
+        k_positions: np.ndarray,
+        window: int | None,
+    ) -> Array:
+        """Return the softmax that `attention` applies to v, as (B, H, T, S)."""
+        raise ValueError(f"backend {self.name!r} does not give attention weights; use numpy")
+
+
+def backend_names() -> list[str]:
+    """Names that `get_backend` accepts."""
+    return ["numpy"]
+
+
+def get_backend(backend: str | Backend | None = None, dtype: str | None = None) -> Backend:
+    """Return the backend asked for: by argument, else by TINYMISTRAL_BACKEND, else numpy.
+
+    A `Backend` object is returned as it is. None is ever chosen or replaced silently: an
+    unknown name is a ValueError that lists the installed ones.
+    """
+    if isinstance(backend, Backend):
+        if dtype not in (None, backend.dtype):
+            raise ValueError(
+                f"dtype {dtype!r} was asked for, but the backend given computes in "
+                f"{backend.dtype!r}; leave one of the two out"
+            )
+        return backend
+    name = backend if backend is not None else os.environ.get("TINYMISTRAL_BACKEND") or "numpy"
+    if name not in backend_names():
+        raise ValueError(f"backend {name!r} is not installed; have: {', '.join(backend_names())}")
+    from tinymistral.numpy_backend import NumpyBackend
+
+    return NumpyBackend(dtype)

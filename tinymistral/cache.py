@@ -1,0 +1,161 @@
+"""RollingCache: keys, values and positions in a ring of slots."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+
+from tinymistral.backend import Array, Backend
+from tinymistral.config import MistralConfig
+
+
+class RollingCache:
+    """What a model remembers of the tokens it has seen; `past_key_values` is one of these.
+
+    The n-th token of a row goes to slot `n % S`. The model writes a piece of at most C tokens
+    first and then attends to all slots; so S = W + C - 1 slots are what it takes for the oldest
+    query of a piece to find its W - 1 predecessors. The order of slots does not matter, and
+    nothing is evicted: its position says what a slot holds and which queries see it.
+
+        W = 3, C = 2, S = 4; positions 4 and 5 come, then 6 and 7, then 8:
+        slot          0  1  2  3
+        positions     4  5  2  3     4 sees 2, 3, 4; 5 sees 3, 4, 5
+        positions     4  5  6  7     6 sees 4, 5, 6; 7 sees 5, 6, 7
+        positions     8  5  6  7     8 sees 6, 7, 8
+
+    Storage grows up to S before anything wraps, and then stays; with no window S is what is
+    needed. Padding is never written. A position given again takes back all from there on, so a
+    rejected draft of up to C tokens needs no clean-up.
+
+    Attributes: `k[n]`, `v[n]` (B, slots, K, d) of layer n, on the backend; on the host
+    `positions` (B, slots), -1 in an empty slot, and `count` (B,), the tokens of each row so far.
+    """
+
+    def __init__(
+        self, config: MistralConfig, backend: Backend, rows: int, chunk: int | None = None
+    ):
+        """Make an empty cache for a batch of `rows`; `chunk` is C, by default the backend's."""
+        self.config = config
+        self.backend = backend
+        self.window = config.sliding_window
+        self.chunk = backend.chunk if chunk is None else chunk
+        if self.chunk < 1:
+            raise ValueError(f"chunk: expected at least 1 token, got {chunk}")
+        self.k: list[Array] = []
+        self.v: list[Array] = []
+        self.positions = np.empty((rows, 0), dtype=np.int64)
+        self.count = np.zeros(rows, dtype=np.int64)
+        # The attention mask so far: its width, and its values up to the last column with a zero.
+        self.columns = 0
+        self.mask = np.empty((rows, 0), dtype=bool)
+
+    @property
+    def capacity(self) -> int | None:
+        """S, the most slots that a row will ever have; None where there is no window."""
+        return None if self.window is None else self.window + self.chunk - 1
+
+    @property
+    def last(self) -> np.ndarray:
+        """The last position of each row (B,), -1 before its first token."""
+        return self.positions.max(axis=1, initial=-1)
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for so many more tokens a row, as far as the ring goes; else it doubles."""
+        rows, have = self.positions.shape
+        need = int(self.count.max(initial=0)) + tokens
+        need = need if self.capacity is None else min(need, self.capacity)
+        if need <= have:
+            return
+        shape = (rows, need, self.config.num_key_value_heads, self.config.head_dim)
+        slots = np.tile(np.arange(have, dtype=np.int64), (rows, 1))
+        for arrays in (self.k, self.v):
+            for layer in range(self.config.num_hidden_layers):
+                grown = self.backend.zeros(shape, self.backend.dtype)
+                if have:
+                    arrays[layer] = self.backend.scatter(grown, slots, arrays[layer])
+                else:
+                    arrays.append(grown)
+        empty = np.full((rows, need - have), -1, dtype=np.int64)
+        self.positions = np.concatenate([self.positions, empty], axis=1)
+
+    def admit(self, positions: np.ndarray) -> np.ndarray:
+        """Take in a piece at positions (B, T), rising in each row -> slots (B, T), -1 for none."""
+        self.take_back(positions)
+        new = positions >= 0
+        order = self.count[:, None] + np.cumsum(new, axis=1) - 1
+        if (need := int(order.max()) + 1) > (have := self.positions.shape[1]):
+            self.reserve(max(need, 2 * have) - int(self.count.max()))
+        slots = np.where(new, order if self.capacity is None else order % self.capacity, -1)
+        b, t = np.nonzero(new)
+        self.positions[b, slots[b, t]] = positions[b, t]
+        self.count += new.sum(axis=1)
+        return slots
+
+    def withdraw(self, slots: np.ndarray) -> None:
+        """Undo `admit` of a piece that was interrupted: what its slots hold is nothing yet."""
+        b, t = np.nonzero(slots >= 0)
+        self.positions[b, slots[b, t]] = -1
+        self.count -= (slots >= 0).sum(axis=1)
+
+    def note_mask(self, mask: np.ndarray) -> None:
+        """Remember the mask (B, T) of a piece, to check what later calls say of it."""
+        if not mask.all():
+            ones = np.ones((len(mask), self.columns - self.mask.shape[1]), dtype=bool)
+            whole = np.concatenate([self.mask, ones, mask], axis=1)
+            self.mask = whole[:, : np.flatnonzero(~whole.all(axis=0))[-1] + 1]
+        self.columns += mask.shape[1]
+
+    def take_back(self, positions: np.ndarray) -> None:
+        """Forget, in each row, everything from the first of the given positions (B, T) on."""
+        first = np.where(positions >= 0, positions, np.iinfo(np.int64).max).min(axis=1)
+        stale = self.positions >= first[:, None]
+        if not stale.any():
+            return
+        count = self.count - stale.sum(axis=1)
+        left = (self.positions >= 0).sum(axis=1) - stale.sum(axis=1)
+        needed = count if self.window is None else np.minimum(count, self.window - 1)
+        if (left < needed).any():
+            row = int(np.argmax(left < needed))
+            raise ValueError(
+                f"position_ids: row {row} goes back from position {self.last[row]} to "
+                f"{first[row]}, but the keys before that have left the ring; go back by at most "
+                f"{self.chunk} tokens, or start with a new cache"
+            )
+        self.positions[stale] = -1
+        self.count = count
+
+    def read(self, layer: int) -> tuple[Array, Array]:
+        """Return keys and values (B, S, K, d) of a layer, only the slots used so far."""
+        used = int(self.count.max())
+        return self.k[layer][:, :used], self.v[layer][:, :used]
+
+    def read_positions(self) -> np.ndarray:
+        """Return the positions (B, S) of the keys that `read` returns."""
+        return self.positions[:, : int(self.count.max())]
+
+    def in_token_order(self, weights: np.ndarray) -> np.ndarray:
+        """Turn attention weights over slots (B, H, T, S) into (B, H, T, tokens so far).
+
+        Column n is the row's n-th token; those that have left the ring have weight 0.
+        """
+        out = np.zeros((*weights.shape[:3], int(self.count.max())), dtype=weights.dtype)
+        for row, positions in enumerate(self.read_positions()):
+            held = np.count_nonzero(positions >= 0)
+            newest = np.argsort(positions, kind="stable")[len(positions) - held :]
+            count = self.count[row]
+            out[row, :, :, count - held : count] = weights[row][:, :, newest]
+        return out
+
+    def select(self, rows: np.ndarray) -> RollingCache:
+        """Return a cache of its own that holds the given rows (n,), in that order, repeats too."""
+        new = copy.copy(self)
+        new.k = [self.backend.take(array, rows, axis=0) for array in self.k]
+        new.v = [self.backend.take(array, rows, axis=0) for array in self.v]
+        new.positions, new.count = self.positions[rows], self.count[rows]
+        new.mask = self.mask[rows]
+        return new
+
+    def copy(self) -> RollingCache:
+        """Return an independent cache with the same content."""
+        return self.select(np.arange(len(self.count), dtype=np.int64))

@@ -1,0 +1,207 @@
+"""MistralConfig: what config.json says about a Mistral model, checked field by field."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinymistral.files import read_json, write_json
+
+# What transformers takes an absent field to mean, where that is not Mistral-7B-v0.1
+# (transformers 5, models/mistral/configuration_mistral.py).
+ABSENT = {"max_position_embeddings": 131072, "rms_norm_eps": 1e-6}
+
+# Fields of other models, and of other Mistrals, that change what is computed.
+UNSUPPORTED = ("layer_types", "quantization_config", "attention_bias", "mlp_bias")
+
+
+@dataclass(frozen=True)
+class MistralConfig:
+    """The shape and constants of a Mistral model, under the names that config.json gives them.
+
+    `MistralConfig()` is Mistral-7B-v0.1 as published. The class defaults of transformers differ
+    from it in `rms_norm_eps` (1e-6 there) and `max_position_embeddings` (131072); a field that
+    is absent from a config.json means what transformers takes it to mean (`from_dict`).
+    A wrong type or value is a ValueError that names the field.
+    """
+
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    intermediate_size: int = 14336
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 8  # None: num_attention_heads
+    head_dim: int = None  # type: ignore[assignment]  # None: hidden_size // num_attention_heads
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 32768
+    initializer_range: float = 0.02  # standard deviation of random weights
+    rms_norm_eps: float = 1e-5
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    tie_word_embeddings: bool = False
+    rope_theta: float = None  # type: ignore[assignment]  # None: see rope_parameters, else 10000
+    rope_parameters: dict[str, Any] | None = None  # transformers 5 keeps rope_theta in here
+    sliding_window: int | None = 4096  # keys visible to a query, its own included; None: all
+    attention_dropout: float = 0.0  # of training; nothing is dropped here
+    dtype: str | None = None  # of the checkpoint's weights, as information
+
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            _integer(name, getattr(self, name), 1)
+        if self.num_key_value_heads is None:
+            _set(self, "num_key_value_heads", self.num_attention_heads)
+        _integer("num_key_value_heads", self.num_key_value_heads, 1)
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_key_value_heads: {self.num_key_value_heads} does not divide "
+                f"num_attention_heads, {self.num_attention_heads}; give a divisor of it"
+            )
+        if self.head_dim is None:
+            _set(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        _integer("head_dim", self.head_dim, 2)
+        if self.head_dim % 2:
+            raise ValueError(
+                f"head_dim: {self.head_dim} is odd; rotary embeddings turn pairs, so give it even"
+            )
+        if self.sliding_window is not None:
+            if isinstance(self.sliding_window, list):
+                raise ValueError(
+                    "sliding_window: a list, one window a layer, is not supported; "
+                    "expected one integer >= 1 or null"
+                )
+            _integer("sliding_window", self.sliding_window, 1)
+        if self.hidden_act != "silu":
+            raise ValueError(f"hidden_act: {self.hidden_act!r} is not supported; expected 'silu'")
+        for name in ("initializer_range", "rms_norm_eps", "attention_dropout"):
+            _set(self, name, _number(name, getattr(self, name), at_least=0.0))
+        if self.attention_dropout > 1:
+            raise ValueError(f"attention_dropout: expected 0 to 1, got {self.attention_dropout}")
+        for name in ("use_cache", "tie_word_embeddings"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}: expected true or false, got {getattr(self, name)!r}")
+        self._check_token_ids()
+        self._settle_rope()
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ValueError(f"dtype: {self.dtype!r} is not supported; expected one of {DTYPES}")
+
+    def _check_token_ids(self) -> None:
+        eos = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
+        for name, ids in (
+            ("pad_token_id", [self.pad_token_id]),
+            ("bos_token_id", [self.bos_token_id]),
+            ("eos_token_id", eos),
+        ):
+            for token in ids:
+                if token is not None:
+                    _integer(name, token, 0)
+                    if token >= self.vocab_size:
+                        raise ValueError(
+                            f"{name}: {token} is not below vocab_size, {self.vocab_size}"
+                        )
+
+    def _settle_rope(self) -> None:
+        """Make `rope_theta` and `rope_parameters` say the same, whichever was given."""
+        given = self.rope_parameters
+        if given is not None and not isinstance(given, Mapping):
+            raise ValueError(f"rope_parameters: expected an object or null, got {given!r}")
+        given = dict(given or {})
+        rope_type = given.pop("rope_type", given.pop("type", "default"))
+        inner = given.pop("rope_theta", None)
+        if rope_type != "default":
+            raise ValueError(
+                f"rope_parameters: rope_type {rope_type!r} is not supported; expected 'default'"
+            )
+        if given:
+            raise ValueError(f"rope_parameters: {sorted(given)} not supported; expected rope_theta")
+        if None not in (inner, self.rope_theta) and inner != self.rope_theta:
+            raise ValueError(
+                f"rope_theta: {self.rope_theta!r}, but rope_parameters says {inner!r}; give one"
+            )
+        theta = next((value for value in (self.rope_theta, inner) if value is not None), 10000.0)
+        theta = _number("rope_theta", theta, at_least=1.0)
+        _set(self, "rope_theta", theta)
+        _set(self, "rope_parameters", {"rope_type": "default", "rope_theta": theta})
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> MistralConfig:
+        """Read the fields of a config.json, of transformers 5 or any earlier one.
+
+        Fields that do not bear on the computation are ignored; one that would change it and is
+        not supported here (quantization, per-layer windows, scaled RoPE) is refused by name.
+        """
+        if fields.get("model_type", "mistral") != "mistral":
+            raise ValueError(
+                f"model_type: {fields['model_type']!r} is not supported; expected 'mistral'"
+            )
+        for name in UNSUPPORTED:
+            if fields.get(name) not in (None, False):
+                raise ValueError(f"{name}: {_short(fields[name])} is not supported; remove it")
+        known = {field.name for field in dataclasses.fields(cls)}
+        values = ABSENT | {name: value for name, value in fields.items() if name in known}
+        if fields.get("rope_scaling") is not None and fields.get("rope_parameters") is None:
+            values["rope_parameters"] = fields["rope_scaling"]
+        if values.get("dtype") is None and fields.get("torch_dtype") is not None:
+            values["dtype"] = fields["torch_dtype"]
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as transformers 5 writes them."""
+        fields = dataclasses.asdict(self)
+        del fields["rope_theta"]
+        return fields | {"model_type": "mistral"}
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, revision: str = "main") -> MistralConfig:
+        """Read config.json of a folder, or of a hub name in the local Hugging Face cache."""
+        from tinymistral.checkpoint import find_checkpoint
+
+        path = find_checkpoint(name_or_path, revision) / "config.json"
+        try:
+            return cls.from_dict(read_json(path))
+        except ValueError as error:
+            prefix = "" if str(error).startswith(str(path)) else f"{path}: "
+            raise ValueError(f"{prefix}{error}") from None
+
+    def save_pretrained(self, folder: str | Path, architecture: str = "MistralForCausalLM") -> None:
+        """Write config.json into a folder, made if it is not there."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "config.json", self.to_dict() | {"architectures": [architecture]})
+
+
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+_COUNTS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
+
+
+def _set(config: MistralConfig, name: str, value: Any) -> None:
+    object.__setattr__(config, name, value)  # the one way to derive a field of a frozen dataclass
+
+
+def _integer(name: str, value: Any, at_least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ValueError(f"{name}: expected an integer >= {at_least}, got {_short(value)}")
+
+
+def _number(name: str, value: Any, at_least: float) -> float:
+    bad = isinstance(value, bool) or not isinstance(value, int | float)
+    if bad or not math.isfinite(value) or value < at_least:
+        raise ValueError(f"{name}: expected a number >= {at_least:g}, got {_short(value)}")
+    return float(value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

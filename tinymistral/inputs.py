@@ -1,0 +1,175 @@
+"""What a call is given, checked: ids, masks and positions as NumPy arrays, or a clear error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tinymistral.backend import Array, Backend
+from tinymistral.cache import RollingCache
+from tinymistral.config import MistralConfig
+
+
+@dataclass
+class Inputs:
+    """A call's checked inputs: ids (B, T), or embeddings (B, T, D); positions (B, T); cache."""
+
+    ids: np.ndarray  # empty where there are embeddings
+    embeds: Array | None
+    positions: np.ndarray
+    cache: RollingCache
+
+
+def prepare(
+    config: MistralConfig,
+    backend: Backend,
+    input_ids: Any = None,
+    attention_mask: Any = None,
+    position_ids: Any = None,
+    past_key_values: Any = None,
+    inputs_embeds: Any = None,
+    in_one_piece: bool = False,
+) -> Inputs:
+    """Check a call's inputs and give it a cache, the one passed or a new one.
+
+    Raises ValueError, in one line, for whatever does not fit.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("expected either input_ids or inputs_embeds, got both or none")
+    ids, embeds = np.empty((0, 0), dtype=np.int64), None
+    if input_ids is not None:
+        ids = check_ids(input_ids, config.vocab_size)
+        B, T = ids.shape
+    else:
+        embeds = check_embeds(inputs_embeds, config.hidden_size)
+        B, T = embeds.shape[:2]
+        embeds = backend.asarray(embeds, backend.dtype)
+
+    cache = past_key_values
+    if cache is None:
+        cache = RollingCache(config, backend, B, max(T, backend.chunk) if in_one_piece else None)
+    elif not isinstance(cache, RollingCache) or cache.config != config:
+        raise ValueError(
+            "past_key_values: expected what an earlier call of a model of the same "
+            f"configuration returned, got {type(cache).__qualname__}"
+        )
+    elif len(cache.count) != B:
+        raise ValueError(f"past_key_values: holds {len(cache.count)} rows, the input has {B}")
+    elif in_one_piece and cache.chunk < T:
+        raise ValueError(
+            f"tap and output_attentions take the input in one piece, and past_key_values takes "
+            f"pieces of at most {cache.chunk} tokens, got {T}; give it fewer at a time"
+        )
+    return Inputs(ids, embeds, check_positions(attention_mask, position_ids, (B, T), cache), cache)
+
+
+def integers(name: str, value: Any, kinds: str = "iu") -> np.ndarray:
+    """Return lists or an integer array as an int64 array (B, T), T and B at least 1."""
+    if not isinstance(value, np.ndarray | list | tuple):
+        hint = "; pass tensor.numpy()" if hasattr(value, "numpy") else ""
+        raise ValueError(
+            f"{name}: expected lists or a NumPy array of integers, "
+            f"got {type(value).__module__}.{type(value).__qualname__}{hint}"
+        )
+    try:
+        array = np.asarray(value)
+    except (ValueError, OverflowError):
+        raise ValueError(
+            f"{name}: rows differ in length or hold something that is no integer; "
+            f"pad them to one length (a tokenizer does with padding=True)"
+        ) from None
+    if array.ndim != 2:
+        shape = f"shape {array.shape}" if array.ndim else "a scalar"
+        raise ValueError(f"{name}: expected rows of tokens (batch, tokens), got {shape}")
+    if array.size == 0:
+        raise ValueError(f"{name}: expected at least one token, got shape {array.shape}")
+    if array.dtype.kind not in kinds:
+        raise ValueError(f"{name}: expected integers, got {array.dtype}")
+    if array.dtype.kind == "u" and array.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{name}: expected integers below 2**63, got {array.max()}")
+    return array.astype(np.int64)
+
+
+def check_ids(input_ids: Any, vocab_size: int) -> np.ndarray:
+    """Return ids (B, T) as int64, each of them in the vocabulary."""
+    ids = integers("input_ids", input_ids)
+    wrong = np.argwhere((ids < 0) | (ids >= vocab_size))
+    if len(wrong):
+        row, column = (int(n) for n in wrong[0])
+        raise ValueError(
+            f"input_ids: {ids[row, column]} at row {row}, column {column} is not in the "
+            f"vocabulary; expected 0 to {vocab_size - 1}"
+        )
+    return ids
+
+
+def check_embeds(inputs_embeds: Any, width: int) -> np.ndarray:
+    """Return embeddings as the floating-point array (B, T, D) that they have to be."""
+    if not isinstance(inputs_embeds, np.ndarray):
+        raise ValueError(
+            f"inputs_embeds: expected a NumPy array, got {type(inputs_embeds).__qualname__}"
+        )
+    if inputs_embeds.ndim != 3 or inputs_embeds.shape[2] != width or not inputs_embeds.size:
+        raise ValueError(
+            f"inputs_embeds: expected shape (batch, tokens, {width}), got {inputs_embeds.shape}"
+        )
+    if not np.can_cast(inputs_embeds.dtype, np.float64) or inputs_embeds.dtype.kind in "iub":
+        raise ValueError(f"inputs_embeds: expected floating point, got {inputs_embeds.dtype}")
+    return inputs_embeds
+
+
+def check_positions(
+    attention_mask: Any, position_ids: Any, shape: tuple[int, int], cache: RollingCache
+) -> np.ndarray:
+    """Return each new token's absolute position (B, T), -1 where there is none.
+
+    From the mask, each row its own: it counts on from the row's last position where the mask is
+    1, and is -1 where it is 0. Or from `position_ids`, with the mask's zeros taken out. The mask
+    is for the new tokens, or for everything so far; a hole in it is no position.
+    """
+    B, T = shape
+    mask = _new_columns_of_mask(attention_mask, shape, cache)
+    if position_ids is None:
+        return np.where(mask, cache.last[:, None] + np.cumsum(mask, axis=1), -1)
+    positions = integers("position_ids", position_ids)
+    if positions.shape not in ((B, T), (1, T)):
+        raise ValueError(f"position_ids: expected shape {(B, T)}, got {positions.shape}")
+    if positions.min() < -1 or positions.max() >= 2**31:
+        raise ValueError(
+            f"position_ids: expected -1 (nothing here) to 2**31 - 1, "
+            f"got {positions.min()} to {positions.max()}"
+        )
+    positions = np.where(mask, positions, -1)
+    for row in positions:
+        if (np.diff(row[row >= 0]) <= 0).any():
+            raise ValueError(f"position_ids: expected to rise along a row, got {_cut(row)}")
+    return positions
+
+
+def _new_columns_of_mask(mask: Any, shape: tuple[int, int], cache: RollingCache) -> np.ndarray:
+    B, T = shape
+    if mask is None:
+        return np.ones(shape, dtype=bool)
+    mask = integers("attention_mask", mask, kinds="iub")
+    if ((mask != 0) & (mask != 1)).any():
+        raise ValueError("attention_mask: expected 1 for a token and 0 for padding, nothing else")
+    if mask.shape not in ((B, T), (B, cache.columns + T)):
+        past = f" or {(B, cache.columns + T)}, with all before them" if cache.columns else ""
+        raise ValueError(
+            f"attention_mask: expected shape {shape}, for the new tokens{past}; got {mask.shape}"
+        )
+    mask = mask.astype(bool)
+    if mask.shape[1] > T:
+        said = cache.mask.shape[1]
+        if (mask[:, :said] != cache.mask).any() or not mask[:, said:-T].all():
+            raise ValueError(
+                "attention_mask: what it says of earlier tokens is not what earlier calls said; "
+                f"give it for the {T} new tokens alone, or unchanged"
+            )
+    return mask[:, -T:]
+
+
+def _cut(row: np.ndarray) -> str:
+    return np.array2string(row, threshold=8, edgeitems=3, separator=", ")

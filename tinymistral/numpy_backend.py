@@ -1,0 +1,211 @@
+"""The reference backend: each operation of `Backend` in plain NumPy."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+
+from tinymistral.backend import Backend
+
+NUMPY_DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+# Narrow weights are widened in blocks of this many (4 MB of float32): large enough that the
+# cast runs at full speed, small enough to be multiplied while it is in the processor's cache.
+WEIGHTS_A_BLOCK = 1 << 20
+
+# Up to so many rows are multiplied one by one: a matrix product would first copy all weights into
+# another order, which costs as much as six rows do.
+ROWS_ONE_BY_ONE = 6
+
+# Scores are made in tiles of about this many (1 MB of float32), for the same reason.
+SCORES_A_TILE = 1 << 18
+
+
+class NumpyBackend(Backend):
+    """Plain NumPy. In 16 bits: computed in float32, rounded after every operation."""
+
+    name = "numpy"
+    dtypes = tuple(NUMPY_DTYPES)
+    has_attention_weights = True
+
+    def __init__(self, dtype: str | None = None):
+        super().__init__(dtype)
+        self._dtype = NUMPY_DTYPES[self.dtype]
+        self._wide = np.dtype(np.float64 if self.dtype == "float64" else np.float32)
+
+    def asarray(self, array: np.ndarray, dtype: str | None = None) -> np.ndarray:
+        return np.asarray(array, dtype=NUMPY_DTYPES[dtype] if dtype else None)
+
+    def to_numpy(self, array: np.ndarray) -> np.ndarray:
+        return array
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        return np.zeros(shape, dtype=NUMPY_DTYPES[dtype])
+
+    def take(self, array: np.ndarray, indices: np.ndarray, axis: int) -> np.ndarray:
+        return np.take(array, indices, axis=axis)
+
+    def embedding(self, table: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        return self._round(table[ids])
+
+    def linear(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        rows = self._widen(x.reshape(-1, x.shape[-1]))
+        m, n = weight.shape
+        out = np.empty((len(rows), m), dtype=self._wide)
+        if weight.dtype == self._wide:
+            _multiply(rows, weight, out)
+        else:
+            height = min(m, max(1, WEIGHTS_A_BLOCK // n))
+            block = np.empty((height, n), dtype=self._wide)
+            for start in range(0, m, height):
+                part = slice(start, min(m, start + height))
+                wide = block[: part.stop - start]
+                np.copyto(wide, weight[part])
+                _multiply(rows, wide, out[:, part])
+        return self._round(out).reshape(*x.shape[:-1], m)
+
+    def rms_norm(self, x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+        x = self._widen(x)
+        mean_square = np.square(x).sum(axis=-1, keepdims=True) / x.shape[-1]
+        return self._round(x / np.sqrt(mean_square + eps) * self._widen(weight))
+
+    def rope_table(
+        self, positions: np.ndarray, theta: float, d: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Cosines and sines, each (B, T, 1, d/2): one for all heads."""
+        frequencies = theta ** (-np.arange(0, d, 2, dtype=np.float64) / d)
+        angles = positions[..., None, None] * frequencies
+        return np.cos(angles).astype(self._wide), np.sin(angles).astype(self._wide)
+
+    def rope(self, x: np.ndarray, table: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        cos, sin = table
+        half = x.shape[-1] // 2
+        first, second = self._widen(x[..., :half]), self._widen(x[..., half:])
+        out = np.empty(x.shape, dtype=self._dtype)
+        out[..., :half] = first * cos - second * sin
+        out[..., half:] = second * cos + first * sin
+        return out
+
+    def attention(
+        self,
+        q: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        q_positions: np.ndarray,
+        k_positions: np.ndarray,
+        window: int | None,
+    ) -> np.ndarray:
+        out = np.zeros(q.shape, dtype=self._wide)
+        tokens = max(1, SCORES_A_TILE * k.shape[2] // (q.shape[2] * k.shape[1]))
+        for row in range(len(q)):
+            for start in range(0, q.shape[1], tokens):
+                queries = slice(start, start + tokens)
+                seen = visible(q_positions[row, queries], k_positions[row], window)
+                columns = np.flatnonzero(seen.any(axis=0))
+                if len(columns):
+                    # A slice rather than the columns themselves: a view is not copied.
+                    slots = slice(columns[0], columns[-1] + 1)
+                    out[row, queries] = self._attend(
+                        q[row, queries], k[row, slots], v[row, slots], seen[:, slots]
+                    )
+        return self._round(out)
+
+    def _attend(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, seen: np.ndarray) -> np.ndarray:
+        """Attend in one tile: q (t, H, d), k and v (s, K, d), seen (t, s) -> (t, H, d)."""
+        out = np.empty(q.shape, dtype=self._wide)
+        group = q.shape[1] // k.shape[1]
+        for kv_head in range(k.shape[1]):
+            heads = slice(kv_head * group, (kv_head + 1) * group)
+            weights, total = self._exp_scores(q[:, heads], k[:, kv_head], seen)
+            mix = (weights @ self._widen(v[:, kv_head])) / total
+            out[:, heads] = mix.reshape(group, len(q), -1).swapaxes(0, 1)
+        if not np.isfinite(out).all() and not seen.all():
+            # 0 · NaN is NaN: where something invisible came through, attend without it.
+            for t in np.flatnonzero(~np.isfinite(out).all(axis=(1, 2))):
+                s = seen[t]
+                out[t] = self._attend(q[t : t + 1], k[s], v[s], s[s][None])[0] if s.any() else 0
+        return out
+
+    def _exp_scores(
+        self, q: np.ndarray, k: np.ndarray, seen: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Softmax before its division: q (t, G, d), k (s, d) -> (G·t, s) and its sums (G·t, 1).
+
+        The largest score is subtracted first, so that exp cannot overflow. A row that sees
+        nothing has weights 0 and, so that 0 / sum is 0, sum 1.
+        """
+        t, group, d = q.shape
+        q = self._widen(q.swapaxes(0, 1)).reshape(group * t, d) * d**-0.5
+        with np.errstate(invalid="ignore", over="ignore"):  # of what is not visible
+            scores = q @ self._widen(k).T
+        if not seen.all():
+            np.copyto(scores.reshape(group, t, -1), -np.inf, where=~seen)
+        largest = scores.max(axis=-1, keepdims=True)
+        largest[largest == -np.inf] = 0
+        scores -= largest
+        np.exp(scores, out=scores)
+        total = scores.sum(axis=-1, keepdims=True)
+        total[total == 0] = 1
+        return scores, total
+
+    def attention_weights(
+        self,
+        q: np.ndarray,
+        k: np.ndarray,
+        q_positions: np.ndarray,
+        k_positions: np.ndarray,
+        window: int | None,
+    ) -> np.ndarray:
+        B, T, H, _ = q.shape
+        S, K = k.shape[1:3]
+        out = np.empty((B, H, T, S), dtype=self._dtype)
+        for row in range(B):
+            seen = visible(q_positions[row], k_positions[row], window)
+            for kv_head in range(K):
+                heads = slice(kv_head * H // K, (kv_head + 1) * H // K)
+                weights, total = self._exp_scores(q[row, :, heads], k[row, :, kv_head], seen)
+                out[row, heads] = (weights / total).reshape(H // K, T, S)
+        return out
+
+    def silu_mul(self, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+        gate, up = self._widen(gate), self._widen(up)
+        with np.errstate(over="ignore"):  # exp(-gate) = inf is right: the quotient is 0
+            return self._round(gate / (1 + np.exp(-gate)) * up)
+
+    def scatter(self, cache: np.ndarray, slots: np.ndarray, new: np.ndarray) -> np.ndarray:
+        b, t = np.nonzero(slots >= 0)
+        cache[b, slots[b, t]] = new[b, t]
+        return cache
+
+    def _widen(self, array: np.ndarray) -> np.ndarray:
+        return array.astype(self._wide, copy=False)
+
+    def _round(self, array: np.ndarray) -> np.ndarray:
+        return array.astype(self._dtype, copy=False)
+
+
+def _multiply(rows: np.ndarray, weight: np.ndarray, out: np.ndarray) -> None:
+    """Write rows (N, n) @ weight.T, weight (m, n), into out (N, m)."""
+    if len(rows) <= ROWS_ONE_BY_ONE:
+        for row, into in zip(rows, out, strict=True):
+            np.matmul(weight, row, out=into)
+    else:
+        np.matmul(rows, weight.T, out=out)
+
+
+def visible(q_positions: np.ndarray, k_positions: np.ndarray, window: int | None) -> np.ndarray:
+    """Tell which keys each query sees: positions (T,) and (S,) -> booleans (T, S).
+
+    The one rule of masking, windows, caches and padding: key j is visible to query i iff
+    `j >= 0 and 0 <= i - j < window`. A window of W counts the query's own key (so does
+    transformers' masking_utils, and mistral-inference); "between i - W and i", as the paper
+    puts it (https://arxiv.org/abs/2310.06825), would be W + 1.
+    """
+    distance = q_positions[:, None] - k_positions
+    seen = (k_positions >= 0) & (distance >= 0)
+    return seen if window is None else seen & (distance < window)

@@ -1,0 +1,176 @@
+"""PreTrainedModel: what all models share, their weights and where these come from."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from tinymistral.backend import Array, Backend, get_backend
+from tinymistral.config import MistralConfig
+
+Model = TypeVar("Model", bound="PreTrainedModel")
+Shapes = dict[str, tuple[int, ...]]
+
+
+class PreTrainedModel:
+    """A configuration, a backend, and the weights as a tree of the checkpoint's names.
+
+    Attributes: `config`; `backend`; `generation_config`, a dict of defaults for `generate`;
+    `tensors`, the weights by name as NumPy arrays in the checkpoint's dtype (views of the mapped
+    file); `weights`, the same on the backend, `weights.layers[0].self_attn.q_proj.weight`.
+    """
+
+    def __init__(
+        self,
+        config: MistralConfig,
+        *,
+        seed: int = 0,
+        backend: str | Backend | None = None,
+        dtype: str | None = None,
+        tensors: Mapping[str, np.ndarray] | None = None,
+    ):
+        """Make a model with the given tensors, or with random float32 weights.
+
+        Random weights are normal with standard deviation `initializer_range`, and 1 in norms.
+        """
+        self.config = config
+        self.backend = get_backend(backend, dtype)
+        self.generation_config: dict[str, Any] = {}
+        shapes = self.parameter_shapes(config)
+        self.tensors = random_tensors(shapes, config, seed) if tensors is None else dict(tensors)
+        self.weights = tree({name: self._place(self.tensors[name]) for name in shapes})
+        self._warned_of_far_positions = False
+
+    @classmethod
+    def parameter_shapes(cls, config: MistralConfig) -> Shapes:
+        """Return the name and shape of every tensor of a checkpoint of this class."""
+        raise TypeError(f"{cls.__name__} is no model; use MistralModel or one of its heads")
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Model],
+        name_or_path: str | Path,
+        *,
+        backend: str | Backend | None = None,
+        dtype: str | None = None,
+        revision: str = "main",
+        **unknown: Any,
+    ) -> Model:
+        """Open a checkpoint: a folder, or a hub name in the local Hugging Face cache.
+
+        The weights are mapped, not read. `backend` and `dtype` as in `get_backend`: `dtype` is
+        what activations are rounded to, float32 by default whatever the checkpoint's dtype.
+        Raises ValueError, in one line, for anything that is not a Mistral checkpoint whole.
+        """
+        refuse_unknown(cls.from_pretrained, unknown)
+        from tinymistral.checkpoint import find_checkpoint, load_tensors
+        from tinymistral.generation import read_generation_config
+
+        folder = find_checkpoint(name_or_path, revision)
+        chosen = get_backend(backend, dtype)
+        config = MistralConfig.from_pretrained(folder)
+        model = cls(config, backend=chosen, tensors=load_tensors(folder, config, cls))
+        model.generation_config = read_generation_config(folder)
+        return model
+
+    def save_pretrained(self, folder: str | Path, max_shard_size: int = 5_000_000_000) -> None:
+        """Write config.json, generation_config.json and model.safetensors (or shards of it).
+
+        Each file appears whole or not at all; the weights keep the dtype they have.
+        """
+        from tinymistral.checkpoint import write_tensors
+        from tinymistral.files import write_json
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(folder, self.tensors, max_shard_size=max_shard_size)
+        self.config.save_pretrained(folder, type(self).__name__)
+        ids = {"bos_token_id": self.config.bos_token_id, "eos_token_id": self.config.eos_token_id}
+        write_json(folder / "generation_config.json", ids | self.generation_config)
+
+    def num_parameters(self) -> int:
+        """Count the weights; tied ones once."""
+        return sum(math.prod(shape) for shape in self.parameter_shapes(self.config).values())
+
+    @property
+    def base_weights(self) -> Any:
+        """The weights of the layers, without those of a head."""
+        raise TypeError(f"{type(self).__name__} is no model; use MistralModel or a head")
+
+    def warn_of_far_positions(self, positions: np.ndarray) -> None:
+        """Warn, once, of positions that the model was not made for."""
+        limit = self.config.max_position_embeddings
+        if not self._warned_of_far_positions and (positions >= limit).any():
+            self._warned_of_far_positions = True
+            warnings.warn(
+                f"position {positions.max()} is past max_position_embeddings, {limit}: the model "
+                "was not made for texts this long, and its output may get worse",
+                stacklevel=2,
+            )
+
+    def _place(self, array: np.ndarray) -> Array:
+        """Bring a tensor to the backend; matrices stay as stored, except for 16-bit activations."""
+        as_stored = array.ndim > 1 and self.backend.dtype in ("float32", "float64")
+        return self.backend.asarray(array, None if as_stored else self.backend.dtype)
+
+
+def random_tensors(shapes: Shapes, config: MistralConfig, seed: int) -> dict[str, np.ndarray]:
+    """Draw float32 weights: normal with `initializer_range`, 1 in norms."""
+    size = 4 * sum(math.prod(shape) for shape in shapes.values())
+    memory = (
+        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+    )
+    if memory and size > memory:
+        raise ValueError(
+            f"random weights of this configuration would take {size / 1e9:.1f} GB, this machine "
+            f"has {memory / 1e9:.1f} GB; make it smaller (num_hidden_layers, hidden_size)"
+        )
+    random = np.random.default_rng(seed)
+    tensors = {}
+    for name, shape in shapes.items():
+        if len(shape) == 1:
+            tensors[name] = np.ones(shape, dtype=np.float32)
+        else:
+            tensors[name] = random.standard_normal(shape, dtype=np.float32)
+            tensors[name] *= np.float32(config.initializer_range)
+    return tensors
+
+
+def tree(flat: Mapping[str, Any]) -> Any:
+    """Nest dotted names: {"layers.0.mlp.up_proj.weight": w} -> .layers[0].mlp.up_proj.weight."""
+    root: dict[str, Any] = {}
+    for name, value in flat.items():
+        *parents, leaf = name.split(".")
+        node = root
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return _nest(root)
+
+
+def _nest(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    children = {name: _nest(child) for name, child in node.items()}
+    if all(name.isdigit() for name in children):
+        return [children[str(n)] for n in range(len(children))]
+    return SimpleNamespace(**children)
+
+
+def refuse_unknown(function: Callable[..., Any], unknown: Mapping[str, Any]) -> None:
+    """Raise a TypeError that lists the arguments `function` knows, if it got others."""
+    if unknown:
+        names = inspect.signature(function).parameters
+        known = [name for name in names if name not in ("self", "unknown")]
+        raise TypeError(
+            f"{function.__qualname__}: unknown argument {', '.join(sorted(unknown))}; "
+            f"known are {', '.join(known)}"
+        )

@@ -1,0 +1,84 @@
+"""The named stages of a forward pass, and who is shown them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from tinymistral.backend import Array, Backend
+
+# Every stage that `tap` is called with, in order, and its shape in the letters of `model.py`
+# (N counts layers; S here counts the row's tokens so far, oldest first).
+STAGES = {
+    "embedding": "B T D",
+    "layers.N.input_layernorm": "B T D",
+    "layers.N.q": "B T H d",
+    "layers.N.k": "B T K d",
+    "layers.N.v": "B T K d",
+    "layers.N.q_rotated": "B T H d",
+    "layers.N.k_rotated": "B T K d",
+    "layers.N.attention_weights": "B H T S",  # only from backends that give them
+    "layers.N.attention_mix": "B T H d",
+    "layers.N.attention_output": "B T D",
+    "layers.N.attention_residual": "B T D",
+    "layers.N.post_attention_layernorm": "B T D",
+    "layers.N.gate": "B T F",
+    "layers.N.up": "B T F",
+    "layers.N.silu_mul": "B T F",
+    "layers.N.mlp_output": "B T D",
+    "layers.N.output": "B T D",
+    "norm": "B T D",
+    "logits": "B T V",
+}
+
+Tap = Callable[[str, np.ndarray], None]
+
+
+class Watcher:
+    """Shows each stage to the user's `tap` and keeps those that a call was asked to return."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        tap: Tap | None = None,
+        states: bool = False,
+        attentions: bool = False,
+    ):
+        if attentions and not backend.has_attention_weights:
+            raise ValueError(
+                f"output_attentions: backend {backend.name!r} does not give attention weights; "
+                "leave it out, or use backend 'numpy'"
+            )
+        self.backend = backend
+        self.tap = tap
+        self._attentions: list[np.ndarray] | None = [] if attentions else None
+        self._states: dict[str, list[np.ndarray]] | None = {} if states else None
+
+    @property
+    def wants_all(self) -> bool:
+        """Tell whether stages that cost work of their own are wanted too."""
+        return self.tap is not None or self._attentions is not None
+
+    def __call__(self, name: str, array: Array) -> None:
+        """Show the stage `name`, once a piece."""
+        stage = name.rpartition(".")[2]
+        if self.tap is not None:
+            shown = self.backend.to_numpy(array).view()
+            shown.flags.writeable = False
+            self.tap(name, shown)
+        if self._attentions is not None and stage == "attention_weights":
+            self._attentions.append(self.backend.to_numpy(array))
+        if self._states is not None and stage in ("embedding", "output", "norm"):
+            self._states.setdefault(name, []).append(self.backend.to_numpy(array))
+
+    def hidden_states(self) -> tuple[np.ndarray, ...] | None:
+        """Return (B, T, D) arrays: the embedding, then each layer's output, the last one normed."""
+        if self._states is None:
+            return None
+        *states, _, normed = (np.concatenate(pieces, axis=1) for pieces in self._states.values())
+        return (*states, normed)
+
+    def all_attentions(self) -> tuple[np.ndarray, ...] | None:
+        """Return each layer's attention weights (B, H, T, tokens so far)."""
+        return None if self._attentions is None else tuple(self._attentions)

@@ -1,0 +1,119 @@
+"""Text as it comes: ids to text one token at a time, and stop strings that cut it off.
+
+`decode` of a whole sequence is defined by `StreamDecoder`, so the two cannot disagree.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tinymistral.tokenizer import MistralTokenizer
+
+SPACE = "\u2581"  # SentencePiece writes a space inside a piece as this letter
+
+
+def _one_replacement_a_byte(error: UnicodeError) -> tuple[str, int]:
+    """U+FFFD for each byte that is no part of a character, as SentencePiece decodes.
+
+    Python's own "replace" puts a single U+FFFD where a character breaks off after several bytes.
+    """
+    assert isinstance(error, UnicodeDecodeError)
+    return "\ufffd" * (error.end - error.start), error.end
+
+
+codecs.register_error("tinymistral.one_replacement_a_byte", _one_replacement_a_byte)
+
+
+class StreamDecoder:
+    """Decodes one sequence, a token at a time; all that comes out, joined, is its `decode`.
+
+    Half a character is held back until its other bytes have come. For the text that continues a
+    prompt, push the prompt's ids first and drop what they give: then the continuation begins
+    with the space that belongs there.
+    """
+
+    def __init__(self, tokenizer: MistralTokenizer, skip_special_tokens: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("tinymistral.one_replacement_a_byte")
+        self._opening: list[int] | None = []  # the ids so far, until one of them shows; then None
+
+    def push(self, token_id: int) -> str:
+        """The text that `token_id` completes, perhaps none."""
+        token_id = self._tokenizer.check_id(token_id)
+        processor = self._tokenizer.processor
+        special = processor.is_control(token_id) or processor.is_unknown(token_id)
+        if special and self._skip_special_tokens:
+            return ""
+        piece: str = processor.id_to_piece(token_id)
+        if processor.is_byte(token_id):  # <0x0A>
+            self._opening = None
+            return self._utf8.decode(bytes([int(piece[3:5], 16)]))
+        broken_off = self.flush()
+        if special:
+            self._opening = None
+            return broken_off + piece
+        if self._opening is None:
+            return broken_off + piece.replace(SPACE, " ")
+        # At the start SentencePiece drops a space (more than one, if the model says so), and does
+        # so itself here. A special token that is shown is the start: [1, 264] gives "<s> a", as
+        # Hugging Face's tokenizers print it.
+        self._opening.append(token_id)
+        text: str = processor.decode(self._opening)
+        if text:
+            self._opening = None
+        return text
+
+    def flush(self) -> str:
+        """At the end of the sequence: U+FFFD for each byte still held back."""
+        return self._utf8.decode(b"", final=True)
+
+
+class StopStrings:
+    """Passes text on up to the first stop string, which it swallows.
+
+    Reading letter by letter, the first stop string to be complete ends the text, which is cut
+    where that stop string begins; of several that end on the same letter the longest counts.
+    What comes out does not depend on how the text was cut into pieces. Held back is only what
+    may yet turn out to be the beginning of a stop string.
+    """
+
+    def __init__(self, stop: str | Sequence[str]) -> None:
+        strings = [stop] if isinstance(stop, str) else stop
+        if not isinstance(strings, (list, tuple)) or not all(
+            isinstance(string, str) and string for string in strings
+        ):
+            raise ValueError(f"stop is {stop!r}, expected a text or a list of texts, none empty")
+        self._stop = tuple(strings)
+        self._held = ""
+        self.matched: str | None = None  # the stop string that ended the text
+
+    def push(self, text: str) -> str:
+        """The text that can be shown now; nothing more once a stop string has `matched`."""
+        if self.matched is not None:
+            return ""
+        text = self._held + text
+        found = [(text.index(stop) + len(stop), -len(stop)) for stop in self._stop if stop in text]
+        if found:
+            end, minus_length = min(found)
+            self.matched, self._held = text[end + minus_length : end], ""
+            return text[: end + minus_length]
+        keep = self._length_to_hold(text)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """At the end of the text: what was held back."""
+        held, self._held = self._held, ""
+        return held
+
+    def _length_to_hold(self, text: str) -> int:
+        """The length of the longest end of `text` with which a stop string begins."""
+        longest = max((len(stop) - 1 for stop in self._stop), default=0)
+        for length in range(min(longest, len(text)), 0, -1):
+            if any(stop.startswith(text[-length:]) for stop in self._stop):
+                return length
+        return 0

@@ -1,0 +1,252 @@
+"""Text to ids and back, by the SentencePiece model that a checkpoint ships as `tokenizer.model`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import sentencepiece
+
+from tinymistral.files import whole_file
+from tinymistral.streaming import StreamDecoder
+
+FILE_NAME = "tokenizer.model"
+Ids = Sequence[int] | np.ndarray  # integers, one dimension
+
+
+class BatchEncoding(dict[str, Any]):
+    """What the model is called with, `model(**model_inputs)`; its entries are attributes too."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"no {name!r} here, only {', '.join(self)}") from None
+
+
+class MistralTokenizer:
+    """A SentencePiece model under the names that users of transformers know.
+
+    model_file: the path of a `tokenizer.model`.
+    pad_token_id: the id that fills the shorter rows of a batch. Mistral has none: then </s>
+        fills, and the attention mask tells what is text.
+
+    Control tokens such as <s> are never read out of a text: typed, they are text like any other.
+    """
+
+    def __init__(self, model_file: str | Path, *, pad_token_id: int | None = None) -> None:
+        try:
+            self._model = Path(model_file).read_bytes()
+        except OSError as error:
+            raise ValueError(
+                f"{model_file} cannot be read ({error.strerror}), expected a SentencePiece model"
+            ) from error
+        self.processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self.processor.load_from_serialized_proto(self._model)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{model_file} ({len(self._model)} bytes) is not a SentencePiece model, "
+                f"expected the {FILE_NAME} of a Mistral checkpoint; download it again"
+            ) from error
+        self.vocab_size: int = self.processor.vocab_size()
+        # SentencePiece says -1 where there is no such token.
+        self.bos_token_id = _none_if_negative(self.processor.bos_id())
+        self.eos_token_id = _none_if_negative(self.processor.eos_id())
+        self.unk_token_id = _none_if_negative(self.processor.unk_id())
+        self.pad_token_id = (
+            _none_if_negative(self.processor.pad_id())
+            if pad_token_id is None
+            else self.check_id(pad_token_id)
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        revision: str = "main",
+        *,
+        pad_token_id: int | None = None,
+    ) -> MistralTokenizer:
+        """The tokenizer of a checkpoint: a folder, or a hub name in the local cache."""
+        from tinymistral.checkpoint import find_checkpoint
+
+        folder = find_checkpoint(name_or_path, revision)
+        if not (folder / FILE_NAME).exists():
+            only = ", only tokenizer.json" if (folder / "tokenizer.json").exists() else ""
+            raise ValueError(
+                f"{folder} has no {FILE_NAME}{only}; the SentencePiece model is needed, copy it "
+                "from the original Mistral repository, for v0.1: "
+                f"hf download mistralai/Mistral-7B-v0.1 {FILE_NAME} --local-dir {folder}"
+            )
+        return cls(folder / FILE_NAME, pad_token_id=pad_token_id)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `tokenizer.model` into the folder, byte for byte as it was read."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with whole_file(folder / FILE_NAME) as temporary:
+            temporary.write_bytes(self._model)
+
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    @cached_property
+    def all_special_ids(self) -> list[int]:
+        """The ids that stand for no text: control tokens and <unk>."""
+        is_control, is_unknown = self.processor.is_control, self.processor.is_unknown
+        return [i for i in range(self.vocab_size) if is_control(i) or is_unknown(i)]
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        *,
+        padding: bool = True,
+        padding_side: str = "left",
+        add_special_tokens: bool = True,
+        return_tensors: str | None = None,
+    ) -> BatchEncoding:
+        """The inputs of the model: `input_ids` and `attention_mask`, both (B, T), int64.
+
+        A text alone is a batch of one. Shorter rows are filled on the left, where generation
+        wants it, or on the right. Rows of unequal length without padding come as lists.
+        """
+        texts = [text] if isinstance(text, str) else text
+        if not isinstance(texts, (list, tuple)) or not texts:
+            raise ValueError(f"text is {_shown(text)}, expected a text or a list of texts")
+        if not isinstance(padding, bool):
+            raise ValueError(f"padding is {padding!r}, expected True or False")
+        if padding_side not in ("left", "right"):
+            raise ValueError(f"padding_side is {padding_side!r}, expected 'left' or 'right'")
+        if return_tensors not in (None, "np"):
+            raise ValueError(
+                f"return_tensors is {return_tensors!r}, but NumPy arrays are what is returned: "
+                "leave it out or give 'np'"
+            )
+        rows = [self.encode(row, add_special_tokens) for row in texts]
+        masks = [[1] * len(row) for row in rows]
+        longest = max(len(row) for row in rows)
+        if not padding and any(len(row) != longest for row in rows):
+            return BatchEncoding(input_ids=rows, attention_mask=masks)
+        return BatchEncoding(
+            input_ids=_filled(rows, longest, self._fill_id, padding_side),
+            attention_mask=_filled(masks, longest, 0, padding_side),
+        )
+
+    @property
+    def _fill_id(self) -> int:
+        candidates = (self.pad_token_id, self.eos_token_id, 0)
+        return next(i for i in candidates if i is not None)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """The ids of a text, <s> before them unless `add_special_tokens` is false."""
+        ids: list[int] = self.processor.encode(_check_text(text))
+        if add_special_tokens and self.bos_token_id is not None:
+            return [self.bos_token_id, *ids]
+        return ids
+
+    def decode(self, ids: Ids, skip_special_tokens: bool = False) -> str:
+        """The text of a sequence of ids.
+
+        Special tokens are shown as their piece, such as </s>, or skipped as if they were not
+        there. The space that SentencePiece sets before a text is dropped again at the start of
+        the sequence, unless a special token is shown first. Bytes that are no UTF-8 become
+        U+FFFD, one each.
+        """
+        stream = StreamDecoder(self, skip_special_tokens)
+        return "".join([stream.push(i) for i in _one_dimensional(ids)]) + stream.flush()
+
+    def batch_decode(
+        self, sequences: Iterable[Ids], skip_special_tokens: bool = False
+    ) -> list[str]:
+        """The text of each sequence, or of each row of an array (B, T)."""
+        return [self.decode(ids, skip_special_tokens) for ids in sequences]
+
+    @overload
+    def convert_ids_to_tokens(self, ids: int) -> str: ...
+    @overload
+    def convert_ids_to_tokens(self, ids: Ids) -> list[str]: ...
+    def convert_ids_to_tokens(self, ids: int | Ids) -> str | list[str]:
+        """The piece of an id, or of each; U+2581 in a piece stands for a space."""
+        if isinstance(ids, (int, np.integer)):
+            return str(self.processor.id_to_piece(self.check_id(ids)))
+        return [self.processor.id_to_piece(self.check_id(i)) for i in _one_dimensional(ids)]
+
+    @overload
+    def convert_tokens_to_ids(self, tokens: str) -> int: ...
+    @overload
+    def convert_tokens_to_ids(self, tokens: list[str] | tuple[str, ...]) -> list[int]: ...
+    def convert_tokens_to_ids(self, tokens: str | list[str] | tuple[str, ...]) -> int | list[int]:
+        """The id of a piece, or of each; a piece that is not in the vocabulary is <unk>."""
+        if isinstance(tokens, str):
+            return int(self.processor.piece_to_id(_check_text(tokens)))
+        if not isinstance(tokens, (list, tuple)):
+            raise ValueError(f"tokens is {_shown(tokens)}, expected a piece or a list of pieces")
+        return [self.processor.piece_to_id(_check_text(token)) for token in tokens]
+
+    def check_id(self, token_id: int) -> int:
+        """The id as a Python int; a ValueError unless it is an integer of the vocabulary."""
+        if not isinstance(token_id, (int, np.integer)) or isinstance(token_id, bool):
+            raise ValueError(f"a token id is {_shown(token_id)}, expected an integer")
+        if not 0 <= token_id < self.vocab_size:
+            raise ValueError(
+                f"token id {token_id} is out of range, expected 0 to {self.vocab_size - 1}"
+            )
+        return int(token_id)
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """A ValueError unless the model's `vocab_size` is that of the tokenizer.
+
+        A larger tokenizer gives ids that the model has no embedding for; a larger model may
+        generate ids that stand for no text.
+        """
+        if vocab_size != self.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {self.vocab_size} pieces and the model a vocabulary of "
+                f"{vocab_size}, expected the same; take the {FILE_NAME} of the model's own folder"
+            )
+
+
+def _none_if_negative(token_id: int) -> int | None:
+    return token_id if token_id >= 0 else None
+
+
+def _shown(value: object) -> str:
+    """A value for an error message, on one line and short."""
+    text = " ".join(repr(value).split())
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+def _check_text(text: str) -> str:
+    if not isinstance(text, str):
+        raise ValueError(f"a text is {_shown(text)}, expected a string")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"letter {error.start} of a text is the lone surrogate {text[error.start]!r}, "
+            "expected Unicode text; read the file with the encoding it has"
+        ) from None
+    return text
+
+
+def _one_dimensional(ids: Ids) -> Sequence[int]:
+    if isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "iu":
+        return ids.tolist()
+    if isinstance(ids, (list, tuple)):
+        return ids
+    raise ValueError(
+        f"ids is {_shown(ids)}, expected a list or an integer array of one dimension; "
+        "batch_decode takes several sequences"
+    )
+
+
+def _filled(rows: list[list[int]], width: int, fill: int, side: str) -> np.ndarray:
+    array = np.full((len(rows), width), fill, dtype=np.int64)
+    for filled, row in zip(array, rows, strict=True):
+        start = width - len(row) if side == "left" else 0
+        filled[start : start + len(row)] = row
+    return array
