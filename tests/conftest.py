@@ -1,0 +1,27 @@
+"""What all tests share: hypothesis profiles and the folder of test models.
+
+`default` and `ci` draw the same examples in every run; `--hypothesis-profile=thorough` draws new
+ones, many more, and prints how to reproduce a failure.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("default", max_examples=50, derandomize=True, deadline=None)
+settings.register_profile("ci", settings.get_profile("default"))
+settings.register_profile(
+    "thorough", max_examples=2000, derandomize=False, deadline=None, print_blob=True
+)
+settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def test_models() -> Path:
+    """Return the folder of test models, which are too large to be kept beside the tests."""
+    folder = os.environ.get("TINYMISTRAL_TEST_MODELS")
+    if not folder:
+        pytest.skip("TINYMISTRAL_TEST_MODELS is not set to the folder of test models")
+    return Path(folder)
