@@ -146,6 +146,8 @@ class MistralConfig:
         values = ABSENT | {name: value for name, value in fields.items() if name in known}
         if fields.get("rope_scaling") is not None and fields.get("rope_parameters") is None:
             values["rope_parameters"] = fields["rope_scaling"]
+        if "rope_theta" in (values.get("rope_parameters") or {}):
+            values.pop("rope_theta", None)
         if values.get("dtype") is None and fields.get("torch_dtype") is not None:
             values["dtype"] = fields["torch_dtype"]
         return cls(**values)

@@ -64,8 +64,8 @@ def attention(x: Array, layer: Any, n: int, piece: Piece) -> Array:
     if see.wants_all:
         see(f"layers.{n}.k_rotated", backend.rope(k, piece.table))
         if backend.has_attention_weights:
-            weights = cache.in_token_order(backend.attention_weights(q, keys, *where))
-            see(f"layers.{n}.attention_weights", weights)
+            weights = backend.to_numpy(backend.attention_weights(q, keys, *where))
+            see(f"layers.{n}.attention_weights", cache.in_token_order(weights))
 
     mix = backend.attention(q, keys, values, *where)
     see(f"layers.{n}.attention_mix", mix)

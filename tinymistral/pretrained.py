@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 import os
@@ -44,6 +45,8 @@ class PreTrainedModel:
         self.config = config
         self.backend = get_backend(backend, dtype)
         self.generation_config: dict[str, Any] = {}
+        if tensors is None:
+            refuse_if_too_large(4 * self.num_parameters())
         shapes = self.parameter_shapes(config)
         self.tensors = random_tensors(shapes, config, seed) if tensors is None else dict(tensors)
         self.weights = tree({name: self._place(self.tensors[name]) for name in shapes})
@@ -98,7 +101,11 @@ class PreTrainedModel:
 
     def num_parameters(self) -> int:
         """Count the weights; tied ones once."""
-        return sum(math.prod(shape) for shape in self.parameter_shapes(self.config).values())
+        one, two = (  # layers; a configuration may claim a billion, so they are not listed
+            sum(math.prod(shape) for shape in self.parameter_shapes(small).values())
+            for small in (dataclasses.replace(self.config, num_hidden_layers=n) for n in (1, 2))
+        )
+        return one + (self.config.num_hidden_layers - 1) * (two - one)
 
     @property
     def base_weights(self) -> Any:
@@ -122,17 +129,20 @@ class PreTrainedModel:
         return self.backend.asarray(array, None if as_stored else self.backend.dtype)
 
 
-def random_tensors(shapes: Shapes, config: MistralConfig, seed: int) -> dict[str, np.ndarray]:
-    """Draw float32 weights: normal with `initializer_range`, 1 in norms."""
-    size = 4 * sum(math.prod(shape) for shape in shapes.values())
-    memory = (
-        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
-    )
-    if memory and size > memory:
+def refuse_if_too_large(size: int) -> None:
+    """Raise a ValueError if this machine has less memory than `size` bytes."""
+    if not hasattr(os, "sysconf"):  # Windows
+        return
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
         raise ValueError(
             f"random weights of this configuration would take {size / 1e9:.1f} GB, this machine "
             f"has {memory / 1e9:.1f} GB; make it smaller (num_hidden_layers, hidden_size)"
         )
+
+
+def random_tensors(shapes: Shapes, config: MistralConfig, seed: int) -> dict[str, np.ndarray]:
+    """Draw float32 weights: normal with `initializer_range`, 1 in norms."""
     random = np.random.default_rng(seed)
     tensors = {}
     for name, shape in shapes.items():

@@ -52,33 +52,39 @@ class Watcher:
             )
         self.backend = backend
         self.tap = tap
-        self._attentions: list[np.ndarray] | None = [] if attentions else None
-        self._states: dict[str, list[np.ndarray]] | None = {} if states else None
+        self._keeps_states, self._keeps_attentions = states, attentions
+        self._states: dict[str, list[np.ndarray]] = {}  # of each stage, the pieces
+        self._attentions: list[np.ndarray] = []
 
     @property
     def wants_all(self) -> bool:
         """Tell whether stages that cost work of their own are wanted too."""
-        return self.tap is not None or self._attentions is not None
+        return self.tap is not None or self._keeps_attentions
 
     def __call__(self, name: str, array: Array) -> None:
         """Show the stage `name`, once a piece."""
         stage = name.rpartition(".")[2]
+        keep_state = self._keeps_states and stage in ("embedding", "output", "norm")
+        keep_weights = self._keeps_attentions and stage == "attention_weights"
+        if self.tap is None and not keep_state and not keep_weights:
+            return
+        shown = array if isinstance(array, np.ndarray) else self.backend.to_numpy(array)
+        if keep_state:
+            self._states.setdefault(name, []).append(shown)
+        if keep_weights:
+            self._attentions.append(shown)
         if self.tap is not None:
-            shown = self.backend.to_numpy(array).view()
+            shown = shown.view()
             shown.flags.writeable = False
             self.tap(name, shown)
-        if self._attentions is not None and stage == "attention_weights":
-            self._attentions.append(self.backend.to_numpy(array))
-        if self._states is not None and stage in ("embedding", "output", "norm"):
-            self._states.setdefault(name, []).append(self.backend.to_numpy(array))
 
     def hidden_states(self) -> tuple[np.ndarray, ...] | None:
         """Return (B, T, D) arrays: the embedding, then each layer's output, the last one normed."""
-        if self._states is None:
+        if not self._keeps_states:
             return None
         *states, _, normed = (np.concatenate(pieces, axis=1) for pieces in self._states.values())
         return (*states, normed)
 
     def all_attentions(self) -> tuple[np.ndarray, ...] | None:
         """Return each layer's attention weights (B, H, T, tokens so far)."""
-        return None if self._attentions is None else tuple(self._attentions)
+        return tuple(self._attentions) if self._keeps_attentions else None

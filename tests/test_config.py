@@ -1,0 +1,118 @@
+"""MistralConfig against what transformers reads from the same config.json."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from goldens import FIXTURES, MODELS, read_json
+
+from tinymistral import MistralConfig
+
+CONFIGS = {entry["name"]: entry for entry in read_json("configs.json")}
+PLAIN = sorted(name for name, entry in CONFIGS.items() if entry["kind"] == "plain")
+COMPARED = (
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
+    "num_key_value_heads head_dim hidden_act max_position_embeddings initializer_range "
+    "rms_norm_eps use_cache pad_token_id bos_token_id eos_token_id tie_word_embeddings "
+    "rope_theta rope_parameters sliding_window attention_dropout dtype"
+).split()
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_every_field_is_read_as_transformers_reads_it(name):
+    config = MistralConfig.from_dict(CONFIGS[name]["config"])
+    theirs = CONFIGS[name]["reads"]
+    ours = {field: getattr(config, field) for field in COMPARED}
+    assert ours == {field: theirs[field] for field in COMPARED}
+
+
+@pytest.mark.parametrize("name", PLAIN + [f"model:{name}" for name in MODELS])
+def test_what_is_written_reads_back_the_same(name, tmp_path):
+    if name.startswith("model:"):
+        config = MistralConfig.from_pretrained(FIXTURES / "models" / name[6:])
+    else:
+        config = MistralConfig.from_dict(CONFIGS[name]["config"])
+    config.save_pretrained(tmp_path)
+    assert MistralConfig.from_pretrained(tmp_path) == config
+
+
+def test_the_default_is_mistral_7b_v0_1_as_published():
+    # config.json of mistralai/Mistral-7B-v0.1
+    config = MistralConfig()
+    assert (config.vocab_size, config.hidden_size, config.intermediate_size) == (32000, 4096, 14336)
+    assert (config.num_hidden_layers, config.num_attention_heads) == (32, 32)
+    assert (config.num_key_value_heads, config.head_dim) == (8, 128)
+    assert (config.max_position_embeddings, config.rms_norm_eps) == (32768, 1e-5)
+    assert (config.rope_theta, config.sliding_window) == (10000.0, 4096)
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, None)
+    assert not config.tie_word_embeddings
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("vocab_size", 0),
+        ("vocab_size", True),
+        ("hidden_size", 4096.0),
+        ("intermediate_size", "14336"),
+        ("num_hidden_layers", -1),
+        ("num_attention_heads", None),
+        ("num_key_value_heads", 5),
+        ("num_key_value_heads", False),
+        ("head_dim", 127),
+        ("head_dim", 0),
+        ("hidden_act", "gelu"),
+        ("max_position_embeddings", 0),
+        ("rms_norm_eps", -1e-5),
+        ("rms_norm_eps", float("nan")),
+        ("rms_norm_eps", True),
+        ("initializer_range", float("inf")),
+        ("attention_dropout", 1.5),
+        ("use_cache", 1),
+        ("tie_word_embeddings", "false"),
+        ("rope_theta", 0),
+        ("rope_theta", "10000"),
+        ("rope_parameters", [1]),
+        ("rope_parameters", {"rope_type": "yarn", "factor": 4.0}),
+        ("rope_scaling", {"type": "linear", "factor": 2.0}),
+        ("sliding_window", 0),
+        ("sliding_window", [4096, None]),
+        ("sliding_window", 4096.0),
+        ("bos_token_id", 32000),
+        ("eos_token_id", [2, -1]),
+        ("pad_token_id", "0"),
+        ("layer_types", ["sliding_attention"]),
+        ("quantization_config", {"quant_method": "gptq"}),
+        ("model_type", "llama"),
+        ("dtype", "float8"),
+    ],
+)
+def test_a_wrong_field_is_named_in_one_line(field, value):
+    name = "rope_parameters" if field == "rope_scaling" else field
+    with pytest.raises(ValueError, match=name) as caught:
+        MistralConfig.from_dict({field: value})
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"\xff\xfe", b'{"vocab_size": 1e999}', b"[" * 100_000, b"9" * 9999],
+)
+def test_a_broken_config_json_is_one_line_that_names_the_file(content, tmp_path):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"config\.json") as caught:
+        MistralConfig.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_file_written_is_what_transformers_5_writes(tmp_path):
+    MistralConfig(rope_theta=1e6, sliding_window=None, dtype="bfloat16").save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert written["architectures"] == ["MistralForCausalLM"]
+    assert written["model_type"] == "mistral"
+    assert written["rope_parameters"] == {"rope_theta": 1e6, "rope_type": "default"}
+    assert written["sliding_window"] is None
+    assert written["dtype"] == "bfloat16"
+    assert "rope_theta" not in written

@@ -1,0 +1,72 @@
+"""The logits processors against those of transformers, and drawing against its probabilities."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from goldens import FIXTURES, read_json
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
+from tinymistral import sampling
+from tinymistral.generation import GenerationConfig
+
+SETTINGS = read_json("sampling.json")
+TENSORS = load_file(FIXTURES / "sampling.safetensors")
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_processed_scores_are_those_of_transformers(name):
+    logits, ids = TENSORS["logits"], TENSORS["input_ids"]
+    seen = np.zeros(logits.shape, dtype=bool)
+    np.put_along_axis(seen, ids, True, axis=1)
+    scores = GenerationConfig(do_sample=True, **SETTINGS[name]).process(logits, seen)
+    assert scores.dtype == np.float32
+    # A quotient or product of the same float32 numbers may differ in its last bit.
+    np.testing.assert_allclose(scores, TENSORS[name], rtol=1e-6)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rows=st.integers(1, 4),
+    vocab=st.integers(1, 40),
+    filtered=st.booleans(),
+)
+def test_only_tokens_with_a_finite_score_are_drawn(seed, rows, vocab, filtered):
+    random = np.random.default_rng(seed)
+    scores = random.normal(size=(rows, vocab)).astype(np.float32) * 10
+    if filtered:
+        scores[:, random.permutation(vocab)[: vocab // 2]] = -np.inf
+    streams = [np.random.default_rng([seed, row]) for row in range(rows)]
+    drawn = sampling.draw(scores, streams)
+    assert np.isfinite(scores[np.arange(rows), drawn]).all()
+
+
+class Constant:
+    """A stand-in for a random stream that returns the number given."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def random(self):
+        return self.number
+
+
+@pytest.mark.parametrize(
+    "number, token", [(0.0, 1), (0.19, 1), (0.21, 3), (0.69, 3), (0.71, 4), (1 - 2**-53, 4)]
+)
+def test_a_draw_inverts_the_cumulated_probabilities(number, token):
+    probabilities = np.array([[0.0, 0.2, 0.0, 0.5, 0.3, 0.0]])
+    with np.errstate(divide="ignore"):
+        scores = np.log(probabilities)
+    assert sampling.draw(scores, [Constant(number)]) == [token]
+
+
+def test_drawn_tokens_have_the_frequencies_of_the_softmax():
+    scores = np.log(np.array([[0.5, 0.3, 0.15, 0.05]], dtype=np.float32))
+    stream = [np.random.default_rng(5)]
+    counts = np.bincount([int(sampling.draw(scores, stream)[0]) for _ in range(4000)], minlength=4)
+    # Pearson's statistic: with 3 degrees of freedom above 16.3 once in a thousand seeds
+    expected = 4000 * np.array([0.5, 0.3, 0.15, 0.05])
+    assert ((counts - expected) ** 2 / expected).sum() < 16.3
