@@ -18,6 +18,11 @@ settings.register_profile(
 settings.load_profile("default")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run fast tests before slow ones."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
 @pytest.fixture(scope="session")
 def test_models() -> Path:
     """Return the folder of test models, which are too large to be kept beside the tests."""

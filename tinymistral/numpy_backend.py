@@ -173,9 +173,13 @@ class NumpyBackend(Backend):
         return out
 
     def silu_mul(self, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-        gate, up = self._widen(gate), self._widen(up)
+        gate = self._widen(gate)
         with np.errstate(over="ignore"):  # exp(-gate) = inf is right: the quotient is 0
-            return self._round(gate / (1 + np.exp(-gate)) * up)
+            out = np.exp(-gate)
+        out += 1  # in place from here on: these are the largest arrays of a forward pass
+        np.divide(gate, out, out=out)
+        out *= self._widen(up)
+        return self._round(out)
 
     def scatter(self, cache: np.ndarray, slots: np.ndarray, new: np.ndarray) -> np.ndarray:
         b, t = np.nonzero(slots >= 0)
