@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+import tinymistral
+
+DEMO = Path(tinymistral.__file__).parent / "demo"
 FIXTURES = Path(__file__).parent / "fixtures"
 MANIFEST: dict[str, Any] = json.loads((FIXTURES / "manifest.json").read_text(encoding="utf-8"))
 MODELS = sorted(MANIFEST["models"])

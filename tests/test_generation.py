@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from goldens import FIXTURES, MODELS, goldens, read_json
+from goldens import DEMO, FIXTURES, MODELS, goldens, read_json
 
 from tinymistral import MistralForCausalLM, MistralTokenizer
-from tinymistral.cli import DEMO
 from tinymistral.generation import GenerationConfig
 
 GENERATE = read_json("generate.json")

@@ -57,7 +57,7 @@ class NumpyBackend(Backend):
         rows = self._widen(x.reshape(-1, x.shape[-1]))
         m, n = weight.shape
         out = np.empty((len(rows), m), dtype=self._wide)
-        if weight.dtype == self._wide:
+        if weight.dtype == self._wide and weight.flags.aligned:
             _multiply(rows, weight, out)
         else:
             height = min(m, max(1, WEIGHTS_A_BLOCK // n))
@@ -101,7 +101,8 @@ class NumpyBackend(Backend):
         window: int | None,
     ) -> np.ndarray:
         out = np.zeros(q.shape, dtype=self._wide)
-        tokens = max(1, SCORES_A_TILE * k.shape[2] // (q.shape[2] * k.shape[1]))
+        group = q.shape[2] // k.shape[2]
+        tokens = max(1, SCORES_A_TILE // (group * max(1, k.shape[1])))
         for row in range(len(q)):
             for start in range(0, q.shape[1], tokens):
                 queries = slice(start, start + tokens)
@@ -117,18 +118,27 @@ class NumpyBackend(Backend):
 
     def _attend(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, seen: np.ndarray) -> np.ndarray:
         """Attend in one tile: q (t, H, d), k and v (s, K, d), seen (t, s) -> (t, H, d)."""
+        out = self._mix(q, k, v, seen)
+        if not np.isfinite(out).all() and not seen.all():
+            # 0 · NaN is NaN: mix without what is not finite, then add it for those who see it.
+            finite = np.isfinite(v)
+            out = self._mix(q, k, np.where(finite, v, v.dtype.type(0)), seen)
+            slots = np.flatnonzero(~finite.all(axis=(1, 2)))
+            rest = np.where(finite[slots], v.dtype.type(0), v[slots])
+            rest = np.where(seen[:, slots, None, None], rest, v.dtype.type(0))
+            with np.errstate(invalid="ignore"):  # inf - inf
+                out += np.repeat(rest.sum(axis=1), q.shape[1] // k.shape[1], axis=1)
+        return out
+
+    def _mix(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, seen: np.ndarray) -> np.ndarray:
         out = np.empty(q.shape, dtype=self._wide)
         group = q.shape[1] // k.shape[1]
         for kv_head in range(k.shape[1]):
             heads = slice(kv_head * group, (kv_head + 1) * group)
             weights, total = self._exp_scores(q[:, heads], k[:, kv_head], seen)
-            mix = (weights @ self._widen(v[:, kv_head])) / total
-            out[:, heads] = mix.reshape(group, len(q), -1).swapaxes(0, 1)
-        if not np.isfinite(out).all() and not seen.all():
-            # 0 · NaN is NaN: where something invisible came through, attend without it.
-            for t in np.flatnonzero(~np.isfinite(out).all(axis=(1, 2))):
-                s = seen[t]
-                out[t] = self._attend(q[t : t + 1], k[s], v[s], s[s][None])[0] if s.any() else 0
+            with np.errstate(invalid="ignore"):  # 0 · inf, of what is not visible
+                mix = weights @ self._widen(v[:, kv_head])
+            out[:, heads] = (mix / total).reshape(group, len(q), -1).swapaxes(0, 1)
         return out
 
     def _exp_scores(

@@ -23,9 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
+import tinymistral
 from tinymistral import MistralConfig, MistralForCausalLM
-from tinymistral.cli import DEMO
 
+DEMO = Path(tinymistral.__file__).parent / "demo"
 PEAK = "; import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
 OURS = (
     "import sys; from tinymistral.cli import main; main(['generate', 'Once upon a time', "
@@ -93,10 +94,8 @@ def decode() -> None:
         options = {"max_new_tokens": new, "do_sample": False}
         we, they = take_turns(
             3,
-            lambda: ours.generate(ids, eos_token_id=[], **options),  # noqa: B023
-            lambda: theirs.generate(  # noqa: B023
-                tensor, attention_mask=mask, min_new_tokens=new, **options
-            ),
+            lambda: ours.generate(ids, eos_token_id=[], **options),
+            lambda: theirs.generate(tensor, attention_mask=mask, min_new_tokens=new, **options),
         )
         print(
             f"decode, {rows} rows: {rows * new / we:.0f} tokens/s; "
@@ -126,8 +125,8 @@ def compare_prefill(window: int | None, lengths: tuple[int, ...], rounds: int) -
             tensor = torch.tensor(ids)
             we, they = take_turns(
                 rounds,
-                lambda: ours(ids, logits_to_keep=1),  # noqa: B023
-                lambda: theirs(tensor, logits_to_keep=1),  # noqa: B023
+                lambda: ours(ids, logits_to_keep=1),
+                lambda: theirs(tensor, logits_to_keep=1),
             )
             print(
                 f"prefill of {length} tokens, window {window}: {we:.2f} s; "

@@ -1,0 +1,1 @@
+"""What every backend is judged by: the oracle, and the laws that hold for any implementation."""
