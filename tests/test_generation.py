@@ -7,7 +7,7 @@ import pytest
 from goldens import DEMO, FIXTURES, MODELS, goldens, read_json
 
 from tinymistral import MistralForCausalLM, MistralTokenizer
-from tinymistral.generation import GenerationConfig
+from tinymistral.generation_config import GenerationConfig
 
 GENERATE = read_json("generate.json")
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinymistral import sampling
 from tinymistral.cache import RollingCache
-from tinymistral.files import read_json
+from tinymistral.generation_config import GenerationConfig, settle
 from tinymistral.inputs import check_ids, integers, prepare
 from tinymistral.model import run
 from tinymistral.stages import Watcher
@@ -26,80 +23,6 @@ if TYPE_CHECKING:
 
 # A cache's room for new tokens is made at once up to this many; it doubles when they are used.
 MOST_RESERVED = 1024
-
-
-@dataclass(frozen=True)
-class GenerationConfig:
-    """What `generate` can be asked for; the defaults are those of transformers.
-
-    A checkpoint's generation_config.json gives other defaults. The processors apply in the order
-    in which they stand here; all but the first only with `do_sample`.
-    """
-
-    max_new_tokens: int = 20
-    do_sample: bool = False  # draw from the distribution, rather than take the likeliest
-    repetition_penalty: float = 1.0  # over 1: what a row already has becomes less likely
-    temperature: float = 1.0
-    top_k: int = 50  # 0: all
-    top_p: float = 1.0
-    min_p: float | None = None
-    eos_token_id: int | list[int] | None = None  # None or []: never stop
-    pad_token_id: int | None = None  # fills finished rows; None: the first eos, else 0
-    seed: int | None = None  # None: another each time
-    num_return_sequences: int = 1
-
-    def __post_init__(self) -> None:
-        _check("max_new_tokens", self.max_new_tokens, int, 0)
-        _check("repetition_penalty", self.repetition_penalty, float, 0, exclusive=True)
-        _check("temperature", self.temperature, float, 0, exclusive=True)
-        _check("top_k", self.top_k, int, 0)
-        _check("top_p", self.top_p, float, 0, 1)
-        _check("num_return_sequences", self.num_return_sequences, int, 1)
-        if self.min_p is not None:
-            _check("min_p", self.min_p, float, 0, 1)
-        if self.seed is not None:
-            _check("seed", self.seed, int, 0)
-        if not isinstance(self.do_sample, bool):
-            raise ValueError(f"do_sample: expected True or False, got {self.do_sample!r}")
-        for token in self.eos_ids:
-            _check("eos_token_id", token, int, 0)
-        if self.pad_token_id is not None:
-            _check("pad_token_id", self.pad_token_id, int, 0)
-        if self.num_return_sequences > 1 and not self.do_sample:
-            raise ValueError(
-                f"num_return_sequences: {self.num_return_sequences} without do_sample would "
-                "return the same text each time; set do_sample=True"
-            )
-
-    @property
-    def eos_ids(self) -> list[int]:
-        """The ids that end a row."""
-        if self.eos_token_id is None:
-            return []
-        return self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
-
-    @property
-    def fill_id(self) -> int:
-        """What a finished row is filled with."""
-        return self.pad_token_id if self.pad_token_id is not None else (self.eos_ids or [0])[0]
-
-    def process(self, logits: np.ndarray, seen: np.ndarray) -> np.ndarray:
-        """Apply what was asked for to logits (B, V), in transformers' order.
-
-        `seen` (B, V) tells which tokens each row has so far.
-        """
-        if self.repetition_penalty != 1:
-            logits = sampling.penalize_repetition(logits, seen, self.repetition_penalty)
-        if self.do_sample:
-            if self.temperature != 1:
-                logits = sampling.scale_temperature(logits, self.temperature)
-            if self.top_k:
-                logits = sampling.keep_top_k(logits, self.top_k)
-            if self.top_p < 1:
-                logits = sampling.keep_top_p(logits, self.top_p)
-            if self.min_p is not None:
-                logits = sampling.keep_min_p(logits, self.min_p)
-        return logits
 
 
 @dataclass
@@ -171,30 +94,6 @@ def generate_stream(
         each = range(config.num_return_sequences)
         stoppers = [Stopper(stop, tokenizer, prompt) for prompt in prompts for _ in each]
     return decode(model, prompts, config, stoppers, progress)
-
-
-def settle(model: MistralForCausalLM, options: dict[str, Any]) -> GenerationConfig:
-    """Combine options, the checkpoint's generation_config.json, and its config, in this order."""
-    fields = {field.name for field in dataclasses.fields(GenerationConfig)}
-    known = fields | {"stop", "tokenizer", "progress"}
-    if unknown := set(options) - known:
-        raise TypeError(
-            f"generate: unknown argument {', '.join(sorted(unknown))}; known are "
-            f"input_ids, attention_mask, return_dict_in_generate, {', '.join(sorted(known))}"
-        )
-    model_ids = {
-        "eos_token_id": model.config.eos_token_id,
-        "pad_token_id": model.config.pad_token_id,
-    }
-    given = {n: v for n, v in options.items() if n in fields and v is not None}
-    config = GenerationConfig(**(model_ids | model.generation_config | given))
-    for token in (*config.eos_ids, config.fill_id):
-        if token >= model.config.vocab_size:
-            raise ValueError(
-                f"eos_token_id or pad_token_id: {token} is not in the vocabulary; "
-                f"expected 0 to {model.config.vocab_size - 1}"
-            )
-    return config
 
 
 def unpadded(ids: np.ndarray, attention_mask: Any) -> list[np.ndarray]:
@@ -317,37 +216,3 @@ def random_streams(seed: int | None, rows: int) -> list[np.random.Generator]:
     if seed is None:
         seed = secrets.randbits(64)
     return [np.random.default_rng([seed, row]) for row in range(rows)]
-
-
-def read_generation_config(folder: Path) -> dict[str, Any]:
-    """Read the defaults of `generate` from a checkpoint's generation_config.json, if it has one.
-
-    Entries that `generate` does not know are left out; a wrong value is a ValueError.
-    """
-    path = folder / "generation_config.json"
-    if not path.exists():
-        return {}
-    known = {field.name for field in dataclasses.fields(GenerationConfig)}
-    found = {n: v for n, v in read_json(path).items() if n in known and v is not None}
-    try:
-        GenerationConfig(**found)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return found
-
-
-def _check(
-    name: str,
-    value: Any,
-    kind: type,
-    least: float,
-    most: float = math.inf,
-    exclusive: bool = False,
-) -> None:
-    kinds = (int, np.integer) if kind is int else (int, float, np.integer, np.floating)
-    fits = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
-    if not fits or not least <= value <= most or (exclusive and value == least):
-        noun = "an integer" if kind is int else "a number"
-        bound = f"{'over' if exclusive else 'of at least'} {least}"
-        above = "" if most == math.inf else f" and at most {most}"
-        raise ValueError(f"{name}: expected {noun} {bound}{above}, got {value!r}")

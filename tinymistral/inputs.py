@@ -171,5 +171,20 @@ def _new_columns_of_mask(mask: Any, shape: tuple[int, int], cache: RollingCache)
     return mask[:, -T:]
 
 
+def kept_columns(logits_to_keep: Any, T: int) -> np.ndarray:
+    """Return the columns, rising, for which logits are wanted."""
+    if isinstance(logits_to_keep, int) and not isinstance(logits_to_keep, bool):
+        if logits_to_keep < 0:
+            raise ValueError(f"logits_to_keep: expected 0 (all) or more, got {logits_to_keep}")
+        return np.arange(max(0, T - logits_to_keep) if logits_to_keep else 0, T)
+    columns = integers("logits_to_keep", [logits_to_keep])[0]
+    columns = np.where(columns < 0, columns + T, columns)
+    if (np.diff(columns) <= 0).any() or columns[0] < 0 or columns[-1] >= T:
+        raise ValueError(
+            f"logits_to_keep: expected rising columns of 0 to {T - 1}, got {logits_to_keep}"
+        )
+    return columns
+
+
 def _cut(row: np.ndarray) -> str:
     return np.array2string(row, threshold=8, edgeitems=3, separator=", ")

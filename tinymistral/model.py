@@ -25,7 +25,7 @@ import numpy as np
 from tinymistral.backend import Array, Backend
 from tinymistral.cache import RollingCache
 from tinymistral.config import MistralConfig
-from tinymistral.inputs import Inputs, integers, prepare
+from tinymistral.inputs import Inputs, kept_columns, prepare
 from tinymistral.outputs import CausalLMOutput, ModelOutput
 from tinymistral.pretrained import PreTrainedModel, Shapes, refuse_unknown
 from tinymistral.stages import Tap, Watcher
@@ -184,23 +184,15 @@ class MistralModel(PreTrainedModel):
         the input then goes through in one piece. Raises ValueError for inputs that do not fit.
         """
         refuse_unknown(MistralModel.__call__, unknown)
-        watcher = Watcher(self.backend, tap, output_hidden_states, output_attentions)
-        inputs = prepare(
-            self.config,
-            self.backend,
-            input_ids,
-            attention_mask,
-            position_ids,
-            past_key_values,
-            inputs_embeds,
-            in_one_piece=watcher.wants_all,
-        )
-        hidden = [self.backend.to_numpy(x) for x in run(self, inputs, watcher)]
+        see = Watcher(self.backend, tap, output_hidden_states, output_attentions)
+        given = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds)
+        inputs = prepare(self.config, self.backend, *given, in_one_piece=see.wants_all)
+        hidden = [self.backend.to_numpy(x) for x in run(self, inputs, see)]
         return ModelOutput(
             last_hidden_state=np.concatenate(hidden, axis=1),
-            past_key_values=kept_cache(self.config, use_cache, inputs),
-            hidden_states=watcher.hidden_states(),
-            attentions=watcher.all_attentions(),
+            past_key_values=inputs.cache if self.wants_cache(use_cache) else None,
+            hidden_states=see.hidden_states(),
+            attentions=see.all_attentions(),
         )
 
 
@@ -246,33 +238,25 @@ class MistralForCausalLM(PreTrainedModel):
         of columns. Everything else as for `MistralModel`.
         """
         refuse_unknown(MistralForCausalLM.__call__, unknown)
-        watcher = Watcher(self.backend, tap, output_hidden_states, output_attentions)
-        inputs = prepare(
-            self.config,
-            self.backend,
-            input_ids,
-            attention_mask,
-            position_ids,
-            past_key_values,
-            inputs_embeds,
-            in_one_piece=watcher.wants_all,
-        )
+        see = Watcher(self.backend, tap, output_hidden_states, output_attentions)
+        given = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds)
+        inputs = prepare(self.config, self.backend, *given, in_one_piece=see.wants_all)
         columns = kept_columns(logits_to_keep, inputs.positions.shape[1])
         logits, start = [], 0
-        for hidden in run(self, inputs, watcher):
+        for hidden in run(self, inputs, see):
             stop = start + hidden.shape[1]
             kept = columns[(start <= columns) & (columns < stop)] - start
             if len(kept):
                 whole = len(kept) == hidden.shape[1]
                 part = hidden if whole else self.backend.take(hidden, kept, axis=1)
                 logits.append(self.logits(part))
-                watcher("logits", logits[-1])
+                see("logits", logits[-1])
             start = stop
         return CausalLMOutput(
             logits=np.concatenate([self.backend.to_numpy(part) for part in logits], axis=1),
-            past_key_values=kept_cache(self.config, use_cache, inputs),
-            hidden_states=watcher.hidden_states(),
-            attentions=watcher.all_attentions(),
+            past_key_values=inputs.cache if self.wants_cache(use_cache) else None,
+            hidden_states=see.hidden_states(),
+            attentions=see.all_attentions(),
         )
 
     def generate(self, input_ids: Any, attention_mask: Any = None, **options: Any) -> Any:
@@ -286,25 +270,3 @@ class MistralForCausalLM(PreTrainedModel):
         from tinymistral.generation import generate_stream
 
         return generate_stream(self, input_ids, attention_mask, **options)
-
-
-def kept_columns(logits_to_keep: Any, T: int) -> np.ndarray:
-    """Return the columns, rising, for which logits are wanted."""
-    if isinstance(logits_to_keep, int) and not isinstance(logits_to_keep, bool):
-        if logits_to_keep < 0:
-            raise ValueError(f"logits_to_keep: expected 0 (all) or more, got {logits_to_keep}")
-        return np.arange(max(0, T - logits_to_keep) if logits_to_keep else 0, T)
-    columns = integers("logits_to_keep", [logits_to_keep])[0]
-    columns = np.where(columns < 0, columns + T, columns)
-    if (np.diff(columns) <= 0).any() or columns[0] < 0 or columns[-1] >= T:
-        raise ValueError(
-            f"logits_to_keep: expected rising columns of 0 to {T - 1}, got {logits_to_keep}"
-        )
-    return columns
-
-
-def kept_cache(
-    config: MistralConfig, use_cache: bool | None, inputs: Inputs
-) -> RollingCache | None:
-    """Return the cache of a call if the caller, or the configuration, wants it."""
-    return inputs.cache if (config.use_cache if use_cache is None else use_cache) else None

@@ -75,7 +75,7 @@ class PreTrainedModel:
         """
         refuse_unknown(cls.from_pretrained, unknown)
         from tinymistral.checkpoint import find_checkpoint, load_tensors
-        from tinymistral.generation import read_generation_config
+        from tinymistral.generation_config import read_generation_config
 
         folder = find_checkpoint(name_or_path, revision)
         chosen = get_backend(backend, dtype)
@@ -111,6 +111,10 @@ class PreTrainedModel:
     def base_weights(self) -> Any:
         """The weights of the layers, without those of a head."""
         raise TypeError(f"{type(self).__name__} is no model; use MistralModel or a head")
+
+    def wants_cache(self, use_cache: bool | None) -> bool:
+        """Tell whether a call returns its cache: as it says, else as the configuration does."""
+        return self.config.use_cache if use_cache is None else use_cache
 
     def warn_of_far_positions(self, positions: np.ndarray) -> None:
         """Warn, once, of positions that the model was not made for."""
