@@ -156,8 +156,8 @@ def decode(
         tokens[active] = drawn
         logprobs[active] = sampling.log_softmax(logits)[np.arange(len(drawn)), drawn]
         ends = np.isin(drawn, config.eos_ids)
-        for row, stopper in enumerate(stoppers):
-            ends[row] |= stopper.stops_after(int(drawn[row]))
+        for n, stopper in enumerate(stoppers):
+            ends[n] |= stopper.stops_after(int(drawn[n]))
         finished[active] = ends
         yield GenerationStep(tokens, logprobs, finished.copy())
 
