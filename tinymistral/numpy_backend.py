@@ -22,8 +22,9 @@ WEIGHTS_A_BLOCK = 1 << 20
 # another order, which costs as much as six rows do.
 ROWS_ONE_BY_ONE = 6
 
-# Scores are made in tiles of about this many (1 MB of float32), for the same reason.
-SCORES_A_TILE = 1 << 18
+# Scores are made in tiles of about this many (512 KB of float32) for each key/value head, for the
+# same reason, and since a tile of few queries sees few keys.
+SCORES_A_TILE = 1 << 17
 
 
 class NumpyBackend(Backend):
@@ -131,30 +132,26 @@ class NumpyBackend(Backend):
         return out
 
     def _mix(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, seen: np.ndarray) -> np.ndarray:
-        out = np.empty(q.shape, dtype=self._wide)
-        group = q.shape[1] // k.shape[1]
-        for kv_head in range(k.shape[1]):
-            heads = slice(kv_head * group, (kv_head + 1) * group)
-            weights, total = self._exp_scores(q[:, heads], k[:, kv_head], seen)
-            with np.errstate(invalid="ignore"):  # 0 · inf, of what is not visible
-                mix = weights @ self._widen(v[:, kv_head])
-            out[:, heads] = (mix / total).reshape(group, len(q), -1).swapaxes(0, 1)
-        return out
+        weights, total = self._exp_scores(q, k, seen)
+        with np.errstate(invalid="ignore"):  # 0 · inf, of what is not visible
+            mix = weights @ self._widen(v.swapaxes(0, 1)) / total
+        return mix.reshape(q.shape[1], len(q), -1).swapaxes(0, 1)
 
     def _exp_scores(
         self, q: np.ndarray, k: np.ndarray, seen: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Softmax before its division: q (t, G, d), k (s, d) -> (G·t, s) and its sums (G·t, 1).
+        """Softmax before its division: the weights (K, G·t, s) and their sums (K, G·t, 1).
 
-        The largest score is subtracted first, so that exp cannot overflow. A row that sees
-        nothing has weights 0 and, so that 0 / sum is 0, sum 1.
+        q (t, H, d), k (s, K, d), seen (t, s); G = H/K query heads share a key/value head. The
+        largest score is subtracted first, so that exp cannot overflow. A row that sees nothing
+        has weights 0 and, so that 0 / sum is 0, sum 1.
         """
-        t, group, d = q.shape
-        q = self._widen(q.swapaxes(0, 1)).reshape(group * t, d) * d**-0.5
+        (t, H, d), (s, K, _) = q.shape, k.shape
+        q = self._widen(q.swapaxes(0, 1)).reshape(K, H // K * t, d) * d**-0.5
         with np.errstate(invalid="ignore", over="ignore"):  # of what is not visible
-            scores = q @ self._widen(k).T
+            scores = q @ self._widen(k.transpose(1, 2, 0))
         if not seen.all():
-            np.copyto(scores.reshape(group, t, -1), -np.inf, where=~seen)
+            np.copyto(scores.reshape(H, t, s), -np.inf, where=~seen)
         largest = scores.max(axis=-1, keepdims=True)
         largest[largest == -np.inf] = 0
         scores -= largest
@@ -172,14 +169,11 @@ class NumpyBackend(Backend):
         window: int | None,
     ) -> np.ndarray:
         B, T, H, _ = q.shape
-        S, K = k.shape[1:3]
-        out = np.empty((B, H, T, S), dtype=self._dtype)
+        out = np.empty((B, H, T, k.shape[1]), dtype=self._dtype)
         for row in range(B):
             seen = visible(q_positions[row], k_positions[row], window)
-            for kv_head in range(K):
-                heads = slice(kv_head * H // K, (kv_head + 1) * H // K)
-                weights, total = self._exp_scores(q[row, :, heads], k[row, :, kv_head], seen)
-                out[row, heads] = (weights / total).reshape(H // K, T, S)
+            weights, total = self._exp_scores(q[row], k[row], seen)
+            out[row] = (weights / total).reshape(H, T, -1)
         return out
 
     def silu_mul(self, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
