@@ -135,10 +135,14 @@ def test_the_checkpoints_generation_config_gives_the_defaults():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"temperature": 0.0}, "temperature: expected a number over 0"),
+        ({"temperature": 0.0}, "temperature: expected a number from 1e-06"),
         ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": 1e-45}, "temperature"),
+        ({"repetition_penalty": 1e308}, "repetition_penalty"),
+        ({"seed": 10**400}, "seed"),
+        ({"top_k": 10**400}, "top_k"),
         ({"top_k": 2.5}, "top_k: expected an integer"),
-        ({"top_p": 1.5}, "top_p: .* at most 1"),
+        ({"top_p": 1.5}, "top_p: .* to 1,"),
         ({"min_p": -0.1}, "min_p"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"max_new_tokens": -1}, "max_new_tokens"),

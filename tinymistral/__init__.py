@@ -6,9 +6,10 @@ NumPy, and `--threads` can be set before it starts.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as type checkers know it; importing it from typing would take 10 ms
 if TYPE_CHECKING:
+    from typing import Any
+
     from tinymistral.backend import Backend, get_backend
     from tinymistral.cache import RollingCache
     from tinymistral.config import MistralConfig

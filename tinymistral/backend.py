@@ -168,9 +168,12 @@ def get_backend(backend: str | Backend | None = None, dtype: str | None = None) 
                 f"{backend.dtype!r}; leave one of the two out"
             )
         return backend
-    name = backend if backend is not None else os.environ.get("TINYMISTRAL_BACKEND") or "numpy"
+    asked_by, name = "backend", backend
+    if name is None:
+        asked_by, name = "TINYMISTRAL_BACKEND", os.environ.get("TINYMISTRAL_BACKEND") or "numpy"
     if name not in backend_names():
-        raise ValueError(f"backend {name!r} is not installed; have: {', '.join(backend_names())}")
+        have = ", ".join(backend_names())
+        raise ValueError(f"{asked_by}: {name!r} is not installed; expected one of: {have}")
     from tinymistral.numpy_backend import NumpyBackend
 
     return NumpyBackend(dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,18 +77,24 @@ class MistralConfig:
                 )
             _integer("sliding_window", self.sliding_window, 1)
         if self.hidden_act != "silu":
-            raise ValueError(f"hidden_act: {self.hidden_act!r} is not supported; expected 'silu'")
+            raise ValueError(
+                f"hidden_act: {_short(self.hidden_act)} is not supported; expected 'silu'"
+            )
         for name in ("initializer_range", "rms_norm_eps", "attention_dropout"):
             _set(self, name, _number(name, getattr(self, name), at_least=0.0))
         if self.attention_dropout > 1:
             raise ValueError(f"attention_dropout: expected 0 to 1, got {self.attention_dropout}")
         for name in ("use_cache", "tie_word_embeddings"):
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}: expected true or false, got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"{name}: expected true or false, got {_short(getattr(self, name))}"
+                )
         self._check_token_ids()
         self._settle_rope()
         if self.dtype is not None and self.dtype not in DTYPES:
-            raise ValueError(f"dtype: {self.dtype!r} is not supported; expected one of {DTYPES}")
+            raise ValueError(
+                f"dtype: {_short(self.dtype)} is not supported; expected one of {DTYPES}"
+            )
 
     def _check_token_ids(self) -> None:
         eos = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
@@ -109,19 +115,23 @@ class MistralConfig:
         """Make `rope_theta` and `rope_parameters` say the same, whichever was given."""
         given = self.rope_parameters
         if given is not None and not isinstance(given, Mapping):
-            raise ValueError(f"rope_parameters: expected an object or null, got {given!r}")
+            raise ValueError(f"rope_parameters: expected an object or null, got {_short(given)}")
         given = dict(given or {})
         rope_type = given.pop("rope_type", given.pop("type", "default"))
         inner = given.pop("rope_theta", None)
         if rope_type != "default":
             raise ValueError(
-                f"rope_parameters: rope_type {rope_type!r} is not supported; expected 'default'"
+                f"rope_parameters: rope_type {_short(rope_type)} is not supported; "
+                "expected 'default'"
             )
         if given:
-            raise ValueError(f"rope_parameters: {sorted(given)} not supported; expected rope_theta")
+            raise ValueError(
+                f"rope_parameters: {_short(sorted(given))} not supported; expected rope_theta"
+            )
         if None not in (inner, self.rope_theta) and inner != self.rope_theta:
             raise ValueError(
-                f"rope_theta: {self.rope_theta!r}, but rope_parameters says {inner!r}; give one"
+                f"rope_theta: {_short(self.rope_theta)}, but rope_parameters says {_short(inner)}; "
+                "give one"
             )
         theta = next((value for value in (self.rope_theta, inner) if value is not None), 10000.0)
         theta = _number("rope_theta", theta, at_least=1.0)
@@ -137,7 +147,7 @@ class MistralConfig:
         """
         if fields.get("model_type", "mistral") != "mistral":
             raise ValueError(
-                f"model_type: {fields['model_type']!r} is not supported; expected 'mistral'"
+                f"model_type: {_short(fields['model_type'])} is not supported; expected 'mistral'"
             )
         for name in UNSUPPORTED:
             if fields.get(name) not in (None, False):
@@ -146,7 +156,8 @@ class MistralConfig:
         values = ABSENT | {name: value for name, value in fields.items() if name in known}
         if fields.get("rope_scaling") is not None and fields.get("rope_parameters") is None:
             values["rope_parameters"] = fields["rope_scaling"]
-        if "rope_theta" in (values.get("rope_parameters") or {}):
+        inner = values.get("rope_parameters")
+        if isinstance(inner, Mapping) and "rope_theta" in inner:
             values.pop("rope_theta", None)
         if values.get("dtype") is None and fields.get("torch_dtype") is not None:
             values["dtype"] = fields["torch_dtype"]
@@ -177,6 +188,7 @@ class MistralConfig:
         write_json(folder / "config.json", self.to_dict() | {"architectures": [architecture]})
 
 
+LARGEST = 2**31 - 1  # of any integer here: what a 32-bit index can count
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 _COUNTS = (
     "vocab_size",
@@ -193,13 +205,16 @@ def _set(config: MistralConfig, name: str, value: Any) -> None:
 
 
 def _integer(name: str, value: Any, at_least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ValueError(f"{name}: expected an integer >= {at_least}, got {_short(value)}")
+    fits = isinstance(value, int) and not isinstance(value, bool)
+    if not fits or not at_least <= value <= LARGEST:
+        raise ValueError(
+            f"{name}: expected an integer from {at_least} to {LARGEST}, got {_short(value)}"
+        )
 
 
 def _number(name: str, value: Any, at_least: float) -> float:
-    bad = isinstance(value, bool) or not isinstance(value, int | float)
-    if bad or not math.isfinite(value) or value < at_least:
+    fits = isinstance(value, int | float) and not isinstance(value, bool)
+    if not fits or not at_least <= value <= sys.float_info.max:
         raise ValueError(f"{name}: expected a number >= {at_least:g}, got {_short(value)}")
     return float(value)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -214,5 +213,7 @@ def last_logits(model: MistralForCausalLM, hidden: Any) -> np.ndarray:
 def random_streams(seed: int | None, rows: int) -> list[np.random.Generator]:
     """Make a random stream for each row: the same for a row whatever the batch it is in."""
     if seed is None:
-        seed = secrets.randbits(64)
+        from secrets import randbits  # takes milliseconds to import, which greedy can do without
+
+        seed = randbits(63)
     return [np.random.default_rng([seed, row]) for row in range(rows)]

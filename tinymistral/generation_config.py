@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,8 +38,8 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         _check("max_new_tokens", self.max_new_tokens, int, 0)
-        _check("repetition_penalty", self.repetition_penalty, float, 0, exclusive=True)
-        _check("temperature", self.temperature, float, 0, exclusive=True)
+        _check("repetition_penalty", self.repetition_penalty, float, 1e-6, 1e6)
+        _check("temperature", self.temperature, float, 1e-6, 1e6)
         _check("top_k", self.top_k, int, 0)
         _check("top_p", self.top_p, float, 0, 1)
         _check("num_return_sequences", self.num_return_sequences, int, 1)
@@ -49,7 +48,7 @@ class GenerationConfig:
         if self.seed is not None:
             _check("seed", self.seed, int, 0)
         if not isinstance(self.do_sample, bool):
-            raise ValueError(f"do_sample: expected True or False, got {self.do_sample!r}")
+            raise ValueError(f"do_sample: expected True or False, got {str(self.do_sample)[:40]!r}")
         for token in self.eos_ids:
             _check("eos_token_id", token, int, 0)
         if self.pad_token_id is not None:
@@ -132,18 +131,10 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _check(
-    name: str,
-    value: Any,
-    kind: type,
-    least: float,
-    most: float = math.inf,
-    exclusive: bool = False,
-) -> None:
+def _check(name: str, value: Any, kind: type, least: float, most: float = 2**63 - 1) -> None:
     kinds = (int, np.integer) if kind is int else (int, float, np.integer, np.floating)
-    fits = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
-    if not fits or not least <= value <= most or (exclusive and value == least):
+    fits = isinstance(value, kinds) and not isinstance(value, bool)
+    if not fits or not least <= value <= most:  # nan is neither
         noun = "an integer" if kind is int else "a number"
-        bound = f"{'over' if exclusive else 'of at least'} {least}"
-        above = "" if most == math.inf else f" and at most {most}"
-        raise ValueError(f"{name}: expected {noun} {bound}{above}, got {value!r}")
+        shown = repr(value) if len(repr(value)) < 40 else f"{repr(value)[:37]}..."
+        raise ValueError(f"{name}: expected {noun} from {least:g} to {most:g}, got {shown}")

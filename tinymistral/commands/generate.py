@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import json
-import secrets
+import os
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from tinymistral.commands.prompts import read_text
-from tinymistral.generation import settle
+from tinymistral.commands.console import Progress, interruptible, say, write
+from tinymistral.commands.prompts import as_text, read_text
+from tinymistral.commands.report import Report
+from tinymistral.generation import GenerationStep
+from tinymistral.generation_config import settle
 from tinymistral.model import MistralForCausalLM
 from tinymistral.streaming import StopStrings, StreamDecoder
 from tinymistral.tokenizer import MistralTokenizer
 
-MAX_NEW_TOKENS = 200
+MAX_NEW_TOKENS = 200  # where neither the command line nor the model says
+
+DRAWING = ("temperature", "top_k", "top_p", "min_p", "seed")  # each turns sampling on
 
 
 def run(options: argparse.Namespace) -> None:
     """Continue a text and print it as it comes, or one JSON object at the end."""
-    prompt = read_text(options.prompt, options.prompt_file)
-    start = time.perf_counter()
+    prompt = read_text(options.prompt, options.prompt_file, what="prompt")
+    stop = StopStrings([as_text(text, "--stop") for text in options.stop])
+    started = time.perf_counter()
     tokenizer = MistralTokenizer.from_pretrained(options.model)
     model = MistralForCausalLM.from_pretrained(
         options.model, backend=options.backend, dtype=options.dtype
@@ -29,124 +35,92 @@ def run(options: argparse.Namespace) -> None:
     tokenizer.check_vocabulary(model.config.vocab_size)
     chosen = choose(options, model)
     ids = tokenizer.encode(prompt)
-    loaded = time.perf_counter()
+    report = Report(prompt, ids, chosen.get("seed"), time.perf_counter() - started)
 
-    show = not options.json
-    if show and not options.no_prompt:
-        sys.stdout.write(prompt)
-        sys.stdout.flush()
-    decoder, stop = StreamDecoder(tokenizer), StopStrings(options.stop or [])
-    for token in ids:
-        decoder.push(token)
-    new_ids: list[int] = []
-    logprobs: list[float] = []
-    pieces: list[str] = []
-    finish_reason = "length"
-    first = loaded
-    steps = model.generate_stream([ids], progress=_progress(), **chosen)
-    try:
-        for step in steps:
-            if not new_ids:
-                first = time.perf_counter()
-            new_ids.append(int(step.tokens[0]))
-            logprobs.append(float(step.logprobs[0]))
-            pieces.append(stop.push(decoder.push(new_ids[-1])))
-            if show and pieces[-1]:
-                sys.stdout.write(pieces[-1])
-                sys.stdout.flush()
-            if stop.matched is not None:
-                finish_reason = "stop"
-                break
-            if step.finished[0]:
-                finish_reason = "eos"
-        if stop.matched is None:
-            pieces.append(stop.push(decoder.flush()) + stop.flush())
-            if show:
-                sys.stdout.write(pieces[-1])
-    finally:
-        if show:  # after Ctrl-C too: the text so far stays, and the shell's prompt is below it
-            sys.stdout.write("\n")
-            sys.stdout.flush()
-    end = time.perf_counter()
-
-    result = {
-        "text": prompt + "".join(pieces),
-        "prompt": prompt,
-        "continuation": "".join(pieces),
-        "prompt_ids": ids,
-        "ids": new_ids,
-        "logprobs": logprobs,
-        "finish_reason": finish_reason,
-        "seed": chosen.get("seed"),
-        "counts": {"prompt_tokens": len(ids), "new_tokens": len(new_ids)},
-        "timings": {
-            "load_seconds": loaded - start,
-            "prefill_seconds": first - loaded,
-            "decode_seconds": end - first,
-        },
-    }
+    # A prompt that goes through in one piece has no progress to tell.
+    progress = Progress(len(ids) > model.backend.chunk and sys.stderr.isatty())
+    steps = model.generate_stream([ids], progress=progress, **chosen)
+    texts = continuation(steps, tokenizer, stop, report)
+    with interruptible():
+        progress(0, len(ids))
+        if options.json:
+            show(texts, "", stop, progress, lambda _: None)
+        else:
+            show(texts, "" if options.no_prompt else prompt, stop, progress, write)
     if options.json:
-        print(json.dumps(result, ensure_ascii=False))
+        write(f"{report.as_json()}\n")
     if options.stats:
-        print(stats(result, model), file=sys.stderr)
+        say(report.as_stats(model.backend))
 
 
 def choose(options: argparse.Namespace, model: MistralForCausalLM) -> dict[str, Any]:
     """Turn the options of the command line into those of `generate`, and check them."""
-    names = ("max_new_tokens", "repetition_penalty", "seed", "temperature", "top_k", "top_p")
-    chosen = {name: getattr(options, name) for name in (*names, "min_p")}
-    sampling = any(chosen[name] is not None for name in ("temperature", "top_k", "top_p", "min_p"))
-    if options.greedy and (sampling or options.seed is not None):
-        raise ValueError("--greedy draws nothing; leave out temperature, top-k, top-p, min-p, seed")
-    if options.greedy or chosen["temperature"] == 0:
-        chosen |= {"do_sample": False, "temperature": None}
-    elif sampling:
-        chosen["do_sample"] = True
+    names = (*DRAWING, "max_new_tokens", "repetition_penalty")
+    chosen = {n: getattr(options, n) for n in names if getattr(options, n) is not None}
+    greedy = "--greedy" if options.greedy else None
+    if chosen.get("temperature") == 0:
+        del chosen["temperature"]
+        greedy = greedy or "--temperature 0"
+    drawing = [f"--{name.replace('_', '-')}" for name in DRAWING if name in chosen]
+    if greedy and drawing:
+        raise ValueError(f"{greedy} draws nothing; leave it out, or else {', '.join(drawing)}")
+    if greedy or drawing:
+        chosen["do_sample"] = bool(drawing)
+    chosen["num_return_sequences"] = 1  # whatever the model's default is
     if options.ignore_eos:
         chosen["eos_token_id"] = []
-    chosen = {name: value for name, value in chosen.items() if value is not None}
     if "max_new_tokens" not in model.generation_config:
         chosen.setdefault("max_new_tokens", MAX_NEW_TOKENS)
-    if settle(model, chosen).do_sample and "seed" not in chosen:
-        chosen["seed"] = secrets.randbits(32)  # known, so that it can be told
+    if settle(model, chosen).do_sample:
+        chosen.setdefault("seed", int.from_bytes(os.urandom(4), "little"))  # known: it is told
     return chosen
 
 
-def stats(result: dict[str, Any], model: MistralForCausalLM) -> str:
-    """Say how fast it went and what it took, on one line."""
-    counts, timings = result["counts"], result["timings"]
-    decoded = max(0, counts["new_tokens"] - 1)  # the first comes out of the prefill
-    parts = [
-        f"load {timings['load_seconds']:.3f} s",
-        f"prefill {counts['prompt_tokens']} tokens, "
-        f"{counts['prompt_tokens'] / max(timings['prefill_seconds'], 1e-9):.0f} tokens/s",
-        f"decode {decoded} tokens, {decoded / max(timings['decode_seconds'], 1e-9):.0f} tokens/s",
-        *([f"peak memory {memory / 1e6:.0f} MB"] if (memory := peak_memory()) else []),
-        f"backend {model.backend.name} {model.backend.dtype}",
-        *([f"seed {result['seed']}"] if result["seed"] is not None else []),
-    ]
-    return "; ".join(parts)
+def continuation(
+    steps: Iterable[GenerationStep], tokenizer: MistralTokenizer, stop: StopStrings, report: Report
+) -> Iterator[str]:
+    """Generate: yield the text that each token completes, and note it all in the report."""
+    decoder = StreamDecoder(tokenizer)
+    for token in report.prompt_ids:
+        decoder.push(token)
+    started = time.perf_counter()
+    for step in steps:
+        if not report.continuation_ids:
+            report.prefill_seconds = time.perf_counter() - started
+        report.continuation_ids.append(int(step.tokens[0]))
+        report.logprobs.append(float(step.logprobs[0]))
+        report.texts.append(stop.push(decoder.push(report.continuation_ids[-1])))
+        yield report.texts[-1]
+        if stop.matched is not None:
+            break
+        if step.finished[0]:
+            report.finish_reason = "eos"
+    report.texts.append(stop.push(decoder.flush()) + stop.flush())
+    yield report.texts[-1]
+    if stop.matched is not None:
+        report.finish_reason = "stop"
+    report.decode_seconds = time.perf_counter() - started - report.prefill_seconds
 
 
-def peak_memory() -> int:
-    """Return the most bytes this process has had in memory; 0 where that is not told."""
+def show(
+    texts: Iterable[str],
+    before: str,
+    stop: StopStrings,
+    progress: Progress,
+    sink: Callable[[str], None],
+) -> None:
+    """Write texts as they come, one `before` them, and a line's end after them.
+
+    After Ctrl-C, too: the text so far stays, and the shell's prompt stands below it.
+    """
     try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _progress() -> Any:
-    """Show on a terminal how far a long prompt has come."""
-    if not sys.stderr.isatty():
-        return None
-
-    def show(done: int, total: int) -> None:
-        if total > 1024:
-            text = f"prefill {done}/{total} tokens" if done < total else ""
-            sys.stderr.write(f"\r\033[K{text}")
-            sys.stderr.flush()
-
-    return show
+        if not progress.wanted:  # it would overwrite the text on the terminal
+            sink(before)
+            before = ""
+        for text in texts:
+            progress.clear()
+            sink(before + text)
+            before = ""
+    finally:
+        progress.clear()
+        sink(f"{stop.flush()}\n")

@@ -4,24 +4,41 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 
+from tinymistral.commands.console import write
 from tinymistral.commands.prompts import read_text
 from tinymistral.tokenizer import MistralTokenizer
 
 
 def run(options: argparse.Namespace) -> None:
     """Print ids and pieces of a text, or the text of ids."""
+    decoding = options.decode is not None
+    if decoding and options.text is not None:
+        raise ValueError("give a text, or --decode and ids, not both")
+    if decoding and options.no_bos:
+        raise ValueError("--no-bos is for a text; --decode leaves out <s> by itself")
     tokenizer = MistralTokenizer.from_pretrained(options.model)
-    if options.decode is not None:
-        if options.text is not None:
-            raise ValueError("give a text or --decode with ids, not both")
-        text = tokenizer.decode(options.decode)
-        print(json.dumps({"text": text}, ensure_ascii=False) if options.json else text)
-        return
-    ids = tokenizer.encode(read_text(options.text), add_special_tokens=not options.no_bos)
+    if decoding:
+        ids = parse_ids(read_text(" ".join(options.decode) or None, what="ids to decode"))
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+    else:
+        text = read_text(options.text)
+        ids = tokenizer.encode(text, add_special_tokens=not options.no_bos)
     pieces = tokenizer.convert_ids_to_tokens(ids)
     if options.json:
-        print(json.dumps({"ids": ids, "pieces": pieces}, ensure_ascii=False))
-        return
-    for token, piece in zip(ids, pieces, strict=True):
-        print(f"{token:>6}  {piece}")
+        shown = json.dumps({"text": text, "ids": ids, "pieces": pieces}, ensure_ascii=False)
+    elif decoding:
+        shown = text
+    else:
+        shown = "\n".join(f"{token:>6}  {piece}" for token, piece in zip(ids, pieces, strict=True))
+    write(f"{shown}\n")
+
+
+def parse_ids(text: str) -> list[int]:
+    """Read ids between white space, commas or the brackets of a list."""
+    words = [word for word in re.split(r"[\s,\[\]]+", text) if word]
+    for word in words:
+        if not re.fullmatch(r"-?\d{1,18}", word):
+            raise ValueError(f"ids to decode: expected integers, got {word[:40]!r}")
+    return [int(word) for word in words]

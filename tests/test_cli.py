@@ -1,0 +1,263 @@
+"""The command line in this process: what it prints.
+
+The demo model's text is nowhere expected word for word: SentencePiece itself and the relations
+between the outputs are the judges. Mistakes are in `test_cli_mistakes.py`; Ctrl-C, pipes and
+terminals, which need a process of their own, in `test_cli_process.py`.
+"""
+
+import io
+import json
+import re
+import shlex
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+from cli_runner import DEMO, copy_of_demo, generated, good, run
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tinymistral
+from tinymistral.cli import main
+from tinymistral.commands import helptexts
+from tinymistral.commands.generate import continuation
+from tinymistral.commands.report import Report
+from tinymistral.generation import GenerationStep
+from tinymistral.streaming import StopStrings
+from tinymistral.tokenizer import MistralTokenizer
+
+JUDGE = sentencepiece.SentencePieceProcessor(model_file=str(DEMO / "tokenizer.model"))
+
+# Greedy from <s> alone, as published with the weights (karpathy/tinyllamas, stories260K)
+PUBLISHED = (
+    "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
+    "One day, she saw a big, red ball. She wanted to play with it, but it was too high.\n"
+    "Lily's mom said, "
+)
+
+
+# What is generated
+
+
+def test_the_text_is_the_prompt_and_its_continuation() -> None:
+    options = ("--greedy", "--max-new-tokens", "12")
+    told = generated("The King said", *options)
+    assert told["text"] == told["prompt"] + told["continuation"]
+    assert told["prompt"] == "The King said"
+    assert good("generate", "The King said", *options) == told["text"] + "\n"
+    assert good("generate", "The King said", "--no-prompt", *options) == (
+        told["continuation"] + "\n"
+    )
+
+
+@pytest.mark.parametrize("prompt", ["Once upon a time", "", " two  spaces ", "é日🙂\n\ttab"])
+def test_the_ids_are_those_of_sentencepiece(prompt: str) -> None:
+    told = generated(prompt, "--seed", "5", "--max-new-tokens", "9", "--ignore-eos")
+    assert told["prompt_ids"] == [1, *JUDGE.encode(prompt)]  # 1: <s>
+    assert told["ids"] == told["prompt_ids"] + told["continuation_ids"]
+    assert told["text"] == JUDGE.decode(told["ids"])
+    assert told["counts"] == {"prompt_tokens": len(told["prompt_ids"]), "new_tokens": 9}
+    assert len(told["continuation_ids"]) == len(told["logprobs"]) == 9
+    assert max(told["logprobs"]) <= 0
+    assert told["finish_reason"] == "length"
+    assert set(told["timings"]) == {"load_seconds", "prefill_seconds", "decode_seconds"}
+    assert min(told["timings"].values()) > 0
+
+
+def test_no_new_tokens_print_the_prompt() -> None:
+    assert good("generate", "Once upon", "--max-new-tokens", "0") == "Once upon\n"
+    assert generated("Once upon", "--max-new-tokens", "0")["continuation_ids"] == []
+
+
+def test_a_prompt_comes_from_an_argument_a_file_or_standard_input(tmp_path: Path) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_bytes(b"\xef\xbb\xbfOne \xc3\xa9\r\nTwo\r\n")  # as Windows saves it
+    options = ("--greedy", "--max-new-tokens", "5")
+    expected = good("generate", "One é\nTwo", *options)
+    assert good("generate", "--prompt-file", str(file), *options) == expected
+    assert good("generate", *options, stdin="One é\nTwo\n".encode()) == expected
+    assert good("generate", *options, "--", "-x").startswith("-x")
+
+
+def test_the_published_text_of_stories260k(test_models: Path) -> None:
+    arguments = ("generate", "--model", str(test_models / "stories260k"), "--greedy", "")
+    # 69 tokens: its last letter, a space, begins the 70th token, ▁"
+    assert good(*arguments, "--max-new-tokens", "69") == PUBLISHED.rstrip() + "\n"
+    assert good(*arguments, "--stop", '"') == PUBLISHED + "\n"
+
+
+def test_a_stop_text_ends_the_text_before_it() -> None:
+    options = ("Once upon a time", "--greedy", "--max-new-tokens", "30")
+    whole = generated(*options)["continuation"]
+    stop = whole[20:23]
+    told = generated(*options, "--stop", "never, never", "--stop", stop)
+    assert told["continuation"] == whole[: whole.index(stop)]
+    assert told["finish_reason"] == "stop"
+    assert JUDGE.decode(told["ids"]).startswith(told["text"] + stop)
+    assert not JUDGE.decode(told["ids"][:-1]).startswith(told["text"] + stop)  # it ended at once
+
+
+def test_what_was_held_back_comes_at_the_end() -> None:
+    options = ("Once upon a time", "--greedy", "--max-new-tokens", "9")
+    whole = generated(*options)["continuation"]
+    told = generated(*options, "--stop", whole[-2:] + " but no more")
+    assert (told["continuation"], told["finish_reason"]) == (whole, "length")
+
+    half = JUDGE.piece_to_id("<0xC3>")  # the first byte of two
+    step = GenerationStep(np.array([half]), np.array([np.nan]), np.array([False]))
+    report = Report("x", [1, *JUDGE.encode("x")], None, 0)
+    tokenizer = MistralTokenizer.from_pretrained(DEMO)
+    assert "".join(continuation([step], tokenizer, StopStrings([]), report)) == "\ufffd"
+    told = json.loads(report.as_json(), parse_constant=pytest.fail)
+    assert told["text"] == "x\ufffd" == JUDGE.decode(told["ids"])
+    assert told["logprobs"] == [None]  # JSON has no NaN
+
+
+def test_the_end_of_the_text_is_the_models_unless_ignored(tmp_path: Path) -> None:
+    model = copy_of_demo(tmp_path / "model", {"eos_token_id": list(range(2048))})  # all there are
+    options = ("x", "--model", model, "--max-new-tokens", "3")
+    assert generated(*options)["finish_reason"] == "eos"
+    assert generated(*options)["counts"]["new_tokens"] == 1
+    assert generated(*options, "--ignore-eos")["finish_reason"] == "length"
+    assert generated(*options, "--ignore-eos")["counts"]["new_tokens"] == 3
+
+
+# Which token
+
+
+def test_a_seed_that_was_told_gives_the_same_text_again() -> None:
+    options = ("Once upon a time", "--max-new-tokens", "20")
+    told, other = generated(*options), generated(*options)
+    assert told["seed"] != other["seed"]
+    assert told["ids"] != other["ids"]  # the demo model samples; 20 tokens alike are no chance
+    assert generated(*options, "--seed", str(told["seed"]))["ids"] == told["ids"]
+
+
+def test_temperature_0_is_greedy() -> None:
+    options = ("Once upon a time", "--max-new-tokens", "20")
+    greedy, cold = generated(*options, "--greedy"), generated(*options, "--temperature", "0")
+    assert greedy["ids"] == cold["ids"]
+    assert greedy["seed"] is cold["seed"] is None
+    best = generated(*options, "--top-k", "1")  # the only one left to draw is the likeliest
+    assert best["ids"] == greedy["ids"]
+
+
+@pytest.mark.parametrize(
+    "option", ["--temperature 1", "--top-k 9", "--top-p 0.9", "--min-p 0.1", "--seed 3"]
+)
+def test_what_draws_turns_sampling_on(option: str, tmp_path: Path) -> None:
+    model = copy_of_demo(tmp_path / "model")  # without generation_config.json: greedy
+    options = ("x", "--model", model, "--max-new-tokens", "1")
+    assert generated(*options, "--repetition-penalty", "2")["seed"] is None
+    assert generated(*options, *option.split())["seed"] is not None
+
+
+def test_so_many_tokens_as_asked_for_else_as_the_model_says_else_200(tmp_path: Path) -> None:
+    silent = copy_of_demo(tmp_path / "silent")
+    saying = copy_of_demo(tmp_path / "saying", {"max_new_tokens": 3})
+    options = ("x", "--ignore-eos", "--model")
+    assert generated(*options, silent)["counts"]["new_tokens"] == 200
+    assert generated(*options, saying)["counts"]["new_tokens"] == 3
+    assert generated(*options, saying, "--max-new-tokens", "4")["counts"]["new_tokens"] == 4
+
+
+def test_one_text_even_where_the_model_says_several(tmp_path: Path) -> None:
+    model = copy_of_demo(tmp_path / "model", {"do_sample": True, "num_return_sequences": 3})
+    options = ("x", "--model", model, "--max-new-tokens", "5")
+    assert generated(*options, "--greedy")["seed"] is None  # several of these would be an error
+
+
+# What is said
+
+
+def test_stats_are_one_line_on_standard_error() -> None:
+    code, out, err = run(
+        *("generate", "Once upon a time", "--stats", "--max-new-tokens", "3", "--ignore-eos"),
+        *("--seed", "12", "--dtype", "float64"),
+    )
+    speed = r"in \d+\.\d{3} s, \d+ tokens/s"
+    prompt_tokens = 1 + len(JUDGE.encode("Once upon a time"))
+    assert code == 0
+    assert out.startswith("Once upon a time")
+    assert re.fullmatch(
+        rf"load \d+\.\d{{3}} s; prefill {prompt_tokens} tokens {speed}; "
+        rf"decode 2 tokens {speed}; backend numpy float64; (peak memory \d+ MB; )?seed 12\n",
+        err,
+    )
+
+
+@pytest.mark.filterwarnings("default")  # as outside of pytest
+def test_a_warning_is_one_line_after_the_text(tmp_path: Path) -> None:
+    model = copy_of_demo(tmp_path / "model", max_position_embeddings=4)
+    console = io.TextIOWrapper(io.BytesIO(), "utf-8", newline="\n")
+    with redirect_stdout(console), redirect_stderr(console):
+        assert (
+            main(["generate", "Once upon a time", "--max-new-tokens", "9", "--model", model]) == 0
+        )
+    shown = console.buffer.getvalue().decode("utf-8")
+    assert re.fullmatch(r"Once upon a time[^\0]*\ntinymistral: warning: position .+\n", shown)
+    assert shown.count("tinymistral") == 1
+
+
+def test_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert good() == good("--help")
+    assert good("--version") == f"tinymistral {tinymistral.__version__}\n"
+    for command in ("generate", "tokenize"):
+        assert f"    {command} " in good()
+        text = good(command, "--help")
+        assert text.startswith(f"usage: tinymistral {command} ")
+        assert max(len(line) for line in text.splitlines()) < 80
+
+
+def test_the_examples_in_the_help_run() -> None:
+    texts = helptexts.DESCRIPTION + helptexts.GENERATE + helptexts.TOKENIZE
+    examples = re.findall(r"^  tinymistral ([^|\n]+)$", texts, re.MULTILINE)
+    here = [shlex.split(example) for example in examples if "--model" not in example]
+    assert len(here) >= 4
+    for example in here:
+        assert good(*example)
+
+
+# Tokens
+
+
+def test_tokenize_prints_ids_and_pieces() -> None:
+    ids = [1, *JUDGE.encode("Once\n")]
+    pieces = [JUDGE.id_to_piece(i) for i in ids]
+    lines = [f"{i:>6}  {piece}\n" for i, piece in zip(ids, pieces, strict=True)]
+    assert good("tokenize", "Once\n") == "".join(lines)
+    assert good("tokenize", stdin=b"Once\n\n") == "".join(lines)
+    assert good("tokenize", "Once\n", "--no-bos") == "".join(lines[1:])
+    told = json.loads(good("tokenize", "--json", "Once\n"))
+    assert told == {"text": "Once\n", "ids": ids, "pieces": pieces}
+    assert json.loads(good("tokenize", "--json", "--decode", str(ids))) == told
+
+
+@given(text=st.text() | st.text(" \n\ta日\u2581<s>"), no_bos=st.booleans())
+def test_the_ids_that_tokenize_prints_decode_to_the_text(text: str, no_bos: bool) -> None:
+    options = ["--no-bos"] if no_bos else []
+    lines = good("tokenize", *options, "--", text).split("\n")
+    ids = [line.split()[0] for line in lines if line]
+    # U+2581 stands for a space in a piece, and so is one in a text
+    expected = text.replace("\u2581", " ") + "\n"
+    assert good("tokenize", "--decode", *ids, stdin=b"") == expected
+    assert good("tokenize", "--decode", stdin="\n".join(ids).encode()) == expected
+
+
+def test_ctrl_c_is_130_and_keeps_the_text() -> None:
+    class Impatient(io.TextIOWrapper):
+        """A console at which someone presses Ctrl-C once there is something to read."""
+
+        def write(self, text: str) -> int:
+            if len(self.buffer.getvalue()) > 20 and text != "\n":
+                raise KeyboardInterrupt
+            return super().write(text)
+
+    out = Impatient(io.BytesIO(), "ascii", newline="\n")
+    with redirect_stdout(out), redirect_stderr(io.StringIO()) as err:
+        assert main(["generate", "Once upon a time", "--ignore-eos"]) == 130
+    assert re.fullmatch(r"Once upon a time.+\n", out.buffer.getvalue().decode(), re.DOTALL)
+    assert err.getvalue() == ""

@@ -1,0 +1,129 @@
+"""Mistakes at the command line: one line on standard error, exit code 2, no traceback.
+
+And what is no mistake of the user's is not told as one.
+"""
+
+import io
+import shlex
+import shutil
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+from cli_runner import V1, copy_of_demo, good, refused, run
+
+from tinymistral.cli import main
+
+NONE = Path(__file__).parent / "no such folder"
+IN_ONE_LINE = [
+    # the command line itself
+    ("sing", "sing"),
+    ("generate x --prompt y", "unknown argument --prompt"),
+    ("generate Once upon", "quotes"),
+    ("generate Once 'upon\na'", "quotes"),
+    ("generate -once", "after --"),
+    ("generate x --prompt-file f", "--prompt-file"),
+    ("generate x --json --no-prompt", "--no-prompt"),
+    ("generate", "no prompt"),
+    ("tokenize", "no text"),
+    ("tokenize --decode", "no ids"),
+    # values
+    *((f"generate x --{name} wild", f"--{name}: expected a number") for name in ("top-p", "min-p")),
+    *((f"generate x --top-k {value}", "--top-k: expected an integer") for value in ("1.5", "''")),
+    *(
+        (f"generate x --{name} {value}", name.replace("-", "_"))
+        for name in ("temperature", "top-p", "min-p", "repetition-penalty")
+        for value in ("nan", "inf", "-1", "1e999")
+    ),
+    *((f"generate x --{name} -1", name.replace("-", "_")) for name in ("top-k", "seed")),
+    ("generate x --max-new-tokens -1", "max_new_tokens"),
+    ("generate x --repetition-penalty 0", "repetition_penalty"),
+    ("generate x --threads 0", "--threads: expected 1 to"),
+    (f"generate x --threads {10**30}", "--threads: expected 1 to"),
+    ("generate x --threads 2", "NumPy has started already"),
+    ("generate x --stop ''", "stop"),
+    ("generate x --dtype int8", "float32, float64, float16, bfloat16"),
+    ("generate x --backend abacus", "expected one of: numpy"),
+    # contradictions
+    ("generate x --greedy --top-k 5", "--top-k"),
+    ("generate x --greedy --temperature 1", "--temperature"),
+    ("generate x --temperature 0 --seed 5", "--seed"),
+    ("tokenize x --decode 1", "not both"),
+    ("tokenize --decode 1 --no-bos", "--no-bos"),
+    # files
+    (f"generate x --model '{NONE}'", "no such folder"),
+    (f"generate x --model '{__file__}'", "is a file"),
+    (f"generate x --model '{Path(__file__).parent}'", "tokenizer.model"),
+    ("generate x --model nobody/nothing", "hf download nobody/nothing"),
+    (f"generate --prompt-file '{NONE}'", "cannot be read"),
+    (f"generate --prompt-file '{Path(__file__).parent}'", "cannot be read"),
+    (f"generate --prompt-file '{V1}'", "not UTF-8"),
+    # what is no text, or no id
+    ("generate 'a\udcffb'", "not UTF-8"),
+    ("generate x --stop '\udcff'", "not UTF-8"),
+    ("tokenize '\udcff'", "not UTF-8"),
+    ("tokenize --decode one", "'one'"),
+    ("tokenize --decode 1 -1", "-1"),
+    ("tokenize --decode 2048", "2047"),
+    (f"tokenize --decode {10**400}", "expected integers"),
+]
+
+
+@pytest.mark.parametrize(("command", "said"), IN_ONE_LINE, ids=[c[:50] for c, _ in IN_ONE_LINE])
+def test_a_mistake_is_told_in_one_line(command: str, said: str) -> None:
+    assert said in refused(*shlex.split(command))
+
+
+def test_nothing_is_asked_for_on_a_terminal() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    with patch("sys.stdin", Terminal()), redirect_stderr(io.StringIO()) as err:
+        assert main(["generate"]) == 2
+    assert "no prompt" in err.getvalue()
+
+
+def test_standard_input_that_is_no_text() -> None:
+    assert "byte 3 is 0xff" in refused("generate", stdin=b"abc\xff")
+
+
+def test_an_unknown_backend_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINYMISTRAL_BACKEND", "abacus")
+    assert "expected one of: numpy" in refused("generate", "x")
+    assert good("generate", "x", "--backend", "numpy", "--max-new-tokens", "0")
+
+
+def test_a_checkpoint_that_is_broken(tmp_path: Path) -> None:
+    model = copy_of_demo(tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    assert "model.safetensors" in refused("generate", "x", "--model", model)
+    (tmp_path / "model" / "config.json").write_text("{", "utf-8")
+    assert "config.json" in refused("generate", "x", "--model", model)
+
+
+def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
+    model = copy_of_demo(tmp_path / "model")
+    shutil.copyfile(V1, tmp_path / "model" / "tokenizer.model")
+    told = refused("generate", "x", "--model", model)
+    assert "32000" in told
+    assert "2048" in told
+
+
+@pytest.mark.parametrize("error", [TypeError, IndexError, AssertionError])
+def test_an_error_of_our_own_is_not_hidden(error: type[Exception]) -> None:
+    with patch("tinymistral.commands.generate.choose", side_effect=error), pytest.raises(error):
+        run("generate", "x")
+
+
+def test_standard_output_that_cannot_be_written_to() -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    with redirect_stdout(Full()), redirect_stderr(io.StringIO()) as err:
+        assert main(["generate", "x", "--max-new-tokens", "0"]) == 2
+    assert err.getvalue().endswith("No space left on device\n")
+    assert err.getvalue().count("\n") == 1
