@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import tinymistral
 from tinymistral.cli import main
-from tinymistral.commands import helptexts
+from tinymistral.commands import arguments, generate_arguments, tokenize_arguments
 from tinymistral.commands.generate import continuation
 from tinymistral.commands.report import Report
 from tinymistral.generation import GenerationStep
@@ -213,7 +213,8 @@ def test_help(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_examples_in_the_help_run() -> None:
-    texts = helptexts.DESCRIPTION + helptexts.GENERATE + helptexts.TOKENIZE
+    commands = (arguments, generate_arguments, tokenize_arguments)
+    texts = "".join(command.DESCRIPTION for command in commands)
     examples = re.findall(r"^  tinymistral ([^|\n]+)$", texts, re.MULTILINE)
     here = [shlex.split(example) for example in examples if "--model" not in example]
     assert len(here) >= 4

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 from tinymistral import __version__
@@ -58,12 +59,8 @@ def _run(arguments: Sequence[str] | None) -> None:
     if options.command is None:
         parser.print_help()
         return
-    _set_threads(options.threads)
-    if options.command == "generate":
-        from tinymistral.commands.generate import run
-    else:
-        from tinymistral.commands.tokenize import run
-    run(options)
+    _set_threads(getattr(options, "threads", None))
+    import_module(f"tinymistral.commands.{options.command}").run(options)
 
 
 def _set_threads(threads: int | None) -> None:

@@ -1,14 +1,30 @@
-"""The arguments of each command, and their help."""
+"""The parser of the command line, and arguments that several commands share."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tinymistral.commands import helptexts
 from tinymistral.commands.console import write
+
+DESCRIPTION = """\
+Mistral in readable NumPy.
+
+  tinymistral generate "Once upon a time"
+      tells a story, with the small demo model that comes with the package
+  tinymistral generate --model mistralai/Mistral-7B-v0.1 "My name is"
+      opens a checkpoint: a folder in Hugging Face format, or a model's name on
+      the Hugging Face hub, if it has been downloaded
+  tinymistral tokenize "Once upon a time"
+      shows how a text is cut into tokens
+
+`python -m tinymistral` is the same as `tinymistral`. All text is UTF-8.
+"""
+
+COMMANDS = ("generate", "tokenize")  # each with its arguments in NAME_arguments.py
 
 DEMO = Path(__file__).parent.parent / "demo"
 
@@ -50,34 +66,30 @@ def _left_over(left: Sequence[str]) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of all commands."""
-    parser = Parser(prog="tinymistral", description=helptexts.DESCRIPTION)
+    parser = Parser(prog="tinymistral", description=DESCRIPTION)
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(
         dest="command", metavar="COMMAND", title="commands", prog="tinymistral"
     )
-    _add_generate(commands)
-    _add_tokenize(commands)
+    for name in COMMANDS:
+        import_module(f"tinymistral.commands.{name}_arguments").add_command(commands)
     return parser
 
 
-def _add_generate(commands: argparse._SubParsersAction[Parser]) -> None:
-    parser = commands.add_parser(
-        "generate",
-        help="continue a text",
-        description=helptexts.GENERATE,
-        epilog=helptexts.GENERATE_END,
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add which checkpoint it is."""
+    parser.add_argument(
+        "--model",
+        default=DEMO,
+        metavar="FOLDER",
+        help="a checkpoint's folder, or its name on the Hugging Face hub if it is in the local "
+        "cache (default: the demo model)",
     )
-    source = parser.add_mutually_exclusive_group()
-    add = source.add_argument
-    add("prompt", nargs="?", help="the text to continue; without it, it is standard input")
-    add(
-        "--prompt-file",
-        type=Path,
-        metavar="FILE",
-        help="read the prompt from a file; a newline at its end is left out",
-    )
+
+
+def add_computation(parser: argparse.ArgumentParser) -> None:
+    """Add what says how a model computes."""
     add = parser.add_argument
-    _add_model(parser)
     add(
         "--backend",
         metavar="NAME",
@@ -86,17 +98,9 @@ def _add_generate(commands: argparse._SubParsersAction[Parser]) -> None:
     add("--dtype", metavar="TYPE", help="float32 (default), float64, float16 or bfloat16")
     add("--threads", type=integer, metavar="N", help="of NumPy's linear algebra (default: all)")
 
-    add = parser.add_argument_group("how far").add_argument
-    add("--max-new-tokens", type=integer, metavar="N", help="at most N tokens (default: 200)")
-    add(
-        "--stop",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="end before this text; may be given several times",
-    )
-    add("--ignore-eos", action="store_true", help="go on where the model ends the text")
 
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Add what says how the next token is chosen."""
     add = parser.add_argument_group(
         "which token", "Each of the first five turns sampling on."
     ).add_argument
@@ -131,43 +135,6 @@ def _add_generate(commands: argparse._SubParsersAction[Parser]) -> None:
         type=number,
         metavar="X",
         help="above 1: repeat the text so far less (default: 1)",
-    )
-
-    group = parser.add_argument_group("what is printed")
-    group.add_argument("--stats", action="store_true", help="speed and memory, on standard error")
-    add = group.add_mutually_exclusive_group().add_argument
-    add("--no-prompt", action="store_true", help="the continuation alone")
-    add("--json", action="store_true", help="one JSON object, at the end; see below")
-
-
-def _add_tokenize(commands: argparse._SubParsersAction[Parser]) -> None:
-    parser = commands.add_parser(
-        "tokenize",
-        help="show how a text is cut into tokens, or turn ids back into text",
-        description=helptexts.TOKENIZE,
-    )
-    add = parser.add_argument
-    add("text", nargs="?", help="the text; without it, it is standard input")
-    add(
-        "--decode",
-        nargs="*",
-        metavar="ID",
-        help="print the text of these ids, or of ids on standard input; special tokens such as "
-        "<s> have none",
-    )
-    add("--no-bos", action="store_true", help="leave out <s>, which begins every sequence")
-    add("--json", action="store_true", help="one JSON object: text, ids and pieces")
-    _add_model(parser)
-    parser.set_defaults(threads=None)
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model",
-        default=DEMO,
-        metavar="FOLDER",
-        help="a checkpoint's folder, or its name on the Hugging Face hub if it is in the local "
-        "cache (default: the demo model)",
     )
 
 
