@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from goldens import DEMO, FIXTURES, MODELS, goldens, read_json
 
-from tinymistral import MistralForCausalLM, MistralTokenizer
+from tinymistral import MistralForCausalLM, MistralTokenizer, RollingCache
 from tinymistral.generation_config import GenerationConfig
 
 GENERATE = read_json("generate.json")
@@ -56,6 +56,28 @@ def test_the_published_story_of_stories260k_to_the_letter(test_models):
         "\nLily's mom said, "
     )
     assert tokenizer.decode(ids, skip_special_tokens=True).startswith(story)
+
+
+def test_a_cache_is_continued_and_only_what_it_lacks_is_computed(monkeypatch):
+    # The same greedy ids as transformers gives in one go, in three calls that share a cache.
+    golden = goldens("gqa.float64", "greedy")
+    model = open_model("gqa", dtype="float64")
+    cache = RollingCache(model.config, model.backend, rows=1)
+    widths = []
+    embedding = model.backend.embedding
+    monkeypatch.setattr(
+        model.backend, "embedding", lambda w, ids: widths.append(ids.shape[1]) or embedding(w, ids)
+    )
+    ids = golden["input_ids"]
+    for new in (1, 20, 5):
+        options = {"max_new_tokens": new, "eos_token_id": [], "past_key_values": cache}
+        ids = model.generate(ids, **options)
+    np.testing.assert_array_equal(ids, golden["sequences"][:, : ids.shape[1]])
+    assert widths == [golden["input_ids"].shape[1]] + [1] * 25
+    with pytest.raises(ValueError, match="holds 32 tokens, but input_ids are 3"):
+        model.generate([[5, 6, 7]], past_key_values=cache)
+    with pytest.raises(ValueError, match="one row"):
+        model.generate([[5], [6]], past_key_values=cache)
 
 
 def test_no_new_tokens_give_the_prompt_back():

@@ -74,6 +74,7 @@ def generate_stream(
     *,
     stop: str | list[str] | None = None,
     tokenizer: MistralTokenizer | None = None,
+    past_key_values: RollingCache | None = None,
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Iterator[GenerationStep]:
@@ -81,7 +82,9 @@ def generate_stream(
 
     Arguments as for `generate`; what is wrong with them is said at once, not at the first step.
     `progress(done, total)` is told how many prompt tokens have gone through. Rows come in the
-    order of the prompts, each `num_return_sequences` times.
+    order of the prompts, each `num_return_sequences` times. With `past_key_values`, for one row,
+    the tokens that it holds are not computed again, although `input_ids` begin with them; it
+    then takes in all that is computed, which is everything but the last new token.
     """
     config = settle(model, options)
     ids = check_ids(input_ids, model.config.vocab_size)
@@ -92,7 +95,16 @@ def generate_stream(
             raise ValueError("stop: texts are found in the decoded text; give the tokenizer too")
         each = range(config.num_return_sequences)
         stoppers = [Stopper(stop, tokenizer, prompt) for prompt in prompts for _ in each]
-    return decode(model, prompts, config, stoppers, progress)
+    if past_key_values is not None:
+        held = int(past_key_values.count.sum())
+        if len(prompts) * config.num_return_sequences * len(past_key_values.count) != 1:
+            raise ValueError("past_key_values: generate continues one row, and returns one")
+        if held >= len(prompts[0]):
+            raise ValueError(
+                f"past_key_values: holds {held} tokens, but input_ids are {len(prompts[0])}; "
+                "they begin with those that it holds, and go on"
+            )
+    return decode(model, prompts, config, stoppers, past_key_values, progress)
 
 
 def unpadded(ids: np.ndarray, attention_mask: Any) -> list[np.ndarray]:
@@ -129,12 +141,16 @@ def decode(
     prompts: list[np.ndarray],
     config: GenerationConfig,
     stoppers: list[Stopper],
+    past_key_values: RollingCache | None,
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[GenerationStep]:
     """Prefill, then one token at a time; a finished row leaves the batch and costs nothing."""
     if config.max_new_tokens == 0:
         return
-    logits, cache = prefill(model, prompts, config.max_new_tokens, progress)
+    cache = past_key_values
+    if cache is None:
+        cache = RollingCache(model.config, model.backend, len(prompts))
+    logits = prefill(model, prompts, cache, config.max_new_tokens, progress)
     source = np.repeat(np.arange(len(prompts)), config.num_return_sequences)
     if config.num_return_sequences > 1:
         logits, cache = logits[source], cache.select(source)
@@ -173,20 +189,21 @@ def decode(
 def prefill(
     model: MistralForCausalLM,
     prompts: list[np.ndarray],
+    cache: RollingCache,
     max_new_tokens: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[np.ndarray, RollingCache]:
-    """Send prompts through, padded on the left -> logits (B, V) of their ends, and the cache.
+) -> np.ndarray:
+    """Send what the cache does not hold of each prompt through -> logits (B, V) of their ends.
 
     Only the last column becomes logits: for all of a 32k prompt they would take 4 GB.
     """
-    width = max(len(prompt) for prompt in prompts)
-    ids = np.zeros((len(prompts), width), dtype=np.int64)
-    mask = np.zeros((len(prompts), width), dtype=np.int64)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = prompt
-        mask[row, width - len(prompt) :] = 1
-    cache = RollingCache(model.config, model.backend, len(prompts))
+    new = [prompt[held:] for prompt, held in zip(prompts, cache.count, strict=True)]
+    width = max(len(row) for row in new)
+    ids = np.zeros((len(new), width), dtype=np.int64)
+    mask = np.zeros((len(new), width), dtype=np.int64)
+    for n, row in enumerate(new):  # padded on the left, so that all end in the last column
+        ids[n, width - len(row) :] = row
+        mask[n, width - len(row) :] = 1
     cache.reserve(width + min(max_new_tokens, MOST_RESERVED))
     inputs = prepare(model.config, model.backend, ids, mask, past_key_values=cache)
     done = 0
@@ -194,7 +211,7 @@ def prefill(
         done += hidden.shape[1]
         if progress is not None:
             progress(done, width)
-    return last_logits(model, hidden), cache
+    return last_logits(model, hidden)
 
 
 def step(model: MistralForCausalLM, cache: RollingCache, tokens: np.ndarray) -> np.ndarray:

@@ -93,7 +93,7 @@ class GenerationConfig:
 def settle(model: MistralForCausalLM, options: dict[str, Any]) -> GenerationConfig:
     """Combine options, the checkpoint's generation_config.json, and its config, in this order."""
     fields = {field.name for field in dataclasses.fields(GenerationConfig)}
-    known = fields | {"stop", "tokenizer", "progress"}
+    known = fields | {"stop", "tokenizer", "past_key_values", "progress"}
     if unknown := set(options) - known:
         raise TypeError(
             f"generate: unknown argument {', '.join(sorted(unknown))}; known are "
