@@ -205,7 +205,7 @@ def test_help(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert good() == good("--help")
     assert good("--version") == f"tinymistral {tinymistral.__version__}\n"
-    for command in ("generate", "tokenize"):
+    for command in arguments.COMMANDS:
         assert f"    {command} " in good()
         text = good(command, "--help")
         assert text.startswith(f"usage: tinymistral {command} ")

@@ -1,0 +1,50 @@
+"""`tinymistral score`: sentencepiece and generate's own log-probabilities are the judges."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import sentencepiece
+from cli_runner import DEMO, generated, good, refused
+
+JUDGE = sentencepiece.SentencePieceProcessor(model_file=str(DEMO / "tokenizer.model"))
+
+
+def test_a_generated_text_scores_what_generate_said_of_it(tmp_path: Path) -> None:
+    # Greedy text re-tokenizes to the same ids more often than not; this one does.
+    told = generated("Once upon a time", "--greedy", "--max-new-tokens", "150")
+    assert [1, *JUDGE.encode(told["text"])] == told["ids"]
+    file = tmp_path / "story.txt"
+    file.write_text(told["text"] + "\n", "utf-8")  # of which the last newline is no part
+    scored = json.loads(good("score", "--json", str(file)), parse_constant=pytest.fail)
+    assert scored["text"] == told["text"]
+    assert scored["ids"] == told["ids"]
+    assert scored["pieces"] == [JUDGE.id_to_piece(i) for i in told["ids"]]
+    new = scored["logprobs"][-150:]
+    assert new == pytest.approx(told["logprobs"], abs=2e-4)  # float32, summed in another order
+
+
+def test_the_figures_follow_from_the_log_probabilities() -> None:
+    text = "The king had a daughter – „é“."
+    scored = json.loads(good("score", "--json", stdin=text.encode("utf-8")))
+    total, count = math.fsum(scored["logprobs"]), len(scored["ids"]) - 1
+    assert len(scored["logprobs"]) == count
+    assert scored["logprob"] == pytest.approx(total)
+    assert scored["perplexity"] == pytest.approx(math.exp(-total / count))
+    assert scored["bits_per_byte"] == pytest.approx(-total / math.log(2) / len(text.encode()))
+    lines = dict(
+        line.rsplit(maxsplit=1) for line in good("score", stdin=text.encode()).split("\n") if line
+    )
+    assert lines == {
+        "tokens": str(count),
+        "log-probability": f"{total:.3f}",
+        "perplexity": f"{math.exp(-total / count):.3f}",
+        "bits per byte": f"{scored['bits_per_byte']:.3f}",
+    }
+
+
+def test_mistakes_are_told_in_one_line(tmp_path: Path) -> None:
+    assert "at least one token" in refused("score", stdin=b"")
+    assert "not UTF-8" in refused("score", stdin=b"\xff")
+    assert "cannot be read" in refused("score", str(tmp_path / "none"))
