@@ -29,7 +29,8 @@ class RollingCache:
     rejected draft of up to C tokens needs no clean-up.
 
     Attributes: `k[n]`, `v[n]` (B, slots, K, d) of layer n, on the backend; on the host
-    `positions` (B, slots), -1 in an empty slot, and `count` (B,), the tokens of each row so far.
+    `positions` (B, slots), -1 in an empty slot; `count` (B,), the tokens of each row so far, and
+    `last` (B,), the position of the last one, -1 before the first.
     """
 
     def __init__(
@@ -42,10 +43,14 @@ class RollingCache:
         self.chunk = backend.chunk if chunk is None else chunk
         if self.chunk < 1:
             raise ValueError(f"chunk: expected at least 1 token, got {chunk}")
-        self.k: list[Array] = []
-        self.v: list[Array] = []
+        no_slots = (rows, 0, config.num_key_value_heads, config.head_dim)
+        layers = range(config.num_hidden_layers)
+        self.k: list[Array] = [backend.zeros(no_slots, backend.dtype) for _ in layers]
+        self.v: list[Array] = [backend.zeros(no_slots, backend.dtype) for _ in layers]
         self.positions = np.empty((rows, 0), dtype=np.int64)
         self.count = np.zeros(rows, dtype=np.int64)
+        self.last = np.full(rows, -1, dtype=np.int64)
+        self.evicted = np.full(rows, -1, dtype=np.int64)  # the last position overwritten
         # The attention mask so far: its width, and its values up to the last column with a zero.
         self.columns = 0
         self.mask = np.empty((rows, 0), dtype=bool)
@@ -55,27 +60,23 @@ class RollingCache:
         """S, the most slots that a row will ever have; None where there is no window."""
         return None if self.window is None else self.window + self.chunk - 1
 
-    @property
-    def last(self) -> np.ndarray:
-        """The last position of each row (B,), -1 before its first token."""
-        return self.positions.max(axis=1, initial=-1)
-
     def reserve(self, tokens: int) -> None:
-        """Make room for so many more tokens a row, as far as the ring goes; else it doubles."""
+        """Make room for so many more tokens a row, as far as the ring goes; at least double it."""
         rows, have = self.positions.shape
         need = int(self.count.max(initial=0)) + tokens
-        need = need if self.capacity is None else min(need, self.capacity)
+        if need > have:
+            need = max(need, 2 * have)
+        if self.capacity is not None:
+            need = min(need, self.capacity)
         if need <= have:
             return
         shape = (rows, need, self.config.num_key_value_heads, self.config.head_dim)
         slots = np.tile(np.arange(have, dtype=np.int64), (rows, 1))
         for arrays in (self.k, self.v):
-            for layer in range(self.config.num_hidden_layers):
+            for layer, old in enumerate(arrays):
                 grown = self.backend.zeros(shape, self.backend.dtype)
-                if have:
-                    arrays[layer] = self.backend.scatter(grown, slots, arrays[layer])
-                else:
-                    arrays.append(grown)
+                # An earlier call that ran out of memory may have left more room than `have`.
+                arrays[layer] = self.backend.scatter(grown, slots, old[:, :have]) if have else grown
         empty = np.full((rows, need - have), -1, dtype=np.int64)
         self.positions = np.concatenate([self.positions, empty], axis=1)
 
@@ -84,13 +85,23 @@ class RollingCache:
         self.take_back(positions)
         new = positions >= 0
         order = self.count[:, None] + np.cumsum(new, axis=1) - 1
-        if (need := int(order.max()) + 1) > (have := self.positions.shape[1]):
-            self.reserve(max(need, 2 * have) - int(self.count.max()))
+        self.reserve(int(order.max()) + 1 - int(self.count.max()))
         slots = np.where(new, order if self.capacity is None else order % self.capacity, -1)
         b, t = np.nonzero(new)
+        np.maximum.at(self.evicted, b, self.positions[b, slots[b, t]])
         self.positions[b, slots[b, t]] = positions[b, t]
         self.count += new.sum(axis=1)
         return slots
+
+    def commit(self, positions: np.ndarray) -> None:
+        """Note that the piece at positions (B, T) has gone through, padding included."""
+        self.last = np.maximum(self.last, positions.max(axis=1))
+        mask = positions >= 0
+        if not mask.all():
+            ones = np.ones((len(mask), self.columns - self.mask.shape[1]), dtype=bool)
+            whole = np.concatenate([self.mask, ones, mask], axis=1)
+            self.mask = whole[:, : np.flatnonzero(~whole.all(axis=0))[-1] + 1]
+        self.columns += mask.shape[1]
 
     def withdraw(self, slots: np.ndarray) -> None:
         """Undo `admit` of a piece that was interrupted: what its slots hold is nothing yet."""
@@ -98,32 +109,21 @@ class RollingCache:
         self.positions[b, slots[b, t]] = -1
         self.count -= (slots >= 0).sum(axis=1)
 
-    def note_mask(self, mask: np.ndarray) -> None:
-        """Remember the mask (B, T) of a piece, to check what later calls say of it."""
-        if not mask.all():
-            ones = np.ones((len(mask), self.columns - self.mask.shape[1]), dtype=bool)
-            whole = np.concatenate([self.mask, ones, mask], axis=1)
-            self.mask = whole[:, : np.flatnonzero(~whole.all(axis=0))[-1] + 1]
-        self.columns += mask.shape[1]
-
     def take_back(self, positions: np.ndarray) -> None:
         """Forget, in each row, everything from the first of the given positions (B, T) on."""
         first = np.where(positions >= 0, positions, np.iinfo(np.int64).max).min(axis=1)
-        stale = self.positions >= first[:, None]
-        if not stale.any():
-            return
-        count = self.count - stale.sum(axis=1)
-        left = (self.positions >= 0).sum(axis=1) - stale.sum(axis=1)
-        needed = count if self.window is None else np.minimum(count, self.window - 1)
-        if (left < needed).any():
-            row = int(np.argmax(left < needed))
+        gone = (self.evicted >= 0) & (first - self.evicted < (self.window or 1))
+        if gone.any():
+            row = int(np.argmax(gone))
             raise ValueError(
-                f"position_ids: row {row} goes back from position {self.last[row]} to "
-                f"{first[row]}, but the keys before that have left the ring; go back by at most "
-                f"{self.chunk} tokens, or start with a new cache"
+                f"position_ids: row {row} goes back to position {first[row]}, but keys before that "
+                f"have left the ring; go back by at most {self.chunk} tokens, or start with a new "
+                "cache"
             )
+        stale = self.positions >= first[:, None]
         self.positions[stale] = -1
-        self.count = count
+        self.count -= stale.sum(axis=1)
+        self.last = np.minimum(self.last, first - 1)
 
     def read(self, layer: int) -> tuple[Array, Array]:
         """Return keys and values (B, S, K, d) of a layer, only the slots used so far."""
@@ -152,8 +152,8 @@ class RollingCache:
         new = copy.copy(self)
         new.k = [self.backend.take(array, rows, axis=0) for array in self.k]
         new.v = [self.backend.take(array, rows, axis=0) for array in self.v]
-        new.positions, new.count = self.positions[rows], self.count[rows]
-        new.mask = self.mask[rows]
+        for name in ("positions", "count", "last", "evicted", "mask"):
+            setattr(new, name, getattr(self, name)[rows])
         return new
 
     def copy(self) -> RollingCache:

@@ -65,21 +65,26 @@ def prepare(
     return Inputs(ids, embeds, check_positions(attention_mask, position_ids, (B, T), cache), cache)
 
 
-def integers(name: str, value: Any, kinds: str = "iu") -> np.ndarray:
-    """Return lists or an integer array as an int64 array (B, T), T and B at least 1."""
+def as_array(name: str, value: Any, kind: str = "integer") -> np.ndarray:
+    """Return lists or an array as an array, of whatever type and shape it has."""
     if not isinstance(value, np.ndarray | list | tuple):
         hint = "; pass tensor.numpy()" if hasattr(value, "numpy") else ""
         raise ValueError(
-            f"{name}: expected lists or a NumPy array of integers, "
+            f"{name}: expected lists or a NumPy array of {kind}s, "
             f"got {type(value).__module__}.{type(value).__qualname__}{hint}"
         )
     try:
-        array = np.asarray(value)
+        return np.asarray(value)
     except (ValueError, OverflowError):
         raise ValueError(
-            f"{name}: rows differ in length or hold something that is no integer; "
+            f"{name}: rows differ in length or hold something that is no {kind}; "
             f"pad them to one length (a tokenizer does with padding=True)"
         ) from None
+
+
+def integers(name: str, value: Any, kinds: str = "iu") -> np.ndarray:
+    """Return lists or an integer array as an int64 array (B, T), T and B at least 1."""
+    array = as_array(name, value)
     if array.ndim != 2:
         shape = f"shape {array.shape}" if array.ndim else "a scalar"
         raise ValueError(f"{name}: expected rows of tokens (batch, tokens), got {shape}")
@@ -176,15 +181,16 @@ def kept_columns(logits_to_keep: Any, T: int) -> np.ndarray:
     if isinstance(logits_to_keep, int) and not isinstance(logits_to_keep, bool):
         if logits_to_keep < 0:
             raise ValueError(f"logits_to_keep: expected 0 (all) or more, got {logits_to_keep}")
-        return np.arange(max(0, T - logits_to_keep) if logits_to_keep else 0, T)
+        first = max(0, T - logits_to_keep) if logits_to_keep else 0
+        return np.arange(first, T, dtype=np.int64)
     columns = integers("logits_to_keep", [logits_to_keep])[0]
     columns = np.where(columns < 0, columns + T, columns)
     if (np.diff(columns) <= 0).any() or columns[0] < 0 or columns[-1] >= T:
         raise ValueError(
-            f"logits_to_keep: expected rising columns of 0 to {T - 1}, got {logits_to_keep}"
+            f"logits_to_keep: expected rising columns of 0 to {T - 1}, got {_cut(columns)}"
         )
     return columns
 
 
 def _cut(row: np.ndarray) -> str:
-    return np.array2string(row, threshold=8, edgeitems=3, separator=", ")
+    return np.array2string(row, threshold=8, edgeitems=3, separator=", ", max_line_width=200)

@@ -129,7 +129,7 @@ def run(model: PreTrainedModel, inputs: Inputs, see: Watcher) -> Iterator[Array]
         except BaseException:  # an interrupt too: the cache then holds what it held before
             cache.withdraw(slots)
             raise
-        cache.note_mask(positions >= 0)
+        cache.commit(positions)
         yield hidden
 
 

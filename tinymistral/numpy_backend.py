@@ -152,7 +152,7 @@ class NumpyBackend(Backend):
             scores = q @ self._widen(k.transpose(1, 2, 0))
         if not seen.all():
             np.copyto(scores.reshape(H, t, s), -np.inf, where=~seen)
-        largest = scores.max(axis=-1, keepdims=True)
+        largest = scores.max(axis=-1, keepdims=True, initial=-np.inf)
         largest[largest == -np.inf] = 0
         scores -= largest
         np.exp(scores, out=scores)
