@@ -16,14 +16,19 @@ from hypothesis import strategies as st
 from tinymistral.streaming import StreamDecoder
 from tinymistral.tokenizer import BatchEncoding, MistralTokenizer
 
-V1 = Path(str(importlib.resources.files("mistral_common") / "data" / "tokenizer.model.v1"))
+DATA = Path(str(importlib.resources.files("mistral_common") / "data"))
+V1 = DATA / "tokenizer.model.v1"
+V2 = DATA / "mistral_instruct_tokenizer_240216.model.v2"
+V3 = DATA / "mistral_instruct_tokenizer_240323.model.v3"  # of Mistral 7B v0.3
 DEMO = Path(str(importlib.resources.files("tinymistral") / "demo" / "tokenizer.model"))
 TEST_MODELS = os.environ.get("TINYMISTRAL_TEST_MODELS")
-# Unlike the other two, this one removes extra spaces: all those at the start when decoding.
+# Unlike the others, this one removes extra spaces: all those at the start when decoding.
 STORIES = Path(TEST_MODELS or "") / "stories260k" / "tokenizer.model"
 
 MODELS = [
     pytest.param(V1, id="v1"),
+    pytest.param(V2, id="v2"),
+    pytest.param(V3, id="v3"),
     pytest.param(DEMO, id="demo"),
     pytest.param(
         STORIES,
@@ -32,12 +37,15 @@ MODELS = [
     ),
 ]
 every_model = pytest.mark.parametrize("model", MODELS)
-models_that_keep_spaces = pytest.mark.parametrize("model", MODELS[:2])
+models_that_keep_spaces = pytest.mark.parametrize("model", MODELS[:4])
 
 # Spaces, letters of 1 to 4 bytes, combining ones, the space's own letter, what is special elsewhere
 nasty_text = st.text() | st.lists(
     st.sampled_from(
-        [*" \n\t\0aé日🙂①ﬁ\u0301\u200d\u2581\ufeff\u3000\ufffd7", "<s>", "<0x0A>", "▁▁"]
+        [
+            *" \n\t\0aé日🙂①ﬁ\u0301\u200d\u2581\ufeff\u3000\ufffd7",
+            *["<s>", "<0x0A>", "▁▁", "[INST]", "[/INST]", "[control_8]"],
+        ]
     )
 ).map("".join)
 
@@ -110,6 +118,21 @@ def test_the_model_of_mistral_common_is_that_of_v01() -> None:
     assert (tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
     assert tokenizer.pad_token_id is None
     assert tokenizer.all_special_ids == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("model", "controls"), [(V2, 770), (V3, 750)])
+def test_the_vocabulary_of_v2_and_v3_has_more_control_tokens(model: Path, controls: int) -> None:
+    tokenizer = tokenizer_of(model)
+    assert (len(tokenizer), tokenizer.vocab_size) == (32768, 32768)
+    assert (tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
+    assert tokenizer.pad_token_id is None
+    assert tokenizer.convert_ids_to_tokens([3, 4, 5]) == ["[INST]", "[/INST]", "[TOOL_CALLS]"]
+    assert len(tokenizer.all_special_ids) == controls + 1  # and <unk>
+    # typed by a user they are text: SentencePiece 0.2 gives these ids, not 3 and 2 and 4
+    ids = [1501, 17057, 29561, 2635, 29481, 29535, 1501, 29516, 17057, 29561]
+    assert tokenizer.encode("[INST] </s> [/INST]") == [1, *ids]
+    assert tokenizer.decode([1, 3, 1032, 4, 2]) == "<s>[INST] a[/INST]</s>"
+    assert tokenizer.decode([1, 3, 1032, 4, 2], skip_special_tokens=True) == "a"
 
 
 @pytest.mark.parametrize(
@@ -319,6 +342,21 @@ def test_from_pretrained_opens_a_folder() -> None:
     assert tokenizer.pad_token_id == 0
 
 
+@pytest.mark.parametrize(
+    ("names", "opened"),
+    [
+        (["tokenizer.model.v1"], 32000),
+        (["tokenizer.model.v1", "tokenizer.model.v3"], 32768),
+        (["tokenizer.model", "tokenizer.model.v3"], 2048),
+    ],
+)
+def test_a_version_in_the_name_of_the_model(tmp_path: Path, names: list[str], opened: int) -> None:
+    files = {"tokenizer.model": DEMO, "tokenizer.model.v1": V1, "tokenizer.model.v3": V3}
+    for name in names:
+        (tmp_path / name).write_bytes(files[name].read_bytes())
+    assert len(MistralTokenizer.from_pretrained(tmp_path)) == opened
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", None])
 def test_a_folder_without_the_model_says_what_is_missing(tmp_path: Path, name: str | None) -> None:
     for present in {"config.json", name} - {None}:
@@ -326,6 +364,8 @@ def test_a_folder_without_the_model_says_what_is_missing(tmp_path: Path, name: s
     with pytest.raises(ValueError, match=r"has no tokenizer\.model.*hf download") as error:
         MistralTokenizer.from_pretrained(tmp_path)
     assert ("tokenizer.json" in str(error.value)) == (name is not None)
+    assert "mistralai/Mistral-7B-v0.1" in str(error.value)
+    assert "mistralai/Mistral-7B-v0.3" in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -14,6 +14,8 @@ from tinymistral.files import whole_file
 from tinymistral.streaming import StreamDecoder
 
 FILE_NAME = "tokenizer.model"
+# A raw checkpoint may name the version of its vocabulary.
+FILE_NAMES = (FILE_NAME, *(f"{FILE_NAME}.{version}" for version in ("v3", "v2", "v1")))
 Ids = Sequence[int] | np.ndarray  # integers, one dimension
 
 
@@ -75,14 +77,16 @@ class MistralTokenizer:
         from tinymistral.checkpoint import find_checkpoint
 
         folder = find_checkpoint(name_or_path, revision)
-        if not (folder / FILE_NAME).exists():
+        found = [folder / name for name in FILE_NAMES if (folder / name).exists()]
+        if not found:
             only = ", only tokenizer.json" if (folder / "tokenizer.json").exists() else ""
             raise ValueError(
                 f"{folder} has no {FILE_NAME}{only}; the SentencePiece model is needed, copy it "
-                "from the original Mistral repository, for v0.1: "
-                f"hf download mistralai/Mistral-7B-v0.1 {FILE_NAME} --local-dir {folder}"
+                "from the original Mistral repository, for v0.1 and v0.2: "
+                f"hf download mistralai/Mistral-7B-v0.1 {FILE_NAME} --local-dir {folder}; "
+                "for v0.3 from mistralai/Mistral-7B-v0.3"
             )
-        return cls(folder / FILE_NAME, pad_token_id=pad_token_id)
+        return cls(found[0], pad_token_id=pad_token_id)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `tokenizer.model` into the folder, byte for byte as it was read."""
@@ -116,7 +120,7 @@ class MistralTokenizer:
         """
         texts = [text] if isinstance(text, str) else text
         if not isinstance(texts, (list, tuple)) or not texts:
-            raise ValueError(f"text is {_shown(text)}, expected a text or a list of texts")
+            raise ValueError(f"text is {shown(text)}, expected a text or a list of texts")
         if not isinstance(padding, bool):
             raise ValueError(f"padding is {padding!r}, expected True or False")
         if padding_side not in ("left", "right"):
@@ -143,7 +147,7 @@ class MistralTokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The ids of a text, <s> before them unless `add_special_tokens` is false."""
-        ids: list[int] = self.processor.encode(_check_text(text))
+        ids: list[int] = self.processor.encode(check_text(text))
         if add_special_tokens and self.bos_token_id is not None:
             return [self.bos_token_id, *ids]
         return ids
@@ -165,6 +169,35 @@ class MistralTokenizer:
         """The text of each sequence, or of each row of an array (B, T)."""
         return [self.decode(ids, skip_special_tokens) for ids in sequences]
 
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        format: str = "official",
+        *,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tokenize: bool = True,
+    ) -> list[int]:
+        """The ids of a conversation with an Instruct model, one <s> first; see `chat.chat_ids`.
+
+        `format` is "official", that of mistral-common, or "hf", that of the hub's template for
+        Instruct v0.1. The model takes a batch: `model.generate([ids])`.
+        """
+        from tinymistral.chat import chat_ids
+
+        if tokenize is not True:
+            raise ValueError(
+                f"tokenize is {shown(tokenize)}, but only ids are a conversation: its text would "
+                "be tokenized to others; decode the ids to look at it"
+            )
+        return chat_ids(
+            self,
+            messages,
+            format,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+
     @overload
     def convert_ids_to_tokens(self, ids: int) -> str: ...
     @overload
@@ -182,15 +215,15 @@ class MistralTokenizer:
     def convert_tokens_to_ids(self, tokens: str | list[str] | tuple[str, ...]) -> int | list[int]:
         """The id of a piece, or of each; a piece that is not in the vocabulary is <unk>."""
         if isinstance(tokens, str):
-            return int(self.processor.piece_to_id(_check_text(tokens)))
+            return int(self.processor.piece_to_id(check_text(tokens)))
         if not isinstance(tokens, (list, tuple)):
-            raise ValueError(f"tokens is {_shown(tokens)}, expected a piece or a list of pieces")
-        return [self.processor.piece_to_id(_check_text(token)) for token in tokens]
+            raise ValueError(f"tokens is {shown(tokens)}, expected a piece or a list of pieces")
+        return [self.processor.piece_to_id(check_text(token)) for token in tokens]
 
     def check_id(self, token_id: int) -> int:
         """The id as a Python int; a ValueError unless it is an integer of the vocabulary."""
         if not isinstance(token_id, (int, np.integer)) or isinstance(token_id, bool):
-            raise ValueError(f"a token id is {_shown(token_id)}, expected an integer")
+            raise ValueError(f"a token id is {shown(token_id)}, expected an integer")
         if not 0 <= token_id < self.vocab_size:
             raise ValueError(
                 f"token id {token_id} is out of range, expected 0 to {self.vocab_size - 1}"
@@ -214,15 +247,16 @@ def _none_if_negative(token_id: int) -> int | None:
     return token_id if token_id >= 0 else None
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value for an error message, on one line and short."""
     text = " ".join(repr(value).split())
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
 
 
-def _check_text(text: str) -> str:
+def check_text(text: str) -> str:
+    """The text; a ValueError unless it is a string without lone surrogates."""
     if not isinstance(text, str):
-        raise ValueError(f"a text is {_shown(text)}, expected a string")
+        raise ValueError(f"a text is {shown(text)}, expected a string")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -239,7 +273,7 @@ def _one_dimensional(ids: Ids) -> Sequence[int]:
     if isinstance(ids, (list, tuple)):
         return ids
     raise ValueError(
-        f"ids is {_shown(ids)}, expected a list or an integer array of one dimension; "
+        f"ids is {shown(ids)}, expected a list or an integer array of one dimension; "
         "batch_decode takes several sequences"
     )
 
