@@ -25,7 +25,7 @@ from tinymistral.commands import arguments, generate_arguments, tokenize_argumen
 from tinymistral.commands.generate import continuation
 from tinymistral.commands.report import Report
 from tinymistral.generation import GenerationStep
-from tinymistral.streaming import StopStrings
+from tinymistral.streaming import StopStrings, StreamDecoder
 from tinymistral.tokenizer import MistralTokenizer
 
 JUDGE = sentencepiece.SentencePieceProcessor(model_file=str(DEMO / "tokenizer.model"))
@@ -109,7 +109,9 @@ def test_what_was_held_back_comes_at_the_end() -> None:
     step = GenerationStep(np.array([half]), np.array([np.nan]), np.array([False]))
     report = Report("x", [1, *JUDGE.encode("x")], None, 0)
     tokenizer = MistralTokenizer.from_pretrained(DEMO)
-    assert "".join(continuation([step], tokenizer, StopStrings([]), report)) == "\ufffd"
+    assert (
+        "".join(continuation([step], StreamDecoder(tokenizer), StopStrings([]), report)) == "\ufffd"
+    )
     told = json.loads(report.as_json(), parse_constant=pytest.fail)
     assert told["text"] == "x\ufffd" == JUDGE.decode(told["ids"])
     assert told["logprobs"] == [None]  # JSON has no NaN

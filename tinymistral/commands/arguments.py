@@ -24,7 +24,7 @@ Mistral in readable NumPy.
 `python -m tinymistral` is the same as `tinymistral`. All text is UTF-8.
 """
 
-COMMANDS = ("generate", "score", "tokenize")  # each with its arguments in NAME_arguments.py
+COMMANDS = ("generate", "chat", "score", "tokenize")  # each with its arguments in NAME_arguments.py
 
 DEMO = Path(__file__).parent.parent / "demo"
 

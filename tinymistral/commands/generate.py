@@ -9,14 +9,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from tinymistral.chat import user_turn
 from tinymistral.commands.console import Progress, interruptible, say, write
+from tinymistral.commands.opening import open_checkpoint, warn_of_a_base_model
 from tinymistral.commands.prompts import as_text, read_text
 from tinymistral.commands.report import Report
 from tinymistral.generation import GenerationStep
 from tinymistral.generation_config import settle
 from tinymistral.model import MistralForCausalLM
 from tinymistral.streaming import StopStrings, StreamDecoder
-from tinymistral.tokenizer import MistralTokenizer
 
 MAX_NEW_TOKENS = 200  # where neither the command line nor the model says
 
@@ -26,34 +27,43 @@ DRAWING = ("temperature", "top_k", "top_p", "min_p", "seed")  # each turns sampl
 def run(options: argparse.Namespace) -> None:
     """Continue a text and print it as it comes, or one JSON object at the end."""
     prompt = read_text(options.prompt, options.prompt_file, what="prompt")
+    if options.system is not None and not options.chat:
+        raise ValueError("--system is said before a message; give --chat too")
     stop = StopStrings([as_text(text, "--stop") for text in options.stop])
     started = time.perf_counter()
-    tokenizer = MistralTokenizer.from_pretrained(options.model)
-    model = MistralForCausalLM.from_pretrained(
-        options.model, backend=options.backend, dtype=options.dtype
-    )
-    tokenizer.check_vocabulary(model.config.vocab_size)
+    model, tokenizer = open_checkpoint(options)
     chosen = choose(options, model)
-    ids = tokenizer.encode(prompt)
-    report = Report(prompt, ids, chosen.get("seed"), time.perf_counter() - started)
+    decoder = StreamDecoder(tokenizer)
+    if options.chat:
+        warn_of_a_base_model(options)
+        system = None if options.system is None else as_text(options.system, "--system")
+        ids = user_turn(tokenizer, prompt, system)
+    else:
+        ids = tokenizer.encode(prompt)
+        for token in ids:
+            decoder.push(token)
+    seconds = time.perf_counter() - started
+    report = Report(prompt, ids, chosen.get("seed"), seconds, answers=options.chat)
 
     # A prompt that goes through in one piece has no progress to tell.
     progress = Progress(len(ids) > model.backend.chunk and sys.stderr.isatty())
     steps = model.generate_stream([ids], progress=progress, **chosen)
-    texts = continuation(steps, tokenizer, stop, report)
+    texts = continuation(steps, decoder, stop, report)
     with interruptible():
         progress(0, len(ids))
         if options.json:
             show(texts, "", stop, progress, lambda _: None)
         else:
-            show(texts, "" if options.no_prompt else prompt, stop, progress, write)
+            show(texts, "" if options.no_prompt or options.chat else prompt, stop, progress, write)
     if options.json:
         write(f"{report.as_json()}\n")
     if options.stats:
         say(report.as_stats(model.backend))
 
 
-def choose(options: argparse.Namespace, model: MistralForCausalLM) -> dict[str, Any]:
+def choose(
+    options: argparse.Namespace, model: MistralForCausalLM, max_new_tokens: int = MAX_NEW_TOKENS
+) -> dict[str, Any]:
     """Turn the options of the command line into those of `generate`, and check them."""
     names = (*DRAWING, "max_new_tokens", "repetition_penalty")
     chosen = {n: getattr(options, n) for n in names if getattr(options, n) is not None}
@@ -67,22 +77,19 @@ def choose(options: argparse.Namespace, model: MistralForCausalLM) -> dict[str, 
     if greedy or drawing:
         chosen["do_sample"] = bool(drawing)
     chosen["num_return_sequences"] = 1  # whatever the model's default is
-    if options.ignore_eos:
+    if getattr(options, "ignore_eos", False):
         chosen["eos_token_id"] = []
     if "max_new_tokens" not in model.generation_config:
-        chosen.setdefault("max_new_tokens", MAX_NEW_TOKENS)
+        chosen.setdefault("max_new_tokens", max_new_tokens)
     if settle(model, chosen).do_sample:
         chosen.setdefault("seed", int.from_bytes(os.urandom(4), "little"))  # known: it is told
     return chosen
 
 
 def continuation(
-    steps: Iterable[GenerationStep], tokenizer: MistralTokenizer, stop: StopStrings, report: Report
+    steps: Iterable[GenerationStep], decoder: StreamDecoder, stop: StopStrings, report: Report
 ) -> Iterator[str]:
     """Generate: yield the text that each token completes, and note it all in the report."""
-    decoder = StreamDecoder(tokenizer)
-    for token in report.prompt_ids:
-        decoder.push(token)
     started = time.perf_counter()
     for step in steps:
         if not report.continuation_ids:

@@ -27,7 +27,8 @@ and top-k 40.
 
 AFTER = """\
 --json prints one object, on one line:
-  text, ids           prompt and continuation
+  text, ids           prompt and continuation (the text, with --chat: the
+                      answer alone)
   prompt, prompt_ids
   continuation        without the stop text
   continuation_ids    all that were generated, of the stop text and </s> too
@@ -63,6 +64,9 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     add_model(parser)
     add_computation(parser)
+    add = parser.add_argument
+    add("--chat", action="store_true", help="the prompt is a message to an Instruct model")
+    add("--system", metavar="TEXT", help="with --chat: a system prompt, said before the message")
 
     add = parser.add_argument_group("how far").add_argument
     add("--max-new-tokens", type=integer, metavar="N", help="at most N tokens (default: 200)")

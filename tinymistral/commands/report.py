@@ -29,13 +29,14 @@ class Report:
     texts: list[str] = field(default_factory=list)  # joined, the continuation
     continuation_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    answers: bool = False  # a message, rather than continue a text
     finish_reason: str = "length"  # "eos": the model ended the text; "stop": a stop string came
 
     def as_json(self) -> str:
         """The report as a JSON object, on one line."""
         continuation = "".join(self.texts)
         fields = {
-            "text": self.prompt + continuation,
+            "text": continuation if self.answers else self.prompt + continuation,
             "ids": self.prompt_ids + self.continuation_ids,
             "prompt": self.prompt,
             "prompt_ids": self.prompt_ids,

@@ -8,20 +8,15 @@ import math
 import sys
 
 from tinymistral.commands.console import Progress, interruptible, write
+from tinymistral.commands.opening import open_checkpoint
 from tinymistral.commands.prompts import read_text
-from tinymistral.model import MistralForCausalLM
 from tinymistral.scoring import score
-from tinymistral.tokenizer import MistralTokenizer
 
 
 def run(options: argparse.Namespace) -> None:
     """Print the log-probability and perplexity of a text."""
     text = read_text(None, options.file)
-    tokenizer = MistralTokenizer.from_pretrained(options.model)
-    model = MistralForCausalLM.from_pretrained(
-        options.model, backend=options.backend, dtype=options.dtype
-    )
-    tokenizer.check_vocabulary(model.config.vocab_size)
+    model, tokenizer = open_checkpoint(options)
     ids = tokenizer.encode(text)
     if len(ids) < 2:
         raise ValueError("the text is empty; expected at least one token to score")
