@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -15,7 +16,7 @@ COMPARED = (
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
     "num_key_value_heads head_dim hidden_act max_position_embeddings initializer_range "
     "rms_norm_eps use_cache pad_token_id bos_token_id eos_token_id tie_word_embeddings "
-    "rope_theta rope_parameters sliding_window attention_dropout dtype"
+    "rope_theta rope_parameters sliding_window attention_dropout dtype label2id problem_type"
 ).split()
 
 
@@ -25,6 +26,8 @@ def test_every_field_is_read_as_transformers_reads_it(name):
     theirs = CONFIGS[name]["reads"]
     ours = {field: getattr(config, field) for field in COMPARED}
     assert ours == {field: theirs[field] for field in COMPARED}
+    assert config.id2label == {int(i): name for i, name in theirs["id2label"].items()}
+    assert config.num_labels == len(theirs["id2label"])
 
 
 @pytest.mark.parametrize("name", PLAIN + [f"model:{name}" for name in MODELS])
@@ -92,6 +95,20 @@ def test_the_default_is_mistral_7b_v0_1_as_published():
         ("quantization_config", {"quant_method": "gptq"}),
         ("model_type", "llama"),
         ("dtype", "float8"),
+        ("num_labels", 0),
+        ("num_labels", True),
+        ("num_labels", "3"),
+        ("num_labels", 2**16 + 1),
+        ("id2label", ["a", "b"]),
+        ("id2label", {}),
+        ("id2label", {"a": "b"}),
+        ("id2label", {"0": "a", "2": "b"}),
+        ("id2label", {"0": 1}),
+        ("label2id", ["a"]),
+        ("label2id", {"a": 0}),
+        ("label2id", {"LABEL_0": "0"}),
+        ("problem_type", "classification"),
+        ("problem_type", ["regression"]),
     ],
 )
 def test_a_wrong_field_is_named_in_one_line(field, value):
@@ -111,6 +128,42 @@ def test_a_broken_config_json_is_one_line_that_names_the_file(content, tmp_path)
     with pytest.raises(ValueError, match=r"config\.json") as caught:
         MistralConfig.from_pretrained(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "field, fields",
+    [
+        ("num_labels", {"num_labels": 3, "id2label": {"0": "a", "1": "b"}}),
+        ("label2id", {"id2label": {"0": "a", "1": "b"}, "label2id": {"a": 0, "b": 0}}),
+        ("problem_type", {"num_labels": 1, "problem_type": "single_label_classification"}),
+    ],
+)
+def test_labels_that_contradict_each_other_are_named_in_one_line(field, fields):
+    with pytest.raises(ValueError, match=f"^{field}: ") as caught:
+        MistralConfig.from_dict(fields)
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_without_names_follow_their_number():
+    three = MistralConfig(num_labels=3)
+    assert three.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    assert MistralConfig() == MistralConfig(num_labels=2)
+    assert dataclasses.replace(three, num_labels=1).label2id == {"LABEL_0": 0}
+    named = dataclasses.replace(three, id2label={0: "a", 1: "b", 2: "c"})
+    assert named.label2id == {"a": 0, "b": 1, "c": 2}
+
+
+def test_labels_are_written_as_transformers_5_writes_them(tmp_path):
+    # config.json of transformers 5.23's MistralForSequenceClassification, num_labels=1 and 2
+    config = MistralConfig(num_labels=1, problem_type="regression")
+    config.save_pretrained(tmp_path, "MistralForSequenceClassification")
+    written = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert written["architectures"] == ["MistralForSequenceClassification"]
+    assert written["id2label"] == {"0": "LABEL_0"}
+    assert written["label2id"] == {"LABEL_0": 0}
+    assert written["problem_type"] == "regression"
+    assert "num_labels" not in written
+    assert not {"id2label", "label2id", "problem_type"} & MistralConfig().to_dict().keys()
 
 
 def test_the_file_written_is_what_transformers_5_writes(tmp_path):

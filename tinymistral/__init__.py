@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from tinymistral.backend import Backend, get_backend
     from tinymistral.cache import RollingCache
     from tinymistral.config import MistralConfig
+    from tinymistral.heads import (
+        MistralForQuestionAnswering,
+        MistralForSequenceClassification,
+        MistralForTokenClassification,
+    )
     from tinymistral.model import MistralForCausalLM, MistralModel
     from tinymistral.streaming import StopStrings, StreamDecoder
     from tinymistral.tokenizer import MistralTokenizer
@@ -23,6 +28,9 @@ _HOMES = {
     "Backend": "backend",
     "MistralConfig": "config",
     "MistralForCausalLM": "model",
+    "MistralForQuestionAnswering": "heads",
+    "MistralForSequenceClassification": "heads",
+    "MistralForTokenClassification": "heads",
     "MistralModel": "model",
     "MistralTokenizer": "tokenizer",
     "RollingCache": "cache",
@@ -35,6 +43,9 @@ __all__ = [
     "Backend",
     "MistralConfig",
     "MistralForCausalLM",
+    "MistralForQuestionAnswering",
+    "MistralForSequenceClassification",
+    "MistralForTokenClassification",
     "MistralModel",
     "MistralTokenizer",
     "RollingCache",

@@ -50,6 +50,11 @@ class MistralConfig:
     sliding_window: int | None = 4096  # keys visible to a query, its own included; None: all
     attention_dropout: float = 0.0  # of training; nothing is dropped here
     dtype: str | None = None  # of the checkpoint's weights, as information
+    # Of the heads with labels. None: as many as id2label names, else 2; LABEL_0, LABEL_1, ...
+    num_labels: int = None  # type: ignore[assignment]
+    id2label: dict[int, str] = None  # type: ignore[assignment]
+    label2id: dict[str, int] = None  # type: ignore[assignment]
+    problem_type: str | None = None  # of PROBLEM_TYPES; None: labels.sequence_labels
 
     def __post_init__(self) -> None:
         for name in _COUNTS:
@@ -95,6 +100,7 @@ class MistralConfig:
             raise ValueError(
                 f"dtype: {_short(self.dtype)} is not supported; expected one of {DTYPES}"
             )
+        self._settle_labels()
 
     def _check_token_ids(self) -> None:
         eos = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
@@ -138,6 +144,44 @@ class MistralConfig:
         _set(self, "rope_theta", theta)
         _set(self, "rope_parameters", {"rope_type": "default", "rope_theta": theta})
 
+    def _settle_labels(self) -> None:
+        """Make `num_labels`, `id2label` and `label2id` say the same, whichever was given."""
+        if self.num_labels is not None:
+            _integer("num_labels", self.num_labels, 1, MOST_LABELS)
+        names = None if self.id2label is None else _names_by_id(self.id2label)
+        if names is None or (self.num_labels is not None and names == _no_names(len(names))):
+            names = _no_names(self.num_labels or 2)
+        if self.num_labels not in (None, len(names)):
+            raise ValueError(
+                f"num_labels: {self.num_labels}, but id2label names {len(names)}; give one"
+            )
+        ids = {name: i for i, name in names.items()}
+        if self.label2id is not None and not isinstance(self.label2id, Mapping):
+            raise ValueError(
+                f"label2id: expected an object from names to ids, got {_short(self.label2id)}"
+            )
+        if self.label2id:
+            no_names = {name: i for i, name in _no_names(len(self.label2id)).items()}
+            for name, i in {} if self.label2id == no_names else self.label2id.items():
+                if isinstance(i, bool) or not isinstance(i, int) or names.get(i) != name:
+                    raise ValueError(
+                        f"label2id: {_short(name)}: {_short(i)} is not what id2label says; "
+                        "leave label2id out, it follows from id2label"
+                    )
+        _set(self, "num_labels", len(names))
+        _set(self, "id2label", names)
+        _set(self, "label2id", ids)
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise ValueError(
+                f"problem_type: {_short(self.problem_type)} is not supported; "
+                f"expected null or one of {PROBLEM_TYPES}"
+            )
+        if self.problem_type == "single_label_classification" and self.num_labels == 1:
+            raise ValueError(
+                "problem_type: 'single_label_classification' needs num_labels of 2 or more; for "
+                "one number give 'regression', for yes or no num_labels 2"
+            )
+
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> MistralConfig:
         """Read the fields of a config.json, of transformers 5 or any earlier one.
@@ -164,17 +208,27 @@ class MistralConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as transformers 5 writes them."""
+        """Return the fields as transformers 5 writes them; labels only where they say something."""
         fields = dataclasses.asdict(self)
-        del fields["rope_theta"]
+        del fields["rope_theta"], fields["num_labels"]
+        if self.id2label == _no_names(2):
+            del fields["id2label"], fields["label2id"]
+        if self.problem_type is None:
+            del fields["problem_type"]
         return fields | {"model_type": "mistral"}
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, revision: str = "main") -> MistralConfig:
-        """Read config.json of a folder, or of a hub name in the local Hugging Face cache."""
-        from tinymistral.checkpoint import find_checkpoint
+        """Read config.json of a folder, or of a hub name in the local Hugging Face cache.
 
-        path = find_checkpoint(name_or_path, revision) / "config.json"
+        Of a raw checkpoint, which has none, it is what params.json and the weights say.
+        """
+        from tinymistral.checkpoint import find_checkpoint, is_raw, read_raw_config
+
+        folder = find_checkpoint(name_or_path, revision)
+        if is_raw(folder):
+            return read_raw_config(folder)
+        path = folder / "config.json"
         try:
             return cls.from_dict(read_json(path))
         except ValueError as error:
@@ -189,7 +243,9 @@ class MistralConfig:
 
 
 LARGEST = 2**31 - 1  # of any integer here: what a 32-bit index can count
+MOST_LABELS = 2**16  # named one by one, so a number that a file claims must not fill the memory
 DTYPES = ("float32", "float16", "bfloat16", "float64")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 _COUNTS = (
     "vocab_size",
     "hidden_size",
@@ -204,11 +260,11 @@ def _set(config: MistralConfig, name: str, value: Any) -> None:
     object.__setattr__(config, name, value)  # the one way to derive a field of a frozen dataclass
 
 
-def _integer(name: str, value: Any, at_least: int) -> None:
+def _integer(name: str, value: Any, at_least: int, at_most: int = LARGEST) -> None:
     fits = isinstance(value, int) and not isinstance(value, bool)
-    if not fits or not at_least <= value <= LARGEST:
+    if not fits or not at_least <= value <= at_most:
         raise ValueError(
-            f"{name}: expected an integer from {at_least} to {LARGEST}, got {_short(value)}"
+            f"{name}: expected an integer from {at_least} to {at_most}, got {_short(value)}"
         )
 
 
@@ -217,6 +273,24 @@ def _number(name: str, value: Any, at_least: float) -> float:
     if not fits or not at_least <= value <= sys.float_info.max:
         raise ValueError(f"{name}: expected a number >= {at_least:g}, got {_short(value)}")
     return float(value)
+
+
+def _no_names(count: int) -> dict[int, str]:
+    """Return the names of labels that have none."""
+    return {i: f"LABEL_{i}" for i in range(count)}
+
+
+def _names_by_id(id2label: Any) -> dict[int, str]:
+    """Return names by ids 0, 1, ..., whose keys are strings in JSON."""
+    fits = isinstance(id2label, Mapping) and 1 <= len(id2label) <= MOST_LABELS
+    if fits:
+        by_key = {str(key): name for key, name in id2label.items()}
+        names = {i: by_key.get(str(i)) for i in range(len(id2label))}
+        if all(isinstance(name, str) for name in names.values()):
+            return names  # type: ignore[return-value]
+    raise ValueError(
+        f"id2label: expected a name for each of the ids 0, 1, 2, ..., got {_short(id2label)}"
+    )
 
 
 def _short(value: Any) -> str:

@@ -26,6 +26,8 @@ from tinymistral.backend import Array, Backend
 from tinymistral.cache import RollingCache
 from tinymistral.config import MistralConfig
 from tinymistral.inputs import Inputs, kept_columns, prepare
+from tinymistral.labels import next_token_labels
+from tinymistral.losses import causal_lm_loss
 from tinymistral.outputs import CausalLMOutput, ModelOutput
 from tinymistral.pretrained import PreTrainedModel, Shapes, refuse_unknown
 from tinymistral.stages import Tap, Watcher
@@ -133,6 +135,40 @@ def run(model: PreTrainedModel, inputs: Inputs, see: Watcher) -> Iterator[Array]
         yield hidden
 
 
+class Call:
+    """What is the same in a call of any model: inputs checked, stages watched, pieces run."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        given: tuple[Any, Any, Any, Any, Any],
+        watched: tuple[Tap | None, bool, bool],
+    ):
+        """Take the arguments of `prepare` from input_ids on, those of `Watcher` from tap on."""
+        self.model = model
+        self.see = Watcher(model.backend, *watched)
+        whole = self.see.wants_all
+        self.inputs = prepare(model.config, model.backend, *given, in_one_piece=whole)
+        self.real = self.inputs.positions >= 0  # (B, T), false where there is padding
+
+    def hidden(self) -> Iterator[Array]:
+        """Send the inputs through the layers, piece by piece -> (B, at most C, D), normed."""
+        return run(self.model, self.inputs, self.see)
+
+    def shared_output(self, use_cache: bool | None) -> dict[str, Any]:
+        """Return the fields that all outputs have."""
+        return {
+            "past_key_values": self.inputs.cache if self.model.wants_cache(use_cache) else None,
+            "hidden_states": self.see.hidden_states(),
+            "attentions": self.see.all_attentions(),
+        }
+
+
+def with_head(config: MistralConfig, head: Shapes) -> Shapes:
+    """Return the base model's tensors after `model.`, then those of a head."""
+    return {f"model.{n}": s for n, s in MistralModel.parameter_shapes(config).items()} | head
+
+
 class MistralModel(PreTrainedModel):
     """The layers without a head: ids to hidden states."""
 
@@ -184,15 +220,11 @@ class MistralModel(PreTrainedModel):
         the input then goes through in one piece. Raises ValueError for inputs that do not fit.
         """
         refuse_unknown(MistralModel.__call__, unknown)
-        see = Watcher(self.backend, tap, output_hidden_states, output_attentions)
         given = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds)
-        inputs = prepare(self.config, self.backend, *given, in_one_piece=see.wants_all)
-        hidden = [self.backend.to_numpy(x) for x in run(self, inputs, see)]
+        call = Call(self, given, (tap, output_hidden_states, output_attentions))
+        hidden = [self.backend.to_numpy(x) for x in call.hidden()]
         return ModelOutput(
-            last_hidden_state=np.concatenate(hidden, axis=1),
-            past_key_values=inputs.cache if self.wants_cache(use_cache) else None,
-            hidden_states=see.hidden_states(),
-            attentions=see.all_attentions(),
+            last_hidden_state=np.concatenate(hidden, axis=1), **call.shared_output(use_cache)
         )
 
 
@@ -202,15 +234,8 @@ class MistralForCausalLM(PreTrainedModel):
     @classmethod
     def parameter_shapes(cls, config: MistralConfig) -> Shapes:
         """Return the base model's tensors after `model.`, and the head unless it is tied."""
-        shapes = {f"model.{n}": s for n, s in MistralModel.parameter_shapes(config).items()}
-        if not config.tie_word_embeddings:
-            shapes["lm_head.weight"] = (config.vocab_size, config.hidden_size)
-        return shapes
-
-    @property
-    def base_weights(self) -> Any:
-        """All but `lm_head`."""
-        return self.weights.model
+        head: Shapes = {"lm_head.weight": (config.vocab_size, config.hidden_size)}
+        return with_head(config, {} if config.tie_word_embeddings else head)
 
     def logits(self, hidden: Array) -> Array:
         """Map normed hidden states (B, T, D) -> (B, T, V); tied: by the embedding itself."""
@@ -225,6 +250,7 @@ class MistralForCausalLM(PreTrainedModel):
         position_ids: Any = None,
         past_key_values: RollingCache | None = None,
         inputs_embeds: Any = None,
+        labels: Any = None,
         use_cache: bool | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
@@ -235,28 +261,37 @@ class MistralForCausalLM(PreTrainedModel):
         """Run token ids (B, T), or embeddings (B, T, D) -> logits (B, T, V).
 
         `logits_to_keep`: how many of the last columns to give logits for, 0 for all, or a list
-        of columns. Everything else as for `MistralModel`.
+        of columns. `labels` (B, T), usually the ids themselves, give a `loss`: the mean
+        cross-entropy of each column's logits with the next column's label, where that is not
+        -100 and neither column is padding. Everything else as for `MistralModel`.
         """
         refuse_unknown(MistralForCausalLM.__call__, unknown)
-        see = Watcher(self.backend, tap, output_hidden_states, output_attentions)
         given = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds)
-        inputs = prepare(self.config, self.backend, *given, in_one_piece=see.wants_all)
-        columns = kept_columns(logits_to_keep, inputs.positions.shape[1])
-        logits, start = [], 0
-        for hidden in run(self, inputs, see):
+        call = Call(self, given, (tap, output_hidden_states, output_attentions))
+        T = call.real.shape[1]
+        columns = kept_columns(logits_to_keep, T)
+        if labels is not None:
+            labels = next_token_labels(labels, self.config.vocab_size, call.real)
+            if len(columns) < T:
+                raise ValueError(
+                    f"logits_to_keep: leaves {T - len(columns)} of {T} columns out, and with "
+                    "labels the loss is over all of them; leave out one of the two"
+                )
+        parts, start = [], 0
+        for hidden in call.hidden():
             stop = start + hidden.shape[1]
             kept = columns[(start <= columns) & (columns < stop)] - start
             if len(kept):
                 whole = len(kept) == hidden.shape[1]
                 part = hidden if whole else self.backend.take(hidden, kept, axis=1)
-                logits.append(self.logits(part))
-                see("logits", logits[-1])
+                parts.append(self.logits(part))
+                call.see("logits", parts[-1])
             start = stop
+        logits = np.concatenate([self.backend.to_numpy(part) for part in parts], axis=1)
         return CausalLMOutput(
-            logits=np.concatenate([self.backend.to_numpy(part) for part in logits], axis=1),
-            past_key_values=inputs.cache if self.wants_cache(use_cache) else None,
-            hidden_states=see.hidden_states(),
-            attentions=see.all_attentions(),
+            loss=None if labels is None else causal_lm_loss(logits, labels),
+            logits=logits,
+            **call.shared_output(use_cache),
         )
 
     def generate(self, input_ids: Any, attention_mask: Any = None, **options: Any) -> Any:

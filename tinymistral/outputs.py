@@ -9,21 +9,42 @@ import numpy as np
 from tinymistral.cache import RollingCache
 
 
-@dataclass
-class ModelOutput:
-    """Of `MistralModel`: NumPy arrays in the backend's dtype, None where not asked for."""
+@dataclass(kw_only=True)
+class Output:
+    """What all models return: NumPy arrays in the backend's dtype, None where not asked for."""
 
-    last_hidden_state: np.ndarray  # (B, T, D), after the final norm
     past_key_values: RollingCache | None = None
     hidden_states: tuple[np.ndarray, ...] | None = None  # embedding, each layer; last one normed
     attentions: tuple[np.ndarray, ...] | None = None  # a layer: (B, H, T, tokens so far)
 
 
-@dataclass
-class CausalLMOutput:
-    """Of `MistralForCausalLM`: NumPy arrays in the backend's dtype, None where not asked for."""
+@dataclass(kw_only=True)
+class ModelOutput(Output):
+    """Of `MistralModel`."""
+
+    last_hidden_state: np.ndarray  # (B, T, D), after the final norm
+
+
+@dataclass(kw_only=True)
+class CausalLMOutput(Output):
+    """Of `MistralForCausalLM`."""
 
     logits: np.ndarray  # (B, T or fewer, V)
-    past_key_values: RollingCache | None = None
-    hidden_states: tuple[np.ndarray, ...] | None = None
-    attentions: tuple[np.ndarray, ...] | None = None
+    loss: np.floating | None = None  # where there are labels; here and below float32 or float64
+
+
+@dataclass(kw_only=True)
+class ClassifierOutput(Output):
+    """Of `MistralForSequenceClassification` and `MistralForTokenClassification`."""
+
+    logits: np.ndarray  # (B, num_labels); of tokens (B, T, num_labels)
+    loss: np.floating | None = None
+
+
+@dataclass(kw_only=True)
+class QuestionAnsweringOutput(Output):
+    """Of `MistralForQuestionAnswering`."""
+
+    start_logits: np.ndarray  # (B, T)
+    end_logits: np.ndarray  # (B, T)
+    loss: np.floating | None = None

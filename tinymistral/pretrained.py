@@ -40,7 +40,8 @@ class PreTrainedModel:
     ):
         """Make a model with the given tensors, or with random float32 weights.
 
-        Random weights are normal with standard deviation `initializer_range`, and 1 in norms.
+        Random weights are normal with standard deviation `initializer_range`, 1 in norms, and 0
+        in biases.
         """
         self.config = config
         self.backend = get_backend(backend, dtype)
@@ -69,18 +70,19 @@ class PreTrainedModel:
     ) -> Model:
         """Open a checkpoint: a folder, or a hub name in the local Hugging Face cache.
 
-        The weights are mapped, not read. `backend` and `dtype` as in `get_backend`: `dtype` is
+        The folder is in Hugging Face's format or, without a config.json, raw as Mistral publishes
+        it. The weights are mapped, not read. `backend` and `dtype` as in `get_backend`: `dtype` is
         what activations are rounded to, float32 by default whatever the checkpoint's dtype.
         Raises ValueError, in one line, for anything that is not a Mistral checkpoint whole.
         """
         refuse_unknown(cls.from_pretrained, unknown)
-        from tinymistral.checkpoint import find_checkpoint, load_tensors
+        from tinymistral.checkpoint import find_checkpoint, load_checkpoint
         from tinymistral.generation_config import read_generation_config
 
         folder = find_checkpoint(name_or_path, revision)
         chosen = get_backend(backend, dtype)
-        config = MistralConfig.from_pretrained(folder)
-        model = cls(config, backend=chosen, tensors=load_tensors(folder, config, cls))
+        config, tensors = load_checkpoint(folder, cls)
+        model = cls(config, backend=chosen, tensors=tensors)
         model.generation_config = read_generation_config(folder)
         return model
 
@@ -110,7 +112,7 @@ class PreTrainedModel:
     @property
     def base_weights(self) -> Any:
         """The weights of the layers, without those of a head."""
-        raise TypeError(f"{type(self).__name__} is no model; use MistralModel or a head")
+        return self.weights.model
 
     def wants_cache(self, use_cache: bool | None) -> bool:
         """Tell whether a call returns its cache: as it says, else as the configuration does."""
@@ -146,11 +148,13 @@ def refuse_if_too_large(size: int) -> None:
 
 
 def random_tensors(shapes: Shapes, config: MistralConfig, seed: int) -> dict[str, np.ndarray]:
-    """Draw float32 weights: normal with `initializer_range`, 1 in norms."""
+    """Draw float32 weights: normal with `initializer_range`, 1 in norms, 0 in biases."""
     random = np.random.default_rng(seed)
     tensors = {}
     for name, shape in shapes.items():
-        if len(shape) == 1:
+        if name.endswith(".bias"):
+            tensors[name] = np.zeros(shape, dtype=np.float32)
+        elif len(shape) == 1:
             tensors[name] = np.ones(shape, dtype=np.float32)
         else:
             tensors[name] = random.standard_normal(shape, dtype=np.float32)

@@ -29,7 +29,7 @@ STAGES = {
     "layers.N.mlp_output": "B T D",
     "layers.N.output": "B T D",
     "norm": "B T D",
-    "logits": "B T V",
+    "logits": "B T V",  # of a head with labels, their number in the place of V
 }
 
 Tap = Callable[[str, np.ndarray], None]

@@ -3,7 +3,9 @@
 from tinymistral.checkpoint.checking import check_tensors, layer_count
 from tinymistral.checkpoint.errors import CheckpointError
 from tinymistral.checkpoint.hub import find_checkpoint
-from tinymistral.checkpoint.loading import load_tensors
+from tinymistral.checkpoint.loading import load_checkpoint
+from tinymistral.checkpoint.pth import read_pth
+from tinymistral.checkpoint.raw import is_raw, read_raw, read_raw_config
 from tinymistral.checkpoint.reading import read_tensors
 from tinymistral.checkpoint.writing import write_tensors
 
@@ -11,8 +13,12 @@ __all__ = [
     "CheckpointError",
     "check_tensors",
     "find_checkpoint",
+    "is_raw",
     "layer_count",
-    "load_tensors",
+    "load_checkpoint",
+    "read_pth",
+    "read_raw",
+    "read_raw_config",
     "read_tensors",
     "write_tensors",
 ]

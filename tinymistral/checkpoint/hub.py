@@ -59,7 +59,8 @@ def _find_snapshot(name: str, revision: str) -> Path:
                 f"{quoted(name)} is no folder, and its revision {quoted(revision)} is not in the "
                 f"local Hugging Face cache {cache}; to download it, run: {download}"
             )
-        if not (snapshot / "config.json").is_file():
+        # A raw checkpoint has params.json in its place.
+        if not any((snapshot / file).is_file() for file in ("config.json", "params.json")):
             raise CheckpointError(
                 f"the download of {quoted(name)} is incomplete: no config.json in {snapshot}; "
                 f"to complete it, run: {download}"

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint, exactly those that a model of its configuration has."""
+"""Opening a checkpoint: its configuration, and exactly the tensors that a model of it has."""
 
 from __future__ import annotations
 
@@ -8,23 +8,30 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tinymistral.checkpoint.checking import check_tensors, layer_count
-from tinymistral.checkpoint.errors import CheckpointError
+from tinymistral.checkpoint.errors import CheckpointError, listed
+from tinymistral.checkpoint.raw import is_raw, read_raw
 from tinymistral.checkpoint.reading import read_tensors
 from tinymistral.config import MistralConfig
 
 if TYPE_CHECKING:
     from tinymistral.pretrained import PreTrainedModel
 
+HEADS = ("lm_head.weight", "score.weight", "score.bias", "qa_outputs.weight", "qa_outputs.bias")
 
-def load_tensors(
-    folder: Path, config: MistralConfig, model: type[PreTrainedModel]
-) -> dict[str, np.ndarray]:
-    """Map the tensors of the checkpoint in `folder` that `model` has, under its own names.
 
-    A base model opens the checkpoint of a language model too, and the reverse where the head is
-    tied. Missing, extra, misshapen or wrongly typed tensors are one CheckpointError.
+def load_checkpoint(
+    folder: Path, model: type[PreTrainedModel]
+) -> tuple[MistralConfig, dict[str, np.ndarray]]:
+    """Read a checkpoint, Hugging Face's or raw: the configuration and the tensors of `model`.
+
+    The tensors have `model`'s own names. A base model opens the checkpoint of any head too,
+    and the reverse where the head is tied; a head that is not there is not made up. Missing, extra,
+    misshapen or wrongly typed tensors are one CheckpointError.
     """
-    found = read_tensors(folder)
+    if is_raw(folder):
+        config, found = read_raw(folder)
+    else:
+        config, found = MistralConfig.from_pretrained(folder), read_tensors(folder)
     # Before the expected names are listed: a configuration may claim any number of layers.
     layers = layer_count(found)
     if layers != config.num_hidden_layers:
@@ -41,12 +48,17 @@ def load_tensors(
 
     def harmless(name: str) -> bool:
         """Old checkpoints store the rotary frequencies; a head not wanted, or tied, is unused."""
-        return name.endswith("rotary_emb.inv_freq") or (
-            name == "lm_head.weight" and name not in expected
-        )
+        unused = name in HEADS[: 1 if prefixed else None] and name not in expected
+        return name.endswith("rotary_emb.inv_freq") or unused
 
+    missing = [name for name in expected if name not in found]
+    if missing and all(name in HEADS for name in missing):
+        raise CheckpointError(
+            f"{folder}: the head of {model.__name__} is missing ({listed(missing)}), and none is "
+            "made up; open the checkpoint with the class that saved it, or MistralModel"
+        )
     try:
         check_tensors(found, expected, harmless)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from None
-    return {name: found[name] for name in expected}
+    return config, {name: found[name] for name in expected}
