@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-import tinymistral
+from tinymistral import DEMO
 
-DEMO = Path(tinymistral.__file__).parent / "demo"
+__all__ = ["CASES", "DEMO", "FIXTURES", "MANIFEST", "MODELS", "goldens", "read_json"]
+
 FIXTURES = Path(__file__).parent / "fixtures"
 MANIFEST: dict[str, Any] = json.loads((FIXTURES / "manifest.json").read_text(encoding="utf-8"))
 MODELS = sorted(MANIFEST["models"])

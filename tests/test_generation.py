@@ -80,6 +80,25 @@ def test_a_cache_is_continued_and_only_what_it_lacks_is_computed(monkeypatch):
         model.generate([[5], [6]], past_key_values=cache)
 
 
+@pytest.mark.parametrize("do_sample", [True, False])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_not_finite_are_an_error(value, do_sample):
+    model = open_model("gqa")
+    tensors = dict(model.tensors)
+    head = tensors["lm_head.weight"] = tensors["lm_head.weight"].copy()
+    head[7] = value
+    broken = MistralForCausalLM(model.config, tensors=tensors)
+    with pytest.raises(ValueError, match="not finite"), np.errstate(invalid="ignore"):
+        broken.generate([[1, 2]], do_sample=do_sample)
+
+
+def test_stop_strings_need_the_tokenizer_of_the_model():
+    model, tokenizer = open_model("gqa"), MistralTokenizer.from_pretrained(DEMO)
+    with pytest.raises(ValueError, match="2048 pieces and the model a vocabulary of 67"):
+        model.generate([[5]], stop=["x"], tokenizer=tokenizer)
+    assert model.generate([[5]], stop=[], max_new_tokens=2).shape == (1, 3)
+
+
 def test_no_new_tokens_give_the_prompt_back():
     ids = [[5, 6, 7]]
     output = open_model("gqa").generate(ids, max_new_tokens=0, return_dict_in_generate=True)

@@ -14,6 +14,7 @@ import pytest
 from goldens import CASES, FIXTURES, MANIFEST, MODELS, goldens
 
 from tinymistral import MistralConfig, MistralForCausalLM, MistralModel, RollingCache
+from tinymistral.checkpoint import write_tensors
 
 FLOAT64 = 1e-9
 FLOAT32 = 2e-4
@@ -165,6 +166,21 @@ def test_tied_embeddings_are_one_array():
     model = open_model("tied")
     assert "lm_head.weight" not in model.tensors
     assert model.num_parameters() == sum(t.size for t in model.tensors.values())
+
+
+def test_a_tied_head_that_is_stored_has_to_be_the_embedding(tmp_path):
+    # transformers then does not tie them, with a warning
+    model = open_model("tied")
+    model.save_pretrained(tmp_path)
+    embedding = model.tensors["model.embed_tokens.weight"]
+    write_tensors(tmp_path, model.tensors | {"lm_head.weight": embedding})
+    MistralForCausalLM.from_pretrained(tmp_path)
+    other = embedding.copy()
+    other[-1, -1] += 1
+    for head in (other, embedding[:-1], embedding.astype(np.float32)):
+        write_tensors(tmp_path, model.tensors | {"lm_head.weight": head})
+        with pytest.raises(ValueError, match="set tie_word_embeddings to false"):
+            MistralForCausalLM.from_pretrained(tmp_path)
 
 
 def test_weights_are_views_of_the_mapped_file():

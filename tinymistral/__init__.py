@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tinymistral.backend import Backend, get_backend
     from tinymistral.cache import RollingCache
     from tinymistral.config import MistralConfig
+    from tinymistral.demo import DEMO
     from tinymistral.heads import (
         MistralForQuestionAnswering,
         MistralForSequenceClassification,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "DEMO": "demo",
     "Backend": "backend",
     "MistralConfig": "config",
     "MistralForCausalLM": "model",
@@ -40,6 +42,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "DEMO",
     "Backend",
     "MistralConfig",
     "MistralForCausalLM",

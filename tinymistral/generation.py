@@ -90,9 +90,10 @@ def generate_stream(
     ids = check_ids(input_ids, model.config.vocab_size)
     prompts = unpadded(ids, attention_mask)
     stoppers: list[Stopper] = []
-    if stop is not None:
+    if stop is not None and stop != []:
         if tokenizer is None:
             raise ValueError("stop: texts are found in the decoded text; give the tokenizer too")
+        tokenizer.check_vocabulary(model.config.vocab_size)
         each = range(config.num_return_sequences)
         stoppers = [Stopper(stop, tokenizer, prompt) for prompt in prompts for _ in each]
     if past_key_values is not None:
@@ -224,6 +225,11 @@ def step(model: MistralForCausalLM, cache: RollingCache, tokens: np.ndarray) -> 
 def last_logits(model: MistralForCausalLM, hidden: Any) -> np.ndarray:
     """Map the last column of hidden states (B, T, D) to logits (B, V), float32 at least."""
     logits = model.backend.to_numpy(model.logits(hidden[:, -1:]))[:, 0]
+    if np.isnan(logits).any() or np.isposinf(logits).any():
+        raise ValueError(
+            "the model's logits are not finite: its weights are damaged, and a new download helps, "
+            f"or its numbers overflow in {model.backend.dtype}, and another dtype does"
+        )
     return logits if logits.dtype == np.float64 else logits.astype(np.float32)
 
 

@@ -216,8 +216,10 @@ class MistralModel(PreTrainedModel):
 
         `attention_mask` (B, T), or for all tokens so far, has 0 for padding; `position_ids`
         (B, T) say positions outright. `past_key_values`, as an earlier call returned it, is
-        continued, and written to. `tap(name, array)` is shown every stage of `stages.STAGES`;
-        the input then goes through in one piece. Raises ValueError for inputs that do not fit.
+        continued, and written to; a position that is given again takes back all from there on (a
+        mask is then given for the new tokens alone). `tap(name, array)` is shown every stage of
+        `stages.STAGES`; the input then goes through in one piece. Raises ValueError for inputs
+        that do not fit.
         """
         refuse_unknown(MistralModel.__call__, unknown)
         given = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds)

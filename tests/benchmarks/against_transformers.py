@@ -23,10 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-import tinymistral
-from tinymistral import MistralConfig, MistralForCausalLM
+from tinymistral import DEMO, MistralConfig, MistralForCausalLM
 
-DEMO = Path(tinymistral.__file__).parent / "demo"
 PEAK = "; import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
 OURS = (
     "import sys; from tinymistral.cli import main; main(['generate', 'Once upon a time', "

@@ -57,8 +57,24 @@ def load_checkpoint(
             f"{folder}: the head of {model.__name__} is missing ({listed(missing)}), and none is "
             "made up; open the checkpoint with the class that saved it, or MistralModel"
         )
+    if config.tie_word_embeddings and prefixed and "lm_head.weight" in found:
+        check_tied(folder, found["lm_head.weight"], found.get("model.embed_tokens.weight"))
     try:
         check_tensors(found, expected, harmless)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from None
     return config, {name: found[name] for name in expected}
+
+
+def check_tied(folder: Path, head: np.ndarray, embedding: np.ndarray | None) -> None:
+    """Raise a CheckpointError if a tied head is stored, and is not the embedding bit by bit."""
+    same = embedding is not None and (head.shape, head.dtype) == (embedding.shape, embedding.dtype)
+    rows = 1024  # at once: neither is to be copied whole
+    if not same or any(
+        head[n : n + rows].tobytes() != embedding[n : n + rows].tobytes()
+        for n in range(0, len(head), rows)
+    ):
+        raise CheckpointError(
+            f"{folder}: config.json says that word embeddings are tied, but lm_head.weight is not "
+            "the embedding; set tie_word_embeddings to false"
+        )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NoReturn
 
 from tinymistral.commands.console import write
+from tinymistral.demo import DEMO
 
 DESCRIPTION = """\
 Mistral in readable NumPy.
@@ -25,8 +25,6 @@ Mistral in readable NumPy.
 """
 
 COMMANDS = ("generate", "chat", "score", "tokenize")  # each with its arguments in NAME_arguments.py
-
-DEMO = Path(__file__).parent.parent / "demo"
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,0 +1,5 @@
+"""The embedded demo model: 2.4 million parameters, trained on public-domain fairy tales."""
+
+from pathlib import Path
+
+DEMO = Path(__file__).parent  # a checkpoint's folder, for `from_pretrained`
