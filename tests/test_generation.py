@@ -152,6 +152,17 @@ def test_a_finished_row_leaves_the_batch(monkeypatch):
     assert rows == [2, 2, 1, 1, 1, 1]
 
 
+def test_what_a_row_has_said_stays_with_it_when_another_leaves():
+    # With a repetition penalty; row 0 ends first, and row 1 goes on as it does alone.
+    model = open_model("gqa")
+    options = {"max_new_tokens": 12, "repetition_penalty": 1.7, "eos_token_id": []}
+    both = model.generate([[5, 6], [9, 8]], **options)
+    ends = int(both[0, 4])
+    assert ends not in both[1]
+    stopped = model.generate([[5, 6], [9, 8]], **(options | {"eos_token_id": ends}))
+    np.testing.assert_array_equal(stopped[1], model.generate([[9, 8]], **options)[0])
+
+
 def test_progress_tells_how_much_of_the_prompt_has_gone_through():
     model = open_model("gqa")
     told = []

@@ -27,6 +27,14 @@ def test_processed_scores_are_those_of_transformers(name):
     np.testing.assert_allclose(scores, TENSORS[name], rtol=1e-6)
 
 
+@pytest.mark.parametrize("p, kept", [(0.25, 1), (0.5, 2), (0.75, 3), (0.76, 4), (1e-9, 1)])
+def test_top_p_keeps_no_more_than_it_needs(p, kept):
+    # Four equal tokens have exactly a quarter each; transformers removes the likeliest last,
+    # `cumulative_probs <= (1 - top_p)` from below.
+    scores = sampling.keep_top_p(np.zeros((1, 4), dtype=np.float32), p)
+    assert np.isfinite(scores).sum() == kept
+
+
 @given(
     seed=st.integers(0, 2**32 - 1),
     rows=st.integers(1, 4),
