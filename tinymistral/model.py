@@ -128,7 +128,7 @@ def run(model: PreTrainedModel, inputs: Inputs, see: Watcher) -> Iterator[Array]
             hidden = forward(
                 x, weights, Piece(config, backend, cache, positions, slots, table, see)
             )
-        except BaseException:  # an interrupt too: the cache then holds what it held before
+        except BaseException:  # an interrupt too: the pieces before this one stay, it has not been
             cache.withdraw(slots)
             raise
         cache.commit(positions)

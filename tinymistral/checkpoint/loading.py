@@ -68,11 +68,14 @@ def load_checkpoint(
 
 def check_tied(folder: Path, head: np.ndarray, embedding: np.ndarray | None) -> None:
     """Raise a CheckpointError if a tied head is stored, and is not the embedding bit by bit."""
-    same = embedding is not None and (head.shape, head.dtype) == (embedding.shape, embedding.dtype)
     rows = 1024  # at once: neither is to be copied whole
-    if not same or any(
-        head[n : n + rows].tobytes() != embedding[n : n + rows].tobytes()
-        for n in range(0, len(head), rows)
+    if (
+        embedding is None
+        or (head.shape, head.dtype) != (embedding.shape, embedding.dtype)
+        or any(
+            head[n : n + rows].tobytes() != embedding[n : n + rows].tobytes()
+            for n in range(0, len(head), rows)
+        )
     ):
         raise CheckpointError(
             f"{folder}: config.json says that word embeddings are tied, but lm_head.weight is not "
