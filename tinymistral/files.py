@@ -1,27 +1,73 @@
-"""Reading JSON with one-line errors, and writing files that appear whole or not at all."""
+"""Reading files with one-line errors, and writing files that appear whole or not at all."""
 
 from __future__ import annotations
 
 import json
+import operator
 import os
-import tempfile
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+JSON_LIMIT = 10_000_000  # bytes: an index of 100,000 tensors, a 7B model has 291
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*(?:([KMGT])(I?)B)?", re.ASCII)
+
+
+def check_is_file(path: Path) -> None:
+    """Raise a ValueError, which leaves the path unsaid, unless it is a regular file."""
+    if path.is_file():
+        return
+    if path.exists():
+        raise ValueError("it is no regular file")  # a pipe would block, a device never end
+    if path.is_symlink():
+        raise ValueError("it is a symbolic link to a file that is not there")
+    raise ValueError("there is no such file")
+
+
+def is_named(path: Path) -> bool:
+    """Tell whether a folder lists the name, be it a link to nothing: that is no absent file."""
+    return path.is_symlink() or path.exists()
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """Read a regular file of at most `limit` bytes; ValueError in one line for anything else."""
+    try:
+        check_is_file(path)
+        size = path.stat().st_size
+        if size > limit:
+            raise ValueError(f"it is {size} bytes, expected {limit} at most; download it again")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path}: cannot be read: {reason}") from None
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read the JSON object in a UTF-8 file; ValueError in one line for anything else."""
+    content = read_bytes(path, JSON_LIMIT)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+        value = parse_json(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
+
+
+def parse_json(content: bytes) -> Any:
+    """Parse JSON in UTF-8 whose objects have each name once; ValueError or RecursionError."""
+    return json.loads(content.decode("utf-8"), object_pairs_hook=_without_duplicates)
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in unique:
+            raise ValueError(f"the name {name!r:.120} stands there twice")
+        unique[name] = value
+    return unique
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -34,19 +80,42 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`, renamed to it on success and removed on failure."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
+    temporary.open("xb").close()  # new, and readable by whom the umask allows, unlike mkstemp's
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, if they are not there; ValueError if that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ValueError(f"{path} is a file, expected a folder to write to") from None
+    except OSError as error:
+        raise ValueError(f"{path}: this folder cannot be made: {error.strerror}") from None
+
+
+def parse_size(size: int | str) -> int:
+    """Return a size in bytes, given so or as "5GB": KB, MB, GB, TB decimal, KiB ... TiB binary.
+
+    The units are those of transformers' `max_shard_size`. Raises ValueError below one byte.
+    """
+    number: Any = size
+    if isinstance(size, str) and (match := _SIZE.fullmatch(size.strip().upper())):
+        value, unit, binary = match.groups()
+        power = " KMGT".index(unit or " ")
+        number = round(float(value) * (1024 if binary else 1000) ** power)
+    try:
+        number = 0 if isinstance(number, bool) else operator.index(number)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ValueError(
+            f"a size is {size!r:.60}, expected 1 byte or more, as a number or such as '5GB', '2GiB'"
+        )
+    return int(number)

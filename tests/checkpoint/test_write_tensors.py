@@ -4,13 +4,14 @@ import json
 import os
 import stat
 import sys
+import tracemalloc
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
-import safetensors
-from hypothesis import given
+import safetensors.numpy
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
@@ -121,6 +122,49 @@ def test_strided_and_big_endian_arrays_are_written_right(tmp_path):
     }
 
 
+@given(
+    st.dictionaries(
+        st.text(max_size=20).filter(lambda name: name != "__metadata__"),
+        st.tuples(
+            st.sampled_from([np.float32, np.float16, ml_dtypes.bfloat16]),
+            st.lists(st.integers(0, 3), max_size=3),
+        ),
+        max_size=6,
+    )
+)
+@example(
+    {'日本\x00\x1f\x7f\n"\\/\u2028': (np.float16, [1]), "": (np.float32, []), "🙂": (">f4", [2])}
+)
+@example({})
+def test_a_file_has_the_bytes_that_safetensors_writes(tmp_path_factory, entries):
+    tensors = {
+        name: np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype)
+        for name, (dtype, shape) in entries.items()
+    }
+    folder = tmp_path_factory.mktemp("checkpoint")
+    write_tensors(folder, tensors)
+    expected = safetensors.numpy.save(tensors, metadata={"format": "pt"})
+    assert (folder / "model.safetensors").read_bytes() == expected
+
+
+def test_one_tensor_at_a_time_is_in_memory(tmp_path):
+    # Each is a megabyte, and has to be copied before it is written.
+    tensors = {str(i): np.ones((512, 512), np.float32).T for i in range(6)}
+    tracemalloc.start()
+    try:
+        write_tensors(tmp_path, tensors, max_shard_size=2_500_000)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 1_000_000 < peak < 1_900_000
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
+def test_a_full_disk_is_told_as_such():
+    with pytest.raises(OSError, match="No space left on device"):
+        writing.write_file(Path("/dev/full"), {"x": floats(100_000)})
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.int64, ml_dtypes.float8_e5m2, ">f8"])
 def test_types_that_would_not_be_read_are_not_written(tmp_path, dtype):
     with pytest.raises(CheckpointError, match=r"cannot write 'x' as .* convert it to float32"):
@@ -174,16 +218,16 @@ def test_a_later_save_leaves_nothing_of_an_earlier_one(tmp_path, before, after):
 def test_a_failed_save_leaves_the_folder_as_it_was(tmp_path, monkeypatch, failure):
     write_tensors(tmp_path, {"a": floats(1), "b": floats(1)}, max_shard_size=4)
     before = content_of(tmp_path)
-    save_file = writing.save_file
+    write_file = writing.write_file
 
-    def fails_at_the_second(tensors, path, metadata):
+    def fails_half_way_through_the_second(path, tensors, prepare):
         assert tmp_path in path.parents  # a rename from elsewhere would be a copy
+        write_file(path, tensors, prepare)
         if "b" in tensors:
-            path.write_bytes(b"half")
+            path.write_bytes(path.read_bytes()[:-2])
             raise failure
-        save_file(tensors, path, metadata)
 
-    monkeypatch.setattr(writing, "save_file", fails_at_the_second)
+    monkeypatch.setattr(writing, "write_file", fails_half_way_through_the_second)
     expected = CheckpointError if isinstance(failure, OSError) else failure
     with pytest.raises(expected):
         write_tensors(tmp_path, {"a": floats(1, 5), "b": floats(1, 5)}, max_shard_size=4)

@@ -18,8 +18,8 @@ from typing import NamedTuple
 from tinymistral.checkpoint.errors import quoted
 from tinymistral.checkpoint.reading import _GIT_LFS_POINTER
 
-# What zipfile raises beside OSError and ValueError.
-ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, struct.error)
+# What zipfile makes of a damaged file, beside OSError and ValueError.
+_ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, struct.error)
 
 _DIRECTORY_LIMIT = 4_000_000  # bytes: 40,000 storages, a 7B model has 291
 _READ_LIMIT = 4_000_000  # bytes: a pickle of 20,000 tensors
@@ -41,15 +41,17 @@ class Entry(NamedTuple):
 class Archive:
     """The mapped file, and its entries by their names without the folder.
 
-    Whatever sizes the file claims, what is read here is bounded. Raises ValueError, OSError or one
-    of ZIP_ERRORS.
+    Whatever sizes the file claims, what is read here is bounded. Raises ValueError or OSError.
     """
 
     def __init__(self, path: Path):
         with _BoundedFile(path) as file:
             _check_beginning(file.read(64))
-            with zipfile.ZipFile(file) as archive:
-                infos, directory = archive.infolist(), archive.start_dir
+            try:
+                with zipfile.ZipFile(file) as archive:
+                    infos, directory = archive.infolist(), archive.start_dir
+            except _ZIP_ERRORS as error:
+                raise ValueError(f"{error}; the file is damaged, download it again") from error
             self.mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.entries = _locate(infos, self.mapped, directory)
         if "byteorder" in self.entries and self.read("byteorder") != b"little":
@@ -105,7 +107,7 @@ def _locate(infos: list[zipfile.ZipInfo], mapped: mmap.mmap, directory: int) -> 
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
             raise ValueError(f"{shown} is compressed, which torch.save never does; save it so")
         name_start = info.header_offset + _LOCAL_HEADER.size
-        header = mapped[info.header_offset : name_start]
+        header = mapped[info.header_offset : name_start].ljust(_LOCAL_HEADER.size)
         mark, name_length, extra_length = _LOCAL_HEADER.unpack(header)
         name_end = name_start + name_length
         written = name.encode("utf-8" if info.flag_bits & _UTF_8 else "cp437")

@@ -16,7 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from tinymistral.checkpoint.archive import ZIP_ERRORS, Archive
+from tinymistral.checkpoint.archive import Archive
 from tinymistral.checkpoint.errors import CheckpointError, listed, quoted
 from tinymistral.checkpoint.reading import _cannot_read, _check_is_file
 from tinymistral.checkpoint.unpickling import unpickle
@@ -30,7 +30,7 @@ STORAGES = {
 _MAX_DIMENSIONS = 32  # of NumPy 1
 
 # Whatever a broken or hostile file makes the readers below raise.
-_READ_ERRORS = (*ZIP_ERRORS, OSError, ValueError, OverflowError, MemoryError)
+_READ_ERRORS = (OSError, ValueError, OverflowError, MemoryError)
 
 
 def read_pth(path: Path) -> dict[str, np.ndarray]:

@@ -8,7 +8,6 @@ The offsets count from the end of the header, so the data is as unaligned as the
 Format: https://github.com/huggingface/safetensors#format
 """
 
-import json
 import mmap
 import re
 from pathlib import Path
@@ -19,6 +18,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from tinymistral.checkpoint.errors import CheckpointError, listed, quoted, shortened
+from tinymistral.files import JSON_LIMIT, parse_json, read_json
+from tinymistral.files import check_is_file as _check_is_file
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -40,7 +41,6 @@ DTYPES = {
     "BOOL": np.dtype(np.bool_),
 }
 
-_JSON_LIMIT = 10_000_000  # bytes of header or index: 100,000 tensors, a 7B model has 291
 _SHARD_NAME = re.compile(r"\w[\w .+-]{0,200}\.safetensors")  # no separator, drive or control code
 _GIT_LFS_POINTER = b"version https://git-lfs"  # stands in for a large file in a git clone
 
@@ -100,18 +100,18 @@ def _read_shards(folder: Path) -> dict[str, np.ndarray]:
 
 def _read_weight_map(index: Path) -> dict[str, str]:
     try:
-        _check_is_file(index)
-        if index.stat().st_size > _JSON_LIMIT:
-            raise ValueError(f"it is over {_JSON_LIMIT} bytes, which no checkpoint needs")
-        content = _parse_json(index.read_bytes())
-        weight_map = content.get("weight_map") if isinstance(content, dict) else None
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ValueError('expected {"weight_map": {tensor name: file name, ...}}')
-        for file in weight_map.values():
-            if not isinstance(file, str) or not _SHARD_NAME.fullmatch(file):
-                raise ValueError(f"{quoted(file)} is not the plain name of a .safetensors file")
-    except _READ_ERRORS as error:
-        raise _cannot_read(index, error) from error
+        weight_map = read_json(index).get("weight_map")
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(
+            f'{index}: expected {{"weight_map": {{tensor name: file name, ...}}}}'
+        )
+    for file in weight_map.values():
+        if not isinstance(file, str) or not _SHARD_NAME.fullmatch(file):
+            raise CheckpointError(
+                f"{index}: {quoted(file)} is not the plain name of a .safetensors file"
+            )
     return weight_map
 
 
@@ -123,16 +123,16 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
         if beginning == _GIT_LFS_POINTER:
             raise ValueError("it only stands in for the weights; to get them: git lfs pull")
         header_length = int.from_bytes(beginning[:8], "little")
-        if header_length > _JSON_LIMIT:
+        if header_length > JSON_LIMIT:
             raise ValueError(
-                f"its header claims {header_length} bytes, over {_JSON_LIMIT}; "
+                f"its header claims {header_length} bytes, over {JSON_LIMIT}; "
                 "the file is damaged, download it again"
             )
         with safe_open(path, framework="np"):
             pass  # opening makes safetensors check the header, the offsets and the file's length
         with path.open("rb") as file:
             file.seek(8)
-            header = _parse_json(file.read(header_length))
+            header = parse_json(file.read(header_length))
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         header.pop("__metadata__", None)
         unreadable = [
@@ -156,29 +156,6 @@ def _view(mapped: mmap.mmap, start: int, entry: dict[str, Any]) -> np.ndarray:
     begin, end = entry["data_offsets"]
     count = (end - begin) // dtype.itemsize
     return np.frombuffer(mapped, dtype, count, start + begin).reshape(entry["shape"])
-
-
-def _check_is_file(path: Path) -> None:
-    if path.is_file():
-        return
-    if path.exists():
-        raise ValueError("it is no regular file")  # a pipe would block, a device never end
-    if path.is_symlink():
-        raise ValueError("it is a symbolic link to a file that is not there")
-    raise ValueError("there is no such file")
-
-
-def _parse_json(content: bytes) -> Any:
-    return json.loads(content.decode("utf-8"), object_pairs_hook=_without_duplicates)
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in unique:
-            raise ValueError(f"the name {quoted(name)} stands there twice")
-        unique[name] = value
-    return unique
 
 
 def _cannot_read(path: Path, error: BaseException) -> CheckpointError:

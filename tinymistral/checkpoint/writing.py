@@ -1,20 +1,28 @@
 """Writing weights as transformers does: one safetensors file, or shards and their index."""
 
+import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from tinymistral.checkpoint.checking import WEIGHT_DTYPES
 from tinymistral.checkpoint.errors import CheckpointError, quoted
 from tinymistral.checkpoint.reading import INDEX_FILE, SINGLE_FILE
-from tinymistral.files import whole_file, write_json
+from tinymistral.files import write_json
 
+_TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # in the order within a file
 _WEIGHTS_NAME = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors(\.index\.json)?")
+
+Prepare = Callable[[str, np.ndarray], np.ndarray]  # name, tensor -> what is written in its place
+
+
+def as_it_is(name: str, tensor: np.ndarray) -> np.ndarray:
+    """Prepare nothing."""
+    return tensor
 
 
 def write_tensors(
@@ -33,28 +41,76 @@ def write_tensors(
     """
     folder = Path(folder)
     _check(tensors, max_shard_size)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
+            names = write_shards(Path(temporary), tensors, max_shard_size)
+            if INDEX_FILE in names:
+                # Without an index no half-replaced set of shards can be read.
+                (folder / INDEX_FILE).unlink(missing_ok=True)
+            for name in names:
+                (Path(temporary) / name).replace(folder / name)
+            for path in list(folder.iterdir()):
+                if _WEIGHTS_NAME.fullmatch(path.name) and path.name not in names:
+                    path.unlink()
+    except OSError as error:
+        raise CheckpointError(f"cannot write the weights to {folder}: {error}") from error
+
+
+def write_shards(
+    folder: Path,
+    tensors: Mapping[str, np.ndarray],
+    max_shard_size: int,
+    prepare: Prepare = as_it_is,
+) -> list[str]:
+    """Write the files of `write_tensors` into an empty folder, as `write_file` does -> their names.
+
+    The index is the last.
+    """
     shards = _split(tensors, max_shard_size)
     names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     if len(shards) == 1:
         names = [SINGLE_FILE]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
-            staging = Path(temporary)
-            for name, shard in zip(names, shards, strict=True):
-                _write_file(staging / name, shard)
-            if len(shards) > 1:
-                _write_index(staging / INDEX_FILE, dict(zip(names, shards, strict=True)))
-                names.append(INDEX_FILE)
-                # Without an index no half-replaced set of shards can be read.
-                (folder / INDEX_FILE).unlink(missing_ok=True)
-            for name in names:
-                (staging / name).replace(folder / name)
-            for path in list(folder.iterdir()):
-                if _WEIGHTS_NAME.fullmatch(path.name) and path.name not in names:
-                    path.unlink()
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot write the weights to {folder}: {error}") from error
+    for name, shard in zip(names, shards, strict=True):
+        write_file(folder / name, shard, prepare)
+    if len(shards) > 1:
+        _write_index(folder / INDEX_FILE, dict(zip(names, shards, strict=True)))
+        names.append(INDEX_FILE)
+    return names
+
+
+def write_file(path: Path, tensors: Mapping[str, np.ndarray], prepare: Prepare = as_it_is) -> None:
+    """Write one safetensors file, with the bytes that safetensors itself would write.
+
+    It would have all tensors in memory at once, in C order; here it is one. `prepare(name, tensor)`
+    is called when a tensor's turn comes, and returns what is written: as large, of the same dtype.
+
+    The header in JSON is filled up with spaces, so that the data starts at a multiple of eight;
+    then come the tensors, widest dtype first, each dtype sorted by name.
+    """
+    types = {name: tensor.dtype.newbyteorder("=").name for name, tensor in tensors.items()}
+    order = sorted(tensors, key=lambda name: (list(_TYPES).index(types[name]), name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        start, end = end, end + tensors[name].nbytes
+        header[name] = {
+            "dtype": _TYPES[types[name]],
+            "shape": tensors[name].shape,
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(_bytes_of(prepare(name, tensors[name])))
+
+
+def _bytes_of(array: np.ndarray) -> np.ndarray:
+    """View an array as its bytes in a file; only one that lies otherwise in memory is copied."""
+    little = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
+    return little.reshape(-1).view(np.uint8)
 
 
 def _check(tensors: Mapping[str, np.ndarray], max_shard_size: int) -> None:
@@ -87,13 +143,6 @@ def _split(tensors: Mapping[str, np.ndarray], limit: int) -> list[dict[str, np.n
     if current or not shards:
         shards.append(current)
     return shards
-
-
-def _write_file(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    # safetensors writes from the arrays' memory, taken to be in C order; big-endian ones it swaps.
-    contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
-    with whole_file(path) as temporary:
-        save_file(contiguous, temporary, metadata={"format": "pt"})
 
 
 def _write_index(path: Path, shards: Mapping[str, Mapping[str, np.ndarray]]) -> None:

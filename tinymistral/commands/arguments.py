@@ -24,7 +24,8 @@ Mistral in readable NumPy.
 `python -m tinymistral` is the same as `tinymistral`. All text is UTF-8.
 """
 
-COMMANDS = ("generate", "chat", "score", "tokenize")  # each with its arguments in NAME_arguments.py
+# Each with its arguments in NAME_arguments.py.
+COMMANDS = ("generate", "chat", "score", "convert", "tokenize")
 
 
 class Parser(argparse.ArgumentParser):

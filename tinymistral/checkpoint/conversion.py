@@ -1,0 +1,210 @@
+"""Conversion between raw checkpoints and Hugging Face's format, tensor by tensor."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinymistral.checkpoint.errors import CheckpointError, listed
+from tinymistral.checkpoint.hub import find_checkpoint
+from tinymistral.checkpoint.loading import load_checkpoint
+from tinymistral.checkpoint.raw import (
+    CONFIG_NAMES,
+    PARAMS_FILE,
+    SAFETENSORS_FILE,
+    config_from_params,
+    is_raw,
+    pair_rows,
+    raw_name,
+    read_raw_unpermuted,
+    rotate_halves,
+)
+from tinymistral.checkpoint.writing import write_file, write_shards
+from tinymistral.config import MistralConfig
+from tinymistral.files import parse_size, write_json
+from tinymistral.generation_config import read_generation_config
+from tinymistral.model import MistralForCausalLM
+from tinymistral.tokenizer import MistralTokenizer
+
+REORDERED = ("q_proj.weight", "k_proj.weight", "wq.weight", "wk.weight")
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written: the configuration, the number of weights and their bytes."""
+
+    config: MistralConfig
+    parameters: int
+    size: int
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    to: str = "hf",
+    model_size: str | None = None,
+    max_shard_size: int | str = "5GB",
+    force: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Converted:
+    """Convert a checkpoint to the format `to`, "hf" or "raw", in the folder `target`.
+
+    source: a folder, or a hub name in the local cache, in the other format.
+    model_size: such as 7B; held against the checkpoint.
+    max_shard_size: as in `write_tensors`, bytes or such as "5GB"; a raw checkpoint is one file.
+    force: replace a checkpoint that is in `target` already, with all that is in the folder.
+    progress: called with the bytes that are done and the total.
+
+    Each weight keeps its dtype and its bits; no more than one is in memory. The folder appears
+    whole or not at all. A warning says what `params.json` has no place for. Raises ValueError.
+    """
+    source, given = find_checkpoint(source), target
+    target = Path(os.path.realpath(target))  # which takes a loop of links too
+    _check_formats(source, to)
+    _check_target(given, target, source.resolve(), force)
+    shard_size = parse_size(max_shard_size)
+    if to == "hf":
+        config, tensors = read_raw_unpermuted(source)
+        reorder, lost = rotate_halves, {}
+    else:
+        config, tensors = load_checkpoint(source, MistralForCausalLM)
+        reorder, lost = pair_rows, lost_in_raw(config, read_generation_config(source))
+    parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    check_size(model_size, parameters)
+    tokenizer = MistralTokenizer.from_pretrained(source)
+
+    done, total = 0, sum(tensor.nbytes for tensor in tensors.values())
+
+    def prepare(name: str, tensor: np.ndarray) -> np.ndarray:
+        nonlocal done
+        progress(done, total)
+        done += tensor.nbytes
+        return reorder(tensor, config.head_dim) if name.endswith(REORDERED) else tensor
+
+    def write(folder: Path) -> None:
+        if to == "hf":
+            write_shards(folder, tensors, shard_size, prepare)
+            config.save_pretrained(folder)
+            ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
+            write_json(folder / "generation_config.json", ids)
+        else:
+            named = {raw_name(name): tensor for name, tensor in tensors.items()}
+            write_file(folder / SAFETENSORS_FILE, named, prepare)
+            write_json(folder / PARAMS_FILE, params_of(config))
+        tokenizer.save_pretrained(folder)
+
+    try:
+        _make_whole(target, write)
+    except OSError as error:
+        raise CheckpointError(f"{given}: cannot be written: {error.strerror or error}") from error
+    if lost:
+        fields = listed(f"{name} ({value!r:.60})" for name, value in lost.items())
+        warnings.warn(f"{PARAMS_FILE} has no place for {fields}", stacklevel=2)
+    return Converted(config, parameters, total)
+
+
+def _check_formats(source: Path, to: str) -> None:
+    if to not in ("hf", "raw"):
+        raise ValueError(f"to: expected 'hf' or 'raw', got {to!r}")
+    found = PARAMS_FILE if is_raw(source) else CONFIG_FILE
+    if not (source / found).is_file():
+        raise CheckpointError(f"{source} holds no checkpoint: no {PARAMS_FILE}, no {CONFIG_FILE}")
+    if is_raw(source) != (to == "hf"):
+        what, other = ("raw", "hf") if to == "raw" else ("in Hugging Face's format", "raw")
+        raise CheckpointError(f"{source} is {what} already: it has {found}; convert it to {other}")
+
+
+def _check_target(given: str | Path, target: Path, source: Path, force: bool) -> None:
+    """Refuse to replace what is no checkpoint, or the one that is read; all paths resolved."""
+    if target == source or target in source.parents or source in target.parents:
+        raise ValueError(f"{given}: is, holds or lies in the input's own folder; give another")
+    here = Path.cwd().resolve()
+    try:
+        if not target.exists():
+            return
+        if not target.is_dir():
+            raise ValueError(f"{given}: is a file; give a folder that is not there yet")
+        if target in (here, *here.parents) or os.path.ismount(target):
+            raise ValueError(f"{given}: is in use, it cannot be replaced; give a folder inside it")
+        if not any(target.iterdir()):
+            return
+    except OSError as error:
+        raise CheckpointError(f"{given}: cannot be opened: {error.strerror or error}") from error
+    if not force:
+        raise ValueError(f"{given}: is there already; give another folder, or --force")
+    if not any((target / name).is_file() for name in (CONFIG_FILE, PARAMS_FILE)):
+        raise ValueError(f"{given}: holds no checkpoint, so nothing replaces it; give another")
+
+
+def _make_whole(target: Path, write: Callable[[Path], None]) -> None:
+    """Put what `write` puts into an empty folder in the place of `target`, once it is all there.
+
+    The folder is made beside `target`, where renaming is not copying.
+    """
+    nearest = next(folder for folder in target.parents if folder.exists())
+    with (
+        # Two, so that Ctrl-C while the inner is being removed leaves that to the outer.
+        tempfile.TemporaryDirectory(prefix=".converting-", dir=nearest) as outer,
+        tempfile.TemporaryDirectory(dir=outer) as inner,
+    ):
+        new, old = Path(inner) / "new", Path(inner) / "old"
+        new.mkdir()
+        write(new)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if target.exists():
+                target.replace(old)
+            new.replace(target)
+        except BaseException:
+            if old.exists() and not target.exists():
+                old.replace(target)
+            raise
+
+
+def check_size(model_size: str | None, parameters: int) -> None:
+    """Raise a ValueError if a size such as 7B is not that of the checkpoint, give or take 10%."""
+    if model_size is None:
+        return
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)([KMB]?)", model_size.upper(), re.ASCII)
+    if not match:
+        raise ValueError(
+            f"model_size: expected a number such as 7B, 260K or 19808, got {model_size!r:.60}"
+        )
+    size = float(match[1]) * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}[match[2]]
+    if not 0.9 * size <= parameters <= 1.1 * size:
+        raise CheckpointError(
+            f"model_size: {model_size} was given, but the checkpoint has {parameters:,} parameters"
+        )
+
+
+def params_of(config: MistralConfig) -> dict[str, Any]:
+    """Return the params.json of a configuration."""
+    fields = {raw: getattr(config, name) for raw, name in CONFIG_NAMES.items()}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def lost_in_raw(config: MistralConfig, generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that will not be read again from a raw checkpoint.
+
+    `generation` holds those of generation_config.json, of which a raw checkpoint has none.
+    """
+    read_again = dataclasses.replace(
+        config_from_params(params_of(config)),
+        tie_word_embeddings=config.tie_word_embeddings,  # what the tensors say
+        dtype=config.dtype,
+    ).to_dict()
+    fields = config.to_dict()
+    lost = {name: value for name, value in fields.items() if value != read_again.get(name)}
+    return lost | {n: value for n, value in generation.items() if value != fields.get(n)}
