@@ -118,6 +118,13 @@ def test_an_error_of_our_own_is_not_hidden(error: type[Exception]) -> None:
         run("generate", "x")
 
 
+@pytest.mark.parametrize("said", ["", "Unable to allocate 9 GiB"])
+def test_too_little_memory_is_told_with_what_to_do(said: str) -> None:
+    with patch("tinymistral.commands.generate.choose", side_effect=MemoryError(said)):
+        told = refused("generate", "x")
+    assert told.startswith(f"tinymistral: error: out of memory ({said or 'MemoryError'}); take a")
+
+
 def test_standard_output_that_cannot_be_written_to() -> None:
     class Full(io.StringIO):
         def write(self, text: str) -> int:

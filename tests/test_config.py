@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 from goldens import FIXTURES, MODELS, read_json
 
@@ -90,6 +91,9 @@ def test_the_default_is_mistral_7b_v0_1_as_published():
         ("sliding_window", 4096.0),
         ("bos_token_id", 32000),
         ("eos_token_id", [2, -1]),
+        ("eos_token_id", [None]),
+        ("eos_token_id", [[2]]),
+        ("pad_token_id", -2),
         ("pad_token_id", "0"),
         ("layer_types", ["sliding_attention"]),
         ("quantization_config", {"quant_method": "gptq"}),
@@ -144,6 +148,46 @@ def test_labels_that_contradict_each_other_are_named_in_one_line(field, fields):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("fields", [[1], "{}", None, 1, [["vocab_size", 5]]])
+def test_what_are_no_fields_is_one_line(fields):
+    with pytest.raises(ValueError, match=r"^expected the fields of a config\.json, got") as caught:
+        MistralConfig.from_dict(fields)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pad_token_of_minus_one_is_none():
+    # As in the first conversions of Llama; transformers 5.23 generates the same with and without.
+    assert MistralConfig.from_dict({"pad_token_id": -1}).pad_token_id is None
+    with pytest.raises(ValueError, match="pad_token_id"):
+        MistralConfig(pad_token_id=-1)
+
+
+@pytest.mark.parametrize("ids", [(2, 5), np.array([2, 5]), np.array([2, 5], dtype=np.uint8)])
+def test_ids_that_end_a_text_may_be_a_tuple_or_an_array(ids):
+    config = MistralConfig(eos_token_id=ids)
+    assert config == MistralConfig(eos_token_id=[2, 5])
+    assert json.dumps(config.to_dict()["eos_token_id"]) == "[2, 5]"
+
+
+def test_a_copy_may_have_another_theta():
+    for config in (MistralConfig(), MistralConfig.from_dict({"rope_theta": 1e5})):
+        changed = dataclasses.replace(config, rope_theta=1e6)
+        assert changed == MistralConfig(**(vars(config) | {"rope_theta": 1e6}))
+        assert changed.rope_theta == 1e6
+        assert changed.rope_parameters == {"rope_type": "default", "rope_theta": 1e6}
+        assert changed.to_dict()["rope_parameters"]["rope_theta"] == 1e6
+        assert dataclasses.replace(changed, vocab_size=5).rope_theta == 1e6
+    # Given outright, the two must not contradict each other, and nothing is ignored.
+    with pytest.raises(ValueError, match=r"rope_theta: 1.*, but rope_parameters says 1"):
+        dataclasses.replace(MistralConfig(), rope_parameters={"rope_theta": 1e6})
+    # In a file rope_parameters count, as in transformers.
+    both = {"rope_theta": 1e6, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+    assert MistralConfig.from_dict(both).rope_theta == 1e4
+    assert (
+        MistralConfig.from_dict(MistralConfig().to_dict() | {"rope_theta": 1e6}).rope_theta == 1e4
+    )
+
+
 def test_labels_without_names_follow_their_number():
     three = MistralConfig(num_labels=3)
     assert three.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
@@ -166,7 +210,7 @@ def test_labels_are_written_as_transformers_5_writes_them(tmp_path):
     assert not {"id2label", "label2id", "problem_type"} & MistralConfig().to_dict().keys()
 
 
-def test_the_file_written_is_what_transformers_5_writes(tmp_path):
+def test_the_file_written_is_what_transformers_reads(tmp_path):
     MistralConfig(rope_theta=1e6, sliding_window=None, dtype="bfloat16").save_pretrained(tmp_path)
     written = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert written["architectures"] == ["MistralForCausalLM"]
@@ -174,4 +218,4 @@ def test_the_file_written_is_what_transformers_5_writes(tmp_path):
     assert written["rope_parameters"] == {"rope_theta": 1e6, "rope_type": "default"}
     assert written["sliding_window"] is None
     assert written["dtype"] == "bfloat16"
-    assert "rope_theta" not in written
+    assert written["rope_theta"] == 1e6  # where transformers 4 reads it

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 from goldens import DEMO, FIXTURES, MODELS, goldens, read_json
@@ -184,6 +187,114 @@ def test_the_checkpoints_generation_config_gives_the_defaults():
     }
 
 
+def with_file(tmp_path, entries, **config):
+    """Open a copy of the model gqa with these entries in its generation_config.json."""
+    folder = tmp_path / "model"
+    shutil.copytree(FIXTURES / "models" / "gqa", folder, copy_function=shutil.copyfile)
+    (folder / "generation_config.json").write_text(json.dumps(entries), encoding="utf-8")
+    fields = json.loads((folder / "config.json").read_text("utf-8")) | config
+    (folder / "config.json").write_text(json.dumps(fields), encoding="utf-8")
+    return MistralForCausalLM.from_pretrained(folder)
+
+
+GREEDY = goldens("gqa.float64", "greedy")  # 7 tokens, and what transformers continues them with
+
+
+@pytest.mark.parametrize(
+    "entries, config",
+    [
+        ({"do_sample": False, "temperature": 0.0}, {}),
+        ({"temperature": 0.0}, {}),
+        ({"top_k": -1, "top_p": 7, "min_p": "x", "seed": -1}, {}),
+        ({"pad_token_id": -1}, {}),
+        ({}, {"pad_token_id": -1}),
+        ({"eos_token_id": [2, 99]}, {}),
+        ({"eos_token_id": [-1, 67]}, {}),
+        ({"eos_token_id": 99}, {}),
+        ({"temperature": None, "top_k": None, "eos_token_id": None}, {}),
+    ],
+)
+def test_what_a_file_says_in_vain_does_no_harm(entries, config, tmp_path):
+    # transformers 5.23 generates with each of these what it does without.
+    model = with_file(tmp_path, entries, **config)
+    np.testing.assert_array_equal(model.generate(GREEDY["input_ids"]), GREEDY["sequences"][:, :27])
+    kept = {name: value for name, value in entries.items() if value is not None}
+    assert model.generation_config == kept
+
+
+def test_an_end_that_never_comes_does_not_fill(tmp_path):
+    model = with_file(tmp_path, {"eos_token_id": [99, 21], "pad_token_id": -1})
+    prompts = [GREEDY["input_ids"][0], [5] * 7]
+    # transformers' second new token is 21: the row ends there, while the other goes on.
+    new = model.generate(prompts, max_new_tokens=4)[:, 7:]
+    assert new[0].tolist() == [9, 21, 21, 21]
+
+
+@pytest.mark.parametrize(
+    "entries, message",
+    [
+        ({"do_sample": True, "temperature": 0.0}, "temperature: expected a number from 1e-06"),
+        ({"do_sample": True, "top_k": -1}, "top_k: expected an integer from 0 on, got -1"),
+        ({"do_sample": "yes"}, "do_sample: expected True or False"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"max_new_tokens": -1}, "max_new_tokens"),
+        ({"max_length": "20"}, "max_length"),
+        ({"pad_token_id": 67}, "pad_token_id: 67 is not in the vocabulary"),
+        ({"eos_token_id": ["</s>"]}, "eos_token_id"),
+        ({"eos_token_id": {"id": 2}}, "eos_token_id"),
+        ({"num_return_sequences": 2}, "num_return_sequences"),
+    ],
+)
+def test_a_wrong_value_of_the_file_is_named_and_can_be_overruled(entries, message, tmp_path):
+    model = with_file(tmp_path, entries)
+    with pytest.raises(ValueError, match=f"^generation_config.json: {message}") as caught:
+        model.generate([[5]])
+    assert "\n" not in str(caught.value)
+    (name,) = set(entries) - {"do_sample"} or {"do_sample"}
+    right = {"do_sample": False, "max_length": 3}
+    assert model.generate([[5]], **{name: right.get(name, 1)}).shape[0] == 1
+    # A wrong option is not the file's.
+    wrong = {"repetition_penalty": -1} if name != "repetition_penalty" else {name: -1}
+    with pytest.raises(ValueError, match=r"^repetition_penalty"):
+        model.generate([[5]], **({name: right.get(name, 1)} | wrong))
+
+
+def test_the_files_drawing_counts_as_soon_as_there_is_any(tmp_path):
+    model = with_file(tmp_path, {"top_k": 1})  # so what is drawn is what greedy takes
+    ids = model.generate(GREEDY["input_ids"], do_sample=True)
+    np.testing.assert_array_equal(ids, GREEDY["sequences"][:, :27])
+    with pytest.raises(ValueError, match=r"^generation_config\.json: temperature"):
+        with_file(tmp_path / "b", {"temperature": 0.0}).generate([[5]], do_sample=True)
+
+
+@pytest.mark.parametrize(
+    "entries, options, new",
+    [  # how many transformers 5.23 makes of the same 7 tokens; it refuses a max_length below 8
+        ({"max_length": 12}, {}, 5),
+        ({"max_length": 8}, {}, 1),
+        ({"max_length": 7}, {}, 0),
+        ({"max_length": 2}, {}, 0),
+        ({}, {"max_length": 12}, 5),
+        ({"max_length": 12}, {"max_length": 10}, 3),
+        ({"max_length": 12}, {"max_new_tokens": 2}, 2),
+        ({"max_length": 12, "max_new_tokens": 2}, {}, 2),
+        ({"max_new_tokens": 2}, {}, 2),
+        # An option comes before the file; transformers warns, and makes 2.
+        ({"max_new_tokens": 2}, {"max_length": 12}, 5),
+    ],
+)
+def test_max_length_counts_the_prompt(entries, options, new, tmp_path):
+    ids = with_file(tmp_path, entries).generate(GREEDY["input_ids"], **options)
+    np.testing.assert_array_equal(ids, GREEDY["sequences"][:, : 7 + new])
+
+
+@pytest.mark.parametrize("eos", [(60, 12), np.array([60, 12]), np.array([60], dtype=np.int32)])
+def test_ids_that_end_a_row_may_be_a_tuple_or_an_array(eos):
+    # transformers' continuation is 9 21 30 60 ...
+    ids = open_model("gqa").generate(GREEDY["input_ids"], eos_token_id=eos)
+    np.testing.assert_array_equal(ids, GREEDY["sequences"][:, :11])
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -199,7 +310,16 @@ def test_the_checkpoints_generation_config_gives_the_defaults():
         ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"max_new_tokens": -1}, "max_new_tokens"),
         ({"max_new_tokens": True}, "max_new_tokens"),
-        ({"eos_token_id": 67}, "not in the vocabulary"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens: expected an integer from 0 on, got 1.5"),
+        ({"max_new_tokens": 2**63}, "max_new_tokens: expected an integer from 0 to 2"),
+        ({"max_length": -1}, "max_length: expected an integer from 0 on, got -1"),
+        ({"eos_token_id": 67}, "^eos_token_id: 67 is not in the vocabulary; expected 0 to 66"),
+        ({"eos_token_id": [2, 99]}, "^eos_token_id: 99 is not in the vocabulary"),
+        ({"eos_token_id": [None]}, "eos_token_id"),
+        ({"eos_token_id": np.array([[2]])}, "eos_token_id"),
+        ({"eos_token_id": -1}, "eos_token_id: expected an integer from 0 on, got -1"),
+        ({"pad_token_id": 67}, "^pad_token_id: 67 is not in the vocabulary"),
+        ({"pad_token_id": -1}, "pad_token_id: expected an integer from 0 on, got -1"),
         ({"eos_token_id": "2"}, "eos_token_id"),
         ({"seed": -1}, "seed"),
         ({"do_sample": 1}, "do_sample"),

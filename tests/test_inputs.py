@@ -315,7 +315,12 @@ WRONG = {  # arguments, how the message begins, what else it says
     ),
     "logits of no column": ({"input_ids": IDS, "logits_to_keep": []}, "logits_to_keep: ", ""),
     "half the logits": ({"input_ids": IDS, "logits_to_keep": 0.5}, "logits_to_keep: ", ""),
-    "logits: yes": ({"input_ids": IDS, "logits_to_keep": True}, "logits_to_keep: ", ""),
+    "logits: yes": ({"input_ids": IDS, "logits_to_keep": True}, "logits_to_keep: ", "got bool"),
+    "-1 logits of NumPy": (
+        {"input_ids": IDS, "logits_to_keep": np.int64(-1)},
+        "logits_to_keep: expected 0 (all) or more",
+        "got -1",
+    ),
 }
 
 
@@ -326,6 +331,22 @@ def test_what_does_not_fit_is_named(arguments, begins, says):
     assert says in text
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.int8, np.uint64])
+def test_logits_to_keep_may_be_a_number_of_numpy(kind):
+    whole = MODEL(IDS).logits
+    np.testing.assert_allclose(MODEL(IDS, logits_to_keep=kind(1)).logits, whole[:, -1:], atol=1e-12)
+    assert MODEL(IDS, logits_to_keep=kind(0)).logits.shape == whole.shape
+
+
+def test_a_warning_of_far_positions_points_at_the_callers_line():
+    model = tiny_model(config(max_position_embeddings=4))
+    for call in (model, model.generate, lambda ids: list(model.generate_stream(ids))):
+        model._warned_of_far_positions = False
+        with pytest.warns(UserWarning, match="past max_position_embeddings") as caught:
+            call([[1] * 5])
+        assert [warning.filename for warning in caught] == [__file__]
+
+
 # Caches, and what is said of tokens in them
 
 
@@ -334,6 +355,11 @@ def test_a_cache_has_to_fit_the_model_and_the_batch():
     text = said(MODEL, [[1]], past_key_values=other)
     assert text.startswith("past_key_values: ")
     assert "same configuration" in text
+    other = tiny_model(MODEL.config, dtype="float32")([[1]]).past_key_values
+    text = said(MODEL, [[1]], past_key_values=other)
+    assert text.startswith("past_key_values: made by backend numpy in float32, the model computes")
+    same = tiny_model(MODEL.config)([[1]]).past_key_values  # of another backend object, its equal
+    assert MODEL([[1]], past_key_values=same).logits.shape == (1, 1, 13)
     text = said(MODEL, IDS, past_key_values=MODEL([[1]]).past_key_values)
     assert text == "past_key_values: holds 1 rows, the input has 2"
 

@@ -90,4 +90,6 @@ def _warnings_at_the_end() -> Iterator[None]:
 def _tell(kind: str, message: object) -> None:
     """Say what is wrong, on one line."""
     text = " ".join(str(message).split()) or type(message).__name__
+    if isinstance(message, MemoryError):
+        text = f"out of memory ({text}); take a shorter text or a smaller model"
     say(f"tinymistral: {kind}: {text}")

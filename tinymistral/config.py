@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinymistral.files import read_json, write_json
+from tinymistral.files import make_folder, read_json, write_json
 
 # What transformers takes an absent field to mean, where that is not Mistral-7B-v0.1
 # (transformers 5, models/mistral/configuration_mistral.py).
@@ -103,23 +103,24 @@ class MistralConfig:
         self._settle_labels()
 
     def _check_token_ids(self) -> None:
-        eos = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
-        for name, ids in (
-            ("pad_token_id", [self.pad_token_id]),
-            ("bos_token_id", [self.bos_token_id]),
-            ("eos_token_id", eos),
-        ):
+        _set(self, "eos_token_id", plain_ids(self.eos_token_id))
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            ids = getattr(self, name)
+            if name != "eos_token_id" or not isinstance(ids, list):
+                ids = [] if ids is None else [ids]
             for token in ids:
-                if token is not None:
-                    _integer(name, token, 0)
-                    if token >= self.vocab_size:
-                        raise ValueError(
-                            f"{name}: {token} is not below vocab_size, {self.vocab_size}"
-                        )
+                _integer(name, token, 0)
+                if token >= self.vocab_size:
+                    raise ValueError(f"{name}: {token} is not below vocab_size, {self.vocab_size}")
 
     def _settle_rope(self) -> None:
-        """Make `rope_theta` and `rope_parameters` say the same, whichever was given."""
+        """Make `rope_theta` and `rope_parameters` say the same, whichever was given.
+
+        Both come where a configuration is copied with another `rope_theta`: that one counts then.
+        """
         given = self.rope_parameters
+        if isinstance(given, _Derived) and self.rope_theta is not None:
+            given = None
         if given is not None and not isinstance(given, Mapping):
             raise ValueError(f"rope_parameters: expected an object or null, got {_short(given)}")
         given = dict(given or {})
@@ -142,7 +143,7 @@ class MistralConfig:
         theta = next((value for value in (self.rope_theta, inner) if value is not None), 10000.0)
         theta = _number("rope_theta", theta, at_least=1.0)
         _set(self, "rope_theta", theta)
-        _set(self, "rope_parameters", {"rope_type": "default", "rope_theta": theta})
+        _set(self, "rope_parameters", _Derived(rope_type="default", rope_theta=theta))
 
     def _settle_labels(self) -> None:
         """Make `num_labels`, `id2label` and `label2id` say the same, whichever was given."""
@@ -189,6 +190,8 @@ class MistralConfig:
         Fields that do not bear on the computation are ignored; one that would change it and is
         not supported here (quantization, per-layer windows, scaled RoPE) is refused by name.
         """
+        if not isinstance(fields, Mapping):
+            raise ValueError(f"expected the fields of a config.json, got {_short(fields)}")
         if fields.get("model_type", "mistral") != "mistral":
             raise ValueError(
                 f"model_type: {_short(fields['model_type'])} is not supported; expected 'mistral'"
@@ -203,14 +206,20 @@ class MistralConfig:
         inner = values.get("rope_parameters")
         if isinstance(inner, Mapping) and "rope_theta" in inner:
             values.pop("rope_theta", None)
+        if values.get("pad_token_id") == -1:  # how old conversions of Llama say none
+            values["pad_token_id"] = None
         if values.get("dtype") is None and fields.get("torch_dtype") is not None:
             values["dtype"] = fields["torch_dtype"]
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as transformers 5 writes them; labels only where they say something."""
+        """Return the fields of a config.json; labels only where they say something.
+
+        `rope_theta` comes twice: transformers 5 reads it in `rope_parameters`, and 4 beside it,
+        where it would take 10000 for one that is not there.
+        """
         fields = dataclasses.asdict(self)
-        del fields["rope_theta"], fields["num_labels"]
+        del fields["num_labels"]
         if self.id2label == _no_names(2):
             del fields["id2label"], fields["label2id"]
         if self.problem_type is None:
@@ -238,7 +247,7 @@ class MistralConfig:
     def save_pretrained(self, folder: str | Path, architecture: str = "MistralForCausalLM") -> None:
         """Write config.json into a folder, made if it is not there."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_json(folder / "config.json", self.to_dict() | {"architectures": [architecture]})
 
 
@@ -254,6 +263,16 @@ _COUNTS = (
     "num_attention_heads",
     "max_position_embeddings",
 )
+
+
+class _Derived(dict[str, Any]):
+    """The `rope_parameters` that follow from `rope_theta`, rather than being given beside it."""
+
+
+def plain_ids(ids: Any) -> Any:
+    """Return ids in a tuple or an array as a list of Python's integers, others as they are."""
+    ids = ids.tolist() if hasattr(ids, "tolist") else ids
+    return list(ids) if isinstance(ids, tuple) else ids
 
 
 def _set(config: MistralConfig, name: str, value: Any) -> None:

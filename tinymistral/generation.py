@@ -86,8 +86,8 @@ def generate_stream(
     the tokens that it holds are not computed again, although `input_ids` begin with them; it
     then takes in all that is computed, which is everything but the last new token.
     """
-    config = settle(model, options)
     ids = check_ids(input_ids, model.config.vocab_size)
+    config = settle(model, options, prompt_length=ids.shape[1])
     prompts = unpadded(ids, attention_mask)
     stoppers: list[Stopper] = []
     if stop is not None and stop != []:

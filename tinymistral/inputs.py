@@ -55,6 +55,11 @@ def prepare(
             "past_key_values: expected what an earlier call of a model of the same "
             f"configuration returned, got {type(cache).__qualname__}"
         )
+    elif (cache.backend.name, cache.backend.dtype) != (backend.name, backend.dtype):
+        raise ValueError(
+            f"past_key_values: made by backend {cache.backend.name} in {cache.backend.dtype}, the "
+            f"model computes by {backend.name} in {backend.dtype}; begin with a new cache"
+        )
     elif len(cache.count) != B:
         raise ValueError(f"past_key_values: holds {len(cache.count)} rows, the input has {B}")
     elif in_one_piece and cache.chunk < T:
@@ -178,11 +183,16 @@ def _new_columns_of_mask(mask: Any, shape: tuple[int, int], cache: RollingCache)
 
 def kept_columns(logits_to_keep: Any, T: int) -> np.ndarray:
     """Return the columns, rising, for which logits are wanted."""
-    if isinstance(logits_to_keep, int) and not isinstance(logits_to_keep, bool):
+    if isinstance(logits_to_keep, int | np.integer) and not isinstance(logits_to_keep, bool):
         if logits_to_keep < 0:
             raise ValueError(f"logits_to_keep: expected 0 (all) or more, got {logits_to_keep}")
-        first = max(0, T - logits_to_keep) if logits_to_keep else 0
+        first = max(0, T - int(logits_to_keep)) if logits_to_keep else 0
         return np.arange(first, T, dtype=np.int64)
+    if not isinstance(logits_to_keep, list | tuple | np.ndarray):
+        raise ValueError(
+            "logits_to_keep: expected how many of the last columns, or a list of columns, "
+            f"got {type(logits_to_keep).__qualname__}"
+        )
     columns = integers("logits_to_keep", [logits_to_keep])[0]
     columns = np.where(columns < 0, columns + T, columns)
     if (np.diff(columns) <= 0).any() or columns[0] < 0 or columns[-1] >= T:

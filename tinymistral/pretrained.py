@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import math
 import os
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,16 +42,21 @@ class PreTrainedModel:
         """Make a model with the given tensors, or with random float32 weights.
 
         Random weights are normal with standard deviation `initializer_range`, 1 in norms, and 0
-        in biases.
+        in biases. Raises ValueError for tensors that are not those of `parameter_shapes`.
         """
         self.config = config
         self.backend = get_backend(backend, dtype)
         self.generation_config: dict[str, Any] = {}
         if tensors is None:
             refuse_if_too_large(4 * self.num_parameters())
-        shapes = self.parameter_shapes(config)
-        self.tensors = random_tensors(shapes, config, seed) if tensors is None else dict(tensors)
-        self.weights = tree({name: self._place(self.tensors[name]) for name in shapes})
+            self.tensors = random_tensors(self.parameter_shapes(config), config, seed)
+        else:
+            from tinymistral.checkpoint import check_tensors
+
+            shapes = self.parameter_shapes(config)
+            check_tensors(tensors, shapes, ignorable=lambda name: True)
+            self.tensors = {name: tensors[name] for name in shapes}
+        self.weights = tree({name: self._place(array) for name, array in self.tensors.items()})
         self._warned_of_far_positions = False
 
     @classmethod
@@ -86,17 +92,19 @@ class PreTrainedModel:
         model.generation_config = read_generation_config(folder)
         return model
 
-    def save_pretrained(self, folder: str | Path, max_shard_size: int = 5_000_000_000) -> None:
+    def save_pretrained(self, folder: str | Path, max_shard_size: int | str = "5GB") -> None:
         """Write config.json, generation_config.json and model.safetensors (or shards of it).
 
-        Each file appears whole or not at all; the weights keep the dtype they have.
+        Each file appears whole or not at all; the weights keep the dtype they have. A shard's size
+        is in bytes, or a text such as "500MB", see `files.parse_size`.
         """
         from tinymistral.checkpoint import write_tensors
-        from tinymistral.files import write_json
+        from tinymistral.files import make_folder, parse_size, write_json
 
+        size = parse_size(max_shard_size)
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(folder, self.tensors, max_shard_size=max_shard_size)
+        make_folder(folder)
+        write_tensors(folder, self.tensors, max_shard_size=size)
         self.config.save_pretrained(folder, type(self).__name__)
         ids = {"bos_token_id": self.config.bos_token_id, "eos_token_id": self.config.eos_token_id}
         write_json(folder / "generation_config.json", ids | self.generation_config)
@@ -126,13 +134,22 @@ class PreTrainedModel:
             warnings.warn(
                 f"position {positions.max()} is past max_position_embeddings, {limit}: the model "
                 "was not made for texts this long, and its output may get worse",
-                stacklevel=2,
+                stacklevel=_caller(),
             )
 
     def _place(self, array: np.ndarray) -> Array:
         """Bring a tensor to the backend; matrices stay as stored, except for 16-bit activations."""
         as_stored = array.ndim > 1 and self.backend.dtype in ("float32", "float64")
         return self.backend.asarray(array, None if as_stored else self.backend.dtype)
+
+
+def _caller() -> int:
+    """Return the `stacklevel` that points a warning of our caller at the user's line."""
+    package, level = __name__.partition(".")[0], 1
+    frame = sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def refuse_if_too_large(size: int) -> None:

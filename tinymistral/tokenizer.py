@@ -10,12 +10,13 @@ from typing import Any, overload
 import numpy as np
 import sentencepiece
 
-from tinymistral.files import whole_file
+from tinymistral.files import is_named, make_folder, read_bytes, whole_file
 from tinymistral.streaming import StreamDecoder
 
 FILE_NAME = "tokenizer.model"
 # A raw checkpoint may name the version of its vocabulary.
 FILE_NAMES = (FILE_NAME, *(f"{FILE_NAME}.{version}" for version in ("v3", "v2", "v1")))
+LARGEST_FILE = 100_000_000  # bytes; that of v0.1 is half a million
 Ids = Sequence[int] | np.ndarray  # integers, one dimension
 
 
@@ -40,12 +41,7 @@ class MistralTokenizer:
     """
 
     def __init__(self, model_file: str | Path, *, pad_token_id: int | None = None) -> None:
-        try:
-            self._model = Path(model_file).read_bytes()
-        except OSError as error:
-            raise ValueError(
-                f"{model_file} cannot be read ({error.strerror}), expected a SentencePiece model"
-            ) from error
+        self._model = read_bytes(Path(model_file), LARGEST_FILE)
         self.processor = sentencepiece.SentencePieceProcessor()
         try:
             self.processor.load_from_serialized_proto(self._model)
@@ -77,7 +73,7 @@ class MistralTokenizer:
         from tinymistral.checkpoint import find_checkpoint
 
         folder = find_checkpoint(name_or_path, revision)
-        found = [folder / name for name in FILE_NAMES if (folder / name).exists()]
+        found = [folder / name for name in FILE_NAMES if is_named(folder / name)]
         if not found:
             only = ", only tokenizer.json" if (folder / "tokenizer.json").exists() else ""
             raise ValueError(
@@ -91,7 +87,7 @@ class MistralTokenizer:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `tokenizer.model` into the folder, byte for byte as it was read."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with whole_file(folder / FILE_NAME) as temporary:
             temporary.write_bytes(self._model)
 

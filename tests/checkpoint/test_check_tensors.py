@@ -4,6 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from tinymistral import MistralConfig, MistralForCausalLM
 from tinymistral.checkpoint import CheckpointError, check_tensors, layer_count
 
 EXPECTED = {"model.norm.weight": (4,), "lm_head.weight": (8, 4)}
@@ -95,3 +96,28 @@ def test_hostile_names_stay_on_one_line():
 )
 def test_layers_are_counted_by_their_numbers(names, count):
     assert layer_count(names) == count
+
+
+def test_a_model_is_made_of_tensors_that_fit_alone():
+    config = MistralConfig(
+        vocab_size=5,
+        hidden_size=4,
+        intermediate_size=3,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    tensors = MistralForCausalLM(config).tensors
+    assert MistralForCausalLM(config, tensors=tensors | {"more": tensors["lm_head.weight"]})
+    missing = {name: array for name, array in tensors.items() if name != "lm_head.weight"}
+    misshapen = tensors | {"lm_head.weight": np.zeros((4, 5), np.float32)}
+    for wrong, says in (
+        ({}, "missing: 'model.embed_tokens.weight', "),
+        (missing, "missing: 'lm_head.weight'"),
+        (misshapen, "wrong shape: 'lm_head.weight' is (4, 5), expected (5, 4)"),
+        (tensors | {"lm_head.weight": np.zeros((5, 4))}, "wrong type: 'lm_head.weight' is float64"),
+    ):
+        with pytest.raises(ValueError, match="do not fit its config: ") as caught:
+            MistralForCausalLM(config, tensors=wrong)
+        assert says in str(caught.value)
+        assert str(caught.value).isprintable()

@@ -72,7 +72,8 @@ BROKEN_ARCHIVES = {
         "'x/data/1' overlaps another",
     ),
     "a storage elsewhere": (patched(WHOLE, "x/data/0", 42, b"\x00\x00"), "is not where"),
-    "a storage nowhere": (patched(WHOLE, "x/data/0", 42, b"\xff\xff\x00\x00"), ""),
+    "a storage nowhere": (patched(WHOLE, "x/data/0", 42, b"\xff\xff\x00\x00"), "is not where"),
+    "cut in half": (WHOLE[:200], "File is not a zip file; the file is damaged, download it again"),
     "no mark before the bytes": (
         WHOLE[:99] + WHOLE[99:].replace(b"PK\x03\x04", b"PK\x03\x05", 1),
         "is not where",
@@ -105,7 +106,7 @@ def test_a_file_cut_at_any_length_is_refused(tmp_path):
 
 
 def test_a_folder_a_pipe_and_nothing_are_refused(tmp_path):
-    for path, says in [(tmp_path, "no regular file"), (tmp_path / "absent", "no such file")]:
+    for path, says in [(tmp_path, "cannot read"), (tmp_path / "absent", "no such file")]:
         with pytest.raises(CheckpointError, match=says):
             read_pth(path)
     if hasattr(os, "mkfifo"):
