@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tinymistral.checkpoint.errors import quoted
-from tinymistral.checkpoint.reading import _GIT_LFS_POINTER
+from tinymistral.checkpoint.reading import GIT_LFS_POINTER
 
 # What zipfile makes of a damaged file, beside OSError and ValueError.
 _ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, struct.error)
@@ -81,7 +81,7 @@ class _BoundedFile(io.FileIO):
 
 
 def _check_beginning(beginning: bytes) -> None:
-    if beginning.startswith(_GIT_LFS_POINTER):
+    if beginning.startswith(GIT_LFS_POINTER):
         raise ValueError("it only stands in for the weights; to get them: git lfs pull")
     if beginning.startswith(_BEFORE_TORCH_1_6):
         raise ValueError(

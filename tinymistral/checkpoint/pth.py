@@ -18,8 +18,9 @@ import numpy as np
 
 from tinymistral.checkpoint.archive import Archive
 from tinymistral.checkpoint.errors import CheckpointError, listed, quoted
-from tinymistral.checkpoint.reading import _cannot_read, _check_is_file
+from tinymistral.checkpoint.reading import cannot_read
 from tinymistral.checkpoint.unpickling import unpickle
+from tinymistral.files import check_is_file
 
 STORAGES = {
     "torch FloatStorage": np.dtype(np.float32),
@@ -42,7 +43,7 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     try:
-        _check_is_file(path)
+        check_is_file(path)
         archive = Archive(path)
 
         def storage(persistent_id: tuple[Any, ...]) -> _Storage:
@@ -62,7 +63,7 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
             )
         return tensors
     except _READ_ERRORS as error:
-        raise _cannot_read(path, error) from error
+        raise cannot_read(path, error) from error
 
 
 @dataclass(frozen=True)

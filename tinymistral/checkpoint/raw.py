@@ -18,7 +18,7 @@ import numpy as np
 from tinymistral.checkpoint.checking import check_tensors, layer_count
 from tinymistral.checkpoint.errors import CheckpointError, listed, quoted
 from tinymistral.checkpoint.pth import read_pth
-from tinymistral.checkpoint.reading import _read_file
+from tinymistral.checkpoint.reading import read_file
 from tinymistral.config import MistralConfig
 from tinymistral.files import read_json
 
@@ -182,7 +182,7 @@ def _read(folder: Path) -> tuple[MistralConfig, dict[str, np.ndarray]]:
 
 def _read_consolidated(folder: Path) -> dict[str, np.ndarray]:
     if (folder / SAFETENSORS_FILE).exists():
-        return _read_file(folder / SAFETENSORS_FILE)
+        return read_file(folder / SAFETENSORS_FILE)
     if not (folder / PTH_FILE).exists():
         raise CheckpointError(
             f"{folder} has {PARAMS_FILE}, but no {PTH_FILE} and no {SAFETENSORS_FILE}; "

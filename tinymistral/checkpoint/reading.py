@@ -18,8 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from tinymistral.checkpoint.errors import CheckpointError, listed, quoted, shortened
-from tinymistral.files import JSON_LIMIT, parse_json, read_json
-from tinymistral.files import check_is_file as _check_is_file
+from tinymistral.files import JSON_LIMIT, check_is_file, parse_json, read_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -42,7 +41,7 @@ DTYPES = {
 }
 
 _SHARD_NAME = re.compile(r"\w[\w .+-]{0,200}\.safetensors")  # no separator, drive or control code
-_GIT_LFS_POINTER = b"version https://git-lfs"  # stands in for a large file in a git clone
+GIT_LFS_POINTER = b"version https://git-lfs"  # stands in for a large file in a git clone
 
 # Whatever a broken or hostile file makes the readers below raise.
 _READ_ERRORS = (SafetensorError, OSError, ValueError, RecursionError, MemoryError)
@@ -62,9 +61,9 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     try:
         present = sorted(path.name for path in folder.iterdir())
     except (OSError, ValueError) as error:
-        raise _cannot_read(folder, error) from error
+        raise cannot_read(folder, error) from error
     if SINGLE_FILE in present:
-        return _read_file(folder / SINGLE_FILE)
+        return read_file(folder / SINGLE_FILE)
     if INDEX_FILE in present:
         return _read_shards(folder)
     weights = [n for n in present if n.endswith((".safetensors", ".bin", ".pth", ".pt", ".gguf"))]
@@ -80,7 +79,7 @@ def _read_shards(folder: Path) -> dict[str, np.ndarray]:
     weight_map = _read_weight_map(index)
     tensors: dict[str, np.ndarray] = {}
     for shard in sorted(set(weight_map.values())):
-        found = _read_file(folder / shard)
+        found = read_file(folder / shard)
         for name in found:
             if weight_map.get(name) != shard:
                 where = quoted(weight_map[name]) if name in weight_map else "nowhere"
@@ -115,12 +114,13 @@ def _read_weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _read_file(path: Path) -> dict[str, np.ndarray]:
+def read_file(path: Path) -> dict[str, np.ndarray]:
+    """Map the tensors of one safetensors file, as `read_tensors` does; CheckpointError."""
     try:
-        _check_is_file(path)
+        check_is_file(path)
         with path.open("rb") as file:
-            beginning = file.read(len(_GIT_LFS_POINTER))
-        if beginning == _GIT_LFS_POINTER:
+            beginning = file.read(len(GIT_LFS_POINTER))
+        if beginning == GIT_LFS_POINTER:
             raise ValueError("it only stands in for the weights; to get them: git lfs pull")
         header_length = int.from_bytes(beginning[:8], "little")
         if header_length > JSON_LIMIT:
@@ -148,7 +148,7 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
         start = 8 + header_length
         return {name: _view(mapped, start, entry) for name, entry in header.items()}
     except _READ_ERRORS as error:
-        raise _cannot_read(path, error) from error
+        raise cannot_read(path, error) from error
 
 
 def _view(mapped: mmap.mmap, start: int, entry: dict[str, Any]) -> np.ndarray:
@@ -158,7 +158,8 @@ def _view(mapped: mmap.mmap, start: int, entry: dict[str, Any]) -> np.ndarray:
     return np.frombuffer(mapped, dtype, count, start + begin).reshape(entry["shape"])
 
 
-def _cannot_read(path: Path, error: BaseException) -> CheckpointError:
+def cannot_read(path: Path, error: BaseException) -> CheckpointError:
+    """Return the error that says why a file cannot be read."""
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     if isinstance(error, SafetensorError):
         reason += "; the file is damaged, download it again"
