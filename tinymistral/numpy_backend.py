@@ -19,8 +19,8 @@ NUMPY_DTYPES = {
 WEIGHTS_A_BLOCK = 1 << 20
 
 # Up to so many rows are multiplied one by one: a matrix product would first copy all weights into
-# another order, which costs as much as six rows do.
-ROWS_ONE_BY_ONE = 6
+# another order, which costs as much as eight rows do.
+ROWS_ONE_BY_ONE = 8
 
 # Scores are made in tiles of about this many (512 KB of float32) for each key/value head, for the
 # same reason, and since a tile of few queries sees few keys.
