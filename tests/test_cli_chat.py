@@ -38,6 +38,7 @@ def test_a_system_prompt_can_be_given_either_way() -> None:
     given, _ = talk("Who are you?", options=(*FEW, "--system", "You are a fox."))
     set_later, _ = talk("/system You are a fox.", "Who are you?")
     assert given == set_later
+    assert given == talk("\ufeff/system\tYou are a fox.", "Who are you?")[0]
     assert given != talk("Who are you?")[0]
     assert talk("/system You are a fox.", "/system", "Who are you?")[0] == talk("Who are you?")[0]
 
@@ -53,6 +54,7 @@ def test_messages_are_saved(tmp_path: Path) -> None:
 
 
 def test_commands_say_what_they_do() -> None:
+    assert talk("/save")[1] == ["/save: expected a file, such as /save talk.json"]
     _, notes = talk("Hi", "/stats", "/what", "/", "/help", "/quit", "Hi")
     assert "12 tokens" in notes[0]
     assert notes[1].startswith("/what: expected /reset,")

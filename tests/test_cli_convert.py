@@ -43,6 +43,7 @@ def test_the_arguments_of_the_hugging_face_page(raw: str, out: str) -> None:
         "RAW OUT",
         "--output_dir OUT RAW",
         "--input_dir RAW OUT --model_size 19808 --to hf",
+        "RAW 20K OUT",
         "--force RAW OUT",
     ],
 )

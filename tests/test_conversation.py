@@ -92,6 +92,22 @@ def test_an_interrupt_while_the_model_computes_leaves_the_conversation_whole(mon
     assert talk.ids[: len(ids) + 30] == ids + anew(ids)
 
 
+def test_a_message_stopped_before_its_answer_was_not_said():
+    talk = Conversation(MODEL, TOKENIZER)
+    list(talk.ask(QUESTIONS[0], **OPTIONS))
+    ids, messages = list(talk.ids), list(talk.messages)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(talk.ask(QUESTIONS[1], progress=interrupt, **OPTIONS))
+    assert (talk.ids, talk.messages) == (ids, messages)
+    list(talk.ask(QUESTIONS[2], **OPTIONS))
+    ids += question(QUESTIONS[2], False)
+    assert talk.ids[: len(ids) + 30] == ids + anew(ids)
+
+
 def test_what_is_saved_is_the_messages(tmp_path):
     talk = Conversation(MODEL, TOKENIZER, "Be brief.")
     list(talk.ask("Who?", **OPTIONS))

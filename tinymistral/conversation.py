@@ -24,8 +24,12 @@ class Conversation:
     that, an answer stays in the conversation as the ids that were drawn; the same text, put
     through the tokenizer again, may give others.
 
-    Attributes: `messages`, what was said, as `apply_chat_template` takes it; `ids`, all of it as
-    the model sees it; `cache`; `seconds` and `new_tokens` of the last answer.
+    The system prompt goes before the first message; v2 and v3 tokenizers would have it before the
+    last one, which a cache cannot.
+
+    Attributes: `messages`, what was said, as `apply_chat_template` takes it (but where a model
+    ended an answer before it began, its text is empty); `ids`, all of it as the model sees it;
+    `cache`; `seconds` and `new_tokens` of the last answer.
     """
 
     def __init__(
@@ -49,7 +53,8 @@ class Conversation:
         """Say something -> the answer's text as it comes.
 
         The options are those of `generate`. Whoever stops reading, by an exception too, stops the
-        answer: it ends where it is, and the conversation can go on.
+        answer: it ends where it is, and the conversation can go on. Stopped before it has begun,
+        nothing was said.
         """
         first = not self.ids
         new = user_turn(self.tokenizer, content, self.system if first else None, first=first)
@@ -75,9 +80,14 @@ class Conversation:
             yield text
         finally:
             self.seconds = time.perf_counter() - start
-            if self.ids[-1] not in ends or not self.new_tokens:
-                self.ids.append(self.tokenizer.eos_token_id or 0)
-            self.messages.append({"role": "assistant", "content": answer})
+            if self.new_tokens:
+                if self.ids[-1] not in ends:
+                    self.ids.append(self.tokenizer.eos_token_id or 0)
+                self.messages.append({"role": "assistant", "content": answer})
+            else:  # the cache may hold some of the message: all before it is computed once more
+                self.messages.pop()
+                del self.ids[len(self.ids) - len(new) :]
+                self.cache = RollingCache(self.model.config, self.model.backend, rows=1)
 
     def save(self, file: Path) -> None:
         """Write the messages as JSON, whole or not at all."""

@@ -1,7 +1,9 @@
 """The losses that transformers computes (5.23, loss/loss_utils.py), as functions of arrays.
 
 They are computed in float32, or in float64 where the logits are float64. A mean over nothing, all
-labels being ignored, is nan, as it is there. What is wrong with labels is said in `labels.py`.
+labels being ignored, is nan, as it is there. What a model gives at padding is nobody's truth, and
+never counts here; in transformers it does, where a padded column predicts or may be an answer's.
+What is wrong with labels is said in `labels.py`.
 """
 
 from __future__ import annotations

@@ -123,7 +123,9 @@ def _check_formats(source: Path, to: str) -> None:
         raise CheckpointError(f"{source} holds no checkpoint: no {PARAMS_FILE}, no {CONFIG_FILE}")
     if is_raw(source) != (to == "hf"):
         what, other = ("raw", "hf") if to == "raw" else ("in Hugging Face's format", "raw")
-        raise CheckpointError(f"{source} is {what} already: it has {found}; convert it to {other}")
+        raise CheckpointError(
+            f"{source} is {what} already: it has {found}; to convert it the other way: --to {other}"
+        )
 
 
 def _check_target(given: str | Path, target: Path, source: Path, force: bool) -> None:

@@ -101,7 +101,7 @@ def add_computation(parser: argparse.ArgumentParser) -> None:
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Add what says how the next token is chosen."""
     add = parser.add_argument_group(
-        "which token", "Each of the first five turns sampling on."
+        "which token", "Temperature, top-k, top-p, min-p or a seed turns sampling on."
     ).add_argument
     add(
         "--temperature",

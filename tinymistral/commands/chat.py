@@ -44,10 +44,12 @@ def lines() -> Iterator[str]:
     if terminal:
         with suppress(ImportError):  # Windows has its own
             import readline  # noqa: F401  # input() then has history and editing
+    prompt = "> " if terminal and sys.stdout.isatty() else ""  # not into a file
+    encoding = "utf-8-sig"  # the first line may begin with a byte order mark
     while sys.stdin is not None:
         try:
             with interruptible():
-                line = input("> ") if terminal else sys.stdin.buffer.readline().decode("utf-8")
+                line = input(prompt) if terminal else sys.stdin.buffer.readline().decode(encoding)
         except KeyboardInterrupt:
             write("\n")
             continue
@@ -58,6 +60,7 @@ def lines() -> Iterator[str]:
             raise ValueError("standard input is not UTF-8; save it as UTF-8") from None
         if not line and not terminal:
             return
+        encoding = "utf-8"
         yield as_text(line, "the message").rstrip("\r\n")
 
 
@@ -80,8 +83,8 @@ def answer(talk: Conversation, message: str, chosen: dict[str, Any]) -> None:
 
 def obey(line: str, talk: Conversation) -> Conversation:
     """Do what a line that begins with / says -> the conversation to go on with."""
-    command, _, rest = line.partition(" ")
-    rest = rest.strip()
+    command, *words = line.split(maxsplit=1)
+    rest = words[0].strip() if words else ""
     if command == "/reset":
         return Conversation(talk.model, talk.tokenizer, talk.system)
     if command == "/system":
@@ -94,6 +97,8 @@ def obey(line: str, talk: Conversation) -> Conversation:
             say(f"saved {len(talk.messages)} messages in {rest}")
         except OSError as error:
             say(f"not saved in {rest}: {error.strerror}")
+    elif command == "/save":
+        say("/save: expected a file, such as /save talk.json")
     elif command == "/help":
         say(AFTER.rstrip())
     else:

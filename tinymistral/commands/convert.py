@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 
 from tinymistral.checkpoint.conversion import convert
@@ -46,8 +47,13 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _folders(options: argparse.Namespace) -> list[str]:
-    """Return the input and the output, given by name, by place, or the one so and the other so."""
+    """Return the input and the output, given by name, by place, or the one so and the other so.
+
+    By place the model size may stand between them, as in the list of the named ones.
+    """
     places = list(options.folders)
+    if len(places) == 3 and re.fullmatch(r"[\d.]+[KMB]?", places[1], re.IGNORECASE):
+        options.model_size = places.pop(1)
     folders = [
         named if named is not None or not places else places.pop(0)
         for named in (options.input_dir, options.output_dir)

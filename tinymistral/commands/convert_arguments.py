@@ -33,7 +33,7 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
         epilog=AFTER,
     )
     add = parser.add_argument
-    add("folders", nargs="*", metavar="IN OUT", help="the same as --input_dir, --output_dir")
+    add("folders", nargs="*", metavar="IN [SIZE] OUT", help="the same as the three named below")
     add(
         "--input_dir",
         "--input-dir",
@@ -46,7 +46,7 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
         "--model_size",
         "--model-size",
         metavar="SIZE",
-        help="such as 7B: refuse a checkpoint of another size",
+        help="such as 7B: refuse a checkpoint of another size, give or take 10%%",
     )
     add("--to", choices=("hf", "raw"), default="hf", help="the format of OUT (default: hf)")
     add(
