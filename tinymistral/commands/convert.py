@@ -52,7 +52,11 @@ def _folders(options: argparse.Namespace) -> list[str]:
     By place the model size may stand between them, as in the list of the named ones.
     """
     places = list(options.folders)
-    if len(places) == 3 and re.fullmatch(r"[\d.]+[KMB]?", places[1], re.IGNORECASE):
+    if (
+        len(places) == 3
+        and not options.model_size
+        and re.fullmatch(r"[\d.]+[KMB]?", places[1], re.IGNORECASE)
+    ):
         options.model_size = places.pop(1)
     folders = [
         named if named is not None or not places else places.pop(0)
