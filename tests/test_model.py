@@ -53,6 +53,21 @@ def test_logits_and_hidden_states_are_those_of_transformers(name, case, dtype, t
     )
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_that_stay_as_stored_give_the_same(name, monkeypatch):
+    golden = goldens(f"{name}.float64", "whole")
+    monkeypatch.setattr("tinymistral.pretrained.WIDENED_AT_MOST", 0)
+    model = open_model(name, dtype="float64")
+    for tensor, array in model.tensors.items():
+        if array.ndim > 1:
+            placed = model.weights
+            for part in tensor.split("."):
+                placed = placed[int(part)] if part.isdigit() else getattr(placed, part)
+            assert np.shares_memory(placed, array)
+    output = model(golden["input_ids"])
+    np.testing.assert_allclose(output.logits, golden["logits"], atol=FLOAT64, rtol=0)
+
+
 @pytest.mark.parametrize("case", ["whole", "left"])
 @pytest.mark.parametrize("name", MODELS)
 def test_attentions_are_those_of_transformers_in_token_order(name, case):

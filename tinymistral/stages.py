@@ -53,6 +53,7 @@ class Watcher:
         self.backend = backend
         self.tap = tap
         self._keeps_states, self._keeps_attentions = states, attentions
+        self._watched = tap is not None or states or attentions
         self._states: dict[str, list[np.ndarray]] = {}  # of each stage, the pieces
         self._attentions: list[np.ndarray] = []
 
@@ -63,6 +64,8 @@ class Watcher:
 
     def __call__(self, name: str, array: Array) -> None:
         """Show the stage `name`, once a piece."""
+        if not self._watched:  # as a rule, and then it should cost nothing
+            return
         stage = name.rpartition(".")[2]
         keep_state = self._keeps_states and stage in ("embedding", "output", "norm")
         keep_weights = self._keeps_attentions and stage == "attention_weights"
