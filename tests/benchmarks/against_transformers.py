@@ -25,7 +25,11 @@ import numpy as np
 
 from tinymistral import DEMO, MistralConfig, MistralForCausalLM
 
-PEAK = "; import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+# Not ru_maxrss, which is at least that of the process that started this one.
+PEAK = (
+    "; import re; status = open('/proc/self/status').read(); "
+    "print(int(re.search(r'VmHWM:\\s*(\\d+) kB', status)[1]) // 1024)"
+)
 OURS = (
     "import sys; from tinymistral.cli import main; main(['generate', 'Once upon a time', "
     "'--max-new-tokens', '40', '--ignore-eos'])" + PEAK
