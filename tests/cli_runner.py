@@ -12,9 +12,9 @@ from unittest.mock import patch
 
 import pytest
 
+from tinymistral import DEMO
 from tinymistral.cli import main
 
-DEMO = Path(str(importlib.resources.files("tinymistral") / "demo"))
 V1 = Path(str(importlib.resources.files("mistral_common") / "data" / "tokenizer.model.v1"))
 
 

@@ -91,8 +91,9 @@ class PreTrainedModel:
         """Open a checkpoint: a folder, or a hub name in the local Hugging Face cache.
 
         The folder is in Hugging Face's format or, without a config.json, raw as Mistral publishes
-        it. The weights are mapped, not read. `backend` and `dtype` as in `get_backend`: `dtype` is
-        what activations are rounded to, float32 by default whatever the checkpoint's dtype.
+        it. The weights are mapped, not read, but for a small model's. `backend` and `dtype` as in
+        `get_backend`: `dtype` is what activations are rounded to, float32 by default whatever the
+        checkpoint's dtype.
         Raises ValueError, in one line, for anything that is not a Mistral checkpoint whole.
         """
         refuse_unknown(cls.from_pretrained, unknown)
