@@ -10,10 +10,11 @@ TYPE_CHECKING = False  # as type checkers know it; importing it from typing woul
 if TYPE_CHECKING:
     from typing import Any
 
-    from tinymistral.backend import Backend, get_backend
+    from tinymistral.backend import Backend, BackendUnavailable
     from tinymistral.cache import RollingCache
     from tinymistral.config import MistralConfig
     from tinymistral.demo import DEMO
+    from tinymistral.discovery import get_backend, installed_backends, load_backend
     from tinymistral.heads import (
         MistralForQuestionAnswering,
         MistralForSequenceClassification,
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "DEMO": "demo",
     "Backend": "backend",
+    "BackendUnavailable": "backend",
     "MistralConfig": "config",
     "MistralForCausalLM": "model",
     "MistralForQuestionAnswering": "heads",
@@ -38,12 +40,15 @@ _HOMES = {
     "RollingCache": "cache",
     "StopStrings": "streaming",
     "StreamDecoder": "streaming",
-    "get_backend": "backend",
+    "get_backend": "discovery",
+    "installed_backends": "discovery",
+    "load_backend": "discovery",
 }
 
 __all__ = [
     "DEMO",
     "Backend",
+    "BackendUnavailable",
     "MistralConfig",
     "MistralForCausalLM",
     "MistralForQuestionAnswering",
@@ -55,6 +60,8 @@ __all__ = [
     "StopStrings",
     "StreamDecoder",
     "get_backend",
+    "installed_backends",
+    "load_backend",
 ]
 
 

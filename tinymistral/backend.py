@@ -1,4 +1,4 @@
-"""What a backend must implement, what it gets for it, and how one is chosen.
+"""What a backend must implement, and what it gets for it. `discovery.py` chooses one.
 
 The model computes through the methods of `Backend` alone. Its arrays are the backend's own; of
 them the model uses `+`, `.reshape`, `.shape`, `.dtype` and basic slicing, nothing else.
@@ -8,8 +8,9 @@ explained at the top of `model.py`.
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +18,19 @@ import numpy as np
 Array = Any  # an array of the backend's own
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
+
+
+class BackendUnavailable(ValueError):  # noqa: N818, as it is read after `raise`
+    """A backend cannot run here: the reason, and the remedy, which says what to do about it."""
+
+    def __init__(self, reason: str, remedy: str):
+        super().__init__(reason, remedy)
+        self.reason = reason
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        """Both on one line."""
+        return " ".join(f"{self.reason}; {self.remedy}".split())
 
 
 class Backend(ABC):
@@ -30,15 +44,35 @@ class Backend(ABC):
     dtypes: ClassVar[tuple[str, ...]]  # the supported ones, the default first
     chunk: ClassVar[int] = 512  # most tokens of a row that go through the model at once
     has_attention_weights: ClassVar[bool] = False
+    # The only widths of a head that it computes with, all even; None: any even one.
+    head_dims: ClassVar[Collection[int] | None] = None
+    # Weights may be stored narrower than the activations; else the model widens them when made.
+    narrow_weights: ClassVar[bool] = True
+    # Laws of `tinymistral.conformance` that do not hold here, by name, and why.
+    unsupported: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def __init__(self, dtype: str | None = None):
-        dtype = self.dtypes[0] if dtype is None else dtype
-        if dtype not in self.dtypes:
+        self.dtype = self.check_dtype(dtype)
+
+    @classmethod
+    def check_dtype(cls, dtype: str | None) -> str:
+        """Return the dtype asked for, or the default one; ValueError unless it is supported."""
+        if dtype is None:
+            return cls.dtypes[0]
+        if dtype not in cls.dtypes:
             raise ValueError(
-                f"dtype {dtype!r} is not one that backend {self.name!r} supports; "
-                f"expected one of {', '.join(self.dtypes)}"
+                f"dtype {dtype!r} is not one that backend {cls.name!r} supports; "
+                f"expected one of {', '.join(cls.dtypes)}"
             )
-        self.dtype = dtype
+        return dtype
+
+    @classmethod
+    def device(cls) -> str:
+        """Name what it computes on here, such as "CPU" or "NVIDIA H100".
+
+        Raises BackendUnavailable where it cannot run. Called before one is made.
+        """
+        return "CPU"
 
     # Required to implement.
 
@@ -148,32 +182,3 @@ class Backend(ABC):
     ) -> Array:
         """Return the softmax that `attention` applies to v, as (B, H, T, S)."""
         raise ValueError(f"backend {self.name!r} does not give attention weights; use numpy")
-
-
-def backend_names() -> list[str]:
-    """Names that `get_backend` accepts."""
-    return ["numpy"]
-
-
-def get_backend(backend: str | Backend | None = None, dtype: str | None = None) -> Backend:
-    """Return the backend asked for: by argument, else by TINYMISTRAL_BACKEND, else numpy.
-
-    A `Backend` object is returned as it is. None is ever chosen or replaced silently: an
-    unknown name is a ValueError that lists the installed ones.
-    """
-    if isinstance(backend, Backend):
-        if dtype not in (None, backend.dtype):
-            raise ValueError(
-                f"dtype {dtype!r} was asked for, but the backend given computes in "
-                f"{backend.dtype!r}; leave one of the two out"
-            )
-        return backend
-    asked_by, name = "backend", backend
-    if name is None:
-        asked_by, name = "TINYMISTRAL_BACKEND", os.environ.get("TINYMISTRAL_BACKEND") or "numpy"
-    if name not in backend_names():
-        have = ", ".join(backend_names())
-        raise ValueError(f"{asked_by}: {name!r} is not installed; expected one of: {have}")
-    from tinymistral.numpy_backend import NumpyBackend
-
-    return NumpyBackend(dtype)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinymistral.cache import RollingCache
 from tinymistral.chat import user_turn
 from tinymistral.files import read_json, write_json
 from tinymistral.streaming import StreamDecoder
@@ -41,7 +40,7 @@ class Conversation:
         if system is not None:
             self.messages.append({"role": "system", "content": system})
         self.ids: list[int] = []
-        self.cache = RollingCache(model.config, model.backend, rows=1)
+        self.cache = model.new_cache(rows=1)
         self.seconds, self.new_tokens = 0.0, 0
 
     def ask(
@@ -87,7 +86,7 @@ class Conversation:
             else:  # the cache may hold some of the message: all before it is computed once more
                 self.messages.pop()
                 del self.ids[len(self.ids) - len(new) :]
-                self.cache = RollingCache(self.model.config, self.model.backend, rows=1)
+                self.cache = self.model.new_cache(rows=1)
 
     def save(self, file: Path) -> None:
         """Write the messages as JSON, whole or not at all."""

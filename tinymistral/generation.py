@@ -150,7 +150,7 @@ def decode(
         return
     cache = past_key_values
     if cache is None:
-        cache = RollingCache(model.config, model.backend, len(prompts))
+        cache = model.new_cache(len(prompts))
     logits = prefill(model, prompts, cache, config.max_new_tokens, progress)
     source = np.repeat(np.arange(len(prompts)), config.num_return_sequences)
     if config.num_return_sequences > 1:
@@ -206,7 +206,7 @@ def prefill(
         ids[n, width - len(row) :] = row
         mask[n, width - len(row) :] = 1
     cache.reserve(width + min(max_new_tokens, MOST_RESERVED))
-    inputs = prepare(model.config, model.backend, ids, mask, past_key_values=cache)
+    inputs = prepare(model, ids, mask, past_key_values=cache)
     done = 0
     for hidden in run(model, inputs, Watcher(model.backend)):
         done += hidden.shape[1]
@@ -217,7 +217,7 @@ def prefill(
 
 def step(model: MistralForCausalLM, cache: RollingCache, tokens: np.ndarray) -> np.ndarray:
     """Send one more token (B,) through -> logits (B, V)."""
-    inputs = prepare(model.config, model.backend, tokens[:, None], past_key_values=cache)
+    inputs = prepare(model, tokens[:, None], past_key_values=cache)
     (hidden,) = run(model, inputs, Watcher(model.backend))
     return last_logits(model, hidden)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinymistral.backend import Array, Backend
+from tinymistral.backend import Array
 from tinymistral.cache import RollingCache
-from tinymistral.config import MistralConfig
+
+if TYPE_CHECKING:
+    from tinymistral.pretrained import PreTrainedModel
 
 
 @dataclass
@@ -23,8 +25,7 @@ class Inputs:
 
 
 def prepare(
-    config: MistralConfig,
-    backend: Backend,
+    model: PreTrainedModel,
     input_ids: Any = None,
     attention_mask: Any = None,
     position_ids: Any = None,
@@ -36,6 +37,7 @@ def prepare(
 
     Raises ValueError, in one line, for whatever does not fit.
     """
+    config, backend = model.config, model.backend
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("expected either input_ids or inputs_embeds, got both or none")
     ids, embeds = np.empty((0, 0), dtype=np.int64), None
@@ -49,7 +51,7 @@ def prepare(
 
     cache = past_key_values
     if cache is None:
-        cache = RollingCache(config, backend, B, max(T, backend.chunk) if in_one_piece else None)
+        cache = model.new_cache(B, max(T, backend.chunk) if in_one_piece else None)
     elif not isinstance(cache, RollingCache) or cache.config != config:
         raise ValueError(
             "past_key_values: expected what an earlier call of a model of the same "

@@ -148,7 +148,7 @@ class Call:
         self.model = model
         self.see = Watcher(model.backend, *watched)
         whole = self.see.wants_all
-        self.inputs = prepare(model.config, model.backend, *given, in_one_piece=whole)
+        self.inputs = prepare(model, *given, in_one_piece=whole)
         self.real = self.inputs.positions >= 0  # (B, T), false where there is padding
 
     def hidden(self) -> Iterator[Array]:

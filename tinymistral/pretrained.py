@@ -15,8 +15,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from tinymistral.backend import Backend, get_backend
+from tinymistral.backend import Backend
+from tinymistral.cache import RollingCache
 from tinymistral.config import MistralConfig
+from tinymistral.discovery import get_backend
 
 # A model of up to so many bytes in float32 has its weights widened when it is opened.
 WIDENED_AT_MOST = 64_000_000
@@ -49,6 +51,7 @@ class PreTrainedModel:
         """
         self.config = config
         self.backend = get_backend(backend, dtype)
+        check_head_width(self.backend, config.head_dim)
         self.generation_config: dict[str, Any] = {}
         if tensors is None:
             refuse_if_too_large(4 * self.num_parameters())
@@ -62,7 +65,8 @@ class PreTrainedModel:
         # A small model's matrices are widened here once, rather than for every token: its tokens
         # come half again as fast. A large one's stay where they are mapped.
         large = 4 * self.num_parameters() > WIDENED_AT_MOST
-        as_stored = large and self.backend.dtype in ("float32", "float64")
+        wide = self.backend.dtype in ("float32", "float64")
+        as_stored = large and wide and self.backend.narrow_weights
         self.weights = tree(
             {
                 name: self.backend.asarray(
@@ -137,6 +141,13 @@ class PreTrainedModel:
         """The weights of the layers, without those of a head."""
         return self.weights.model
 
+    def new_cache(self, rows: int, chunk: int | None = None) -> RollingCache:
+        """Return an empty cache for a batch of `rows`, to give as `past_key_values`.
+
+        `chunk` is how many tokens go through at once, by default as many as suit the backend.
+        """
+        return RollingCache(self.config, self.backend, rows, chunk)
+
     def wants_cache(self, use_cache: bool | None) -> bool:
         """Tell whether a call returns its cache: as it says, else as the configuration does."""
         return self.config.use_cache if use_cache is None else use_cache
@@ -160,6 +171,15 @@ def _caller() -> int:
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == package:
         frame, level = frame.f_back, level + 1
     return level
+
+
+def check_head_width(backend: Backend, head_dim: int) -> None:
+    """Raise a ValueError if the backend does not compute with heads of this width."""
+    if backend.head_dims is not None and head_dim not in backend.head_dims:
+        raise ValueError(
+            f"head_dim {head_dim} is not one that backend {backend.name!r} supports; expected "
+            f"one of {', '.join(map(str, sorted(backend.head_dims)))}, or another backend"
+        )
 
 
 def refuse_if_too_large(size: int) -> None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinymistral.cache import RollingCache
 from tinymistral.inputs import check_ids, prepare
 from tinymistral.model import run
 from tinymistral.sampling import log_softmax
@@ -58,8 +57,8 @@ def score(
         raise ValueError(
             f"input_ids: expected one row of at least 2 tokens to score, got shape {ids.shape}"
         )
-    cache = RollingCache(model.config, model.backend, rows=1)
-    inputs = prepare(model.config, model.backend, ids[:, :-1], past_key_values=cache)
+    cache = model.new_cache(rows=1)
+    inputs = prepare(model, ids[:, :-1], past_key_values=cache)
     logprobs: list[np.ndarray] = []
     done = 0
     for hidden in run(model, inputs, Watcher(model.backend)):

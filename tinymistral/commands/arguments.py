@@ -25,7 +25,7 @@ Mistral in readable NumPy.
 """
 
 # Each with its arguments in NAME_arguments.py.
-COMMANDS = ("generate", "chat", "score", "convert", "tokenize")
+COMMANDS = ("generate", "chat", "score", "convert", "tokenize", "backends")
 
 
 class Parser(argparse.ArgumentParser):
@@ -92,7 +92,8 @@ def add_computation(parser: argparse.ArgumentParser) -> None:
     add(
         "--backend",
         metavar="NAME",
-        help="what computes (default: the environment variable TINYMISTRAL_BACKEND, else numpy)",
+        help="what computes, one of those that `tinymistral backends` lists (default: the "
+        "environment variable TINYMISTRAL_BACKEND, else numpy)",
     )
     add("--dtype", metavar="TYPE", help="float32 (default), float64, float16 or bfloat16")
     add("--threads", type=integer, metavar="N", help="of NumPy's linear algebra (default: all)")
