@@ -1,12 +1,9 @@
 """Small random configurations, models and texts, for tests of the whole model.
 
-Shapes are drawn by hypothesis, numbers by a seed. The models are tiny but not tame: every part
-of a layer bears on the result, attention is neither flat nor all on one key, and logits have a
-standard deviation of about 3.
+Shapes are drawn by hypothesis, numbers by a seed, as in `tinymistral.conformance.models`.
 """
 
 import itertools
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,38 +11,23 @@ from hypothesis import strategies as st
 
 from tinymistral import MistralConfig, MistralForCausalLM
 from tinymistral.backend import Backend
-from tinymistral.numpy_backend import NUMPY_DTYPES
+from tinymistral.conformance.cases import seeds as seeds
+from tinymistral.conformance.models import tinies, tiny_tensors, windows
+from tinymistral.numpy_backend import NumpyBackend
 from tinymistral.pretrained import PreTrainedModel
 
-seeds = st.integers(0, 2**32 - 1)
 wide_dtypes = st.sampled_from(["float32", "float64"])
 layers = st.integers(1, 3)
-windows = st.sampled_from([1, 2, 3, 5, 100, None])  # 100: larger than any text here
 
 
-@st.composite
 def tiny_configs(
-    draw: st.DrawFn,
     layers: st.SearchStrategy[int] = layers,
     windows: st.SearchStrategy[int | None] = windows,
-) -> MistralConfig:
+) -> st.SearchStrategy[MistralConfig]:
     """Grouped-query attention of any ratio, head_dim apart from hidden_size, tied or not."""
-    kv_heads, group = draw(st.sampled_from([(1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (3, 1)]))
-    return MistralConfig(
-        vocab_size=draw(st.integers(5, 17)),
-        hidden_size=draw(st.integers(4, 11)),
-        intermediate_size=draw(st.integers(1, 11)),
-        num_hidden_layers=draw(layers),
-        num_attention_heads=kv_heads * group,
-        num_key_value_heads=kv_heads,
-        head_dim=draw(st.sampled_from([2, 4, 6])),
-        sliding_window=draw(windows),
-        tie_word_embeddings=draw(st.booleans()),
-        rope_theta=draw(st.sampled_from([10.0, 10_000.0, 1e6])),
-        rms_norm_eps=draw(st.sampled_from([1e-5, 1e-6])),
-        bos_token_id=None,
-        eos_token_id=None,
-    )
+    widths = st.sampled_from([2, 4, 6])
+    tiny = tinies(NumpyBackend(), layers, windows, widths=lambda backend: widths)
+    return tiny.map(lambda drawn: drawn.config)
 
 
 def config(**changes: Any) -> MistralConfig:
@@ -63,24 +45,6 @@ def config(**changes: Any) -> MistralConfig:
         "eos_token_id": None,
     }
     return MistralConfig(**(fields | changes))
-
-
-def tiny_tensors(
-    shapes: Mapping[str, tuple[int, ...]], seed: int, dtype: str = "float32", sharpness: float = 1.5
-) -> dict[str, np.ndarray]:
-    """Weights that keep numbers at the size of 1; scores have deviation sharpness²."""
-    rng, tensors = np.random.default_rng([seed, 0]), {}
-    for name, shape in shapes.items():
-        numbers = rng.standard_normal(shape)
-        if len(shape) == 1:
-            numbers = 1 + 0.3 * numbers
-        else:
-            of_scores, of_logits = ("q_proj", "k_proj"), ("embed_tokens", "lm_head")
-            gain = sharpness if any(part in name for part in of_scores) else 1.0
-            gain = 3.0 if any(part in name for part in of_logits) else gain
-            numbers *= gain / shape[1] ** 0.5
-        tensors[name] = numbers.astype(NUMPY_DTYPES[dtype])
-    return tensors
 
 
 def tiny_model(

@@ -1,0 +1,130 @@
+"""How far rounding may take a right backend from the oracle, derived for each operation.
+
+N. J. Higham, Accuracy and Stability of Numerical Algorithms (2002), chapters 2 and 3: rounding to
+p bits multiplies by 1 + δ, |δ| <= u = 2^-p; n such factors make 1 + θ, |θ| <= γ(n) = nu / (1 - nu);
+a dot product of n terms, summed in any order, errs by at most γ(n) Σ|x||y|.
+
+A bound is of what is computed inside an operation, in float32 at least. That the result is then
+rounded to the backend's dtype is added by `agree`. No tolerance is typed in.
+"""
+
+from __future__ import annotations
+
+import math
+
+import ml_dtypes
+import numpy as np
+
+from tinymistral.numpy_backend import NUMPY_DTYPES
+
+UNIT = {"float32": 2.0**-24, "float64": 2.0**-53, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+EXP = 8  # roundings that make up for exp: NumPy and CUDA promise 4 units in the last place, 2u each
+
+
+def gamma(n: float, dtype: str) -> float:
+    """Bound n roundings inside an operation; and as many of the oracle's own, in float64."""
+    u = UNIT["float64"] + (UNIT["float64"] if dtype == "float64" else UNIT["float32"])
+    return n * u / (1 - n * u)
+
+
+def smallest(dtype: str) -> float:
+    """Return what may become 0: a number below the normal ones of what is computed in.
+
+    GPUs flush it to zero. What float16 cannot hold is far above, rounded by at most half its
+    smallest step.
+    """
+    inside = "float64" if dtype == "float64" else "float32"
+    tiny = float(ml_dtypes.finfo(NUMPY_DTYPES[inside]).smallest_normal)
+    return max(tiny, float(ml_dtypes.finfo(NUMPY_DTYPES[dtype]).smallest_subnormal))
+
+
+def rounded(exact: np.ndarray, error: np.ndarray | float, dtype: str) -> np.ndarray:
+    """Bound what is within `error` of `exact`, once it is rounded to the dtype."""
+    return np.asarray(error + UNIT[dtype] * (np.abs(exact) + error) + smallest(dtype))
+
+
+def agree(actual: np.ndarray, exact: np.ndarray, error: np.ndarray | float, dtype: str) -> None:
+    """Check that `actual` has the dtype and is within `error` of `exact` before its rounding."""
+    assert actual.dtype == NUMPY_DTYPES[dtype], f"dtype {actual.dtype}, expected {dtype}"
+    assert actual.shape == exact.shape, f"shape {actual.shape}, expected {exact.shape}"
+    bound = rounded(exact, error, dtype)
+    difference = np.abs(actual.astype(np.float64) - exact)
+    wrong = ~(difference <= bound)  # NaN is wrong too
+    if wrong.any():
+        worst = np.unravel_index(np.argmax(np.where(wrong, difference / bound, 0)), wrong.shape)
+        at = tuple(int(n) for n in worst)
+        raise AssertionError(
+            f"at {at}: got {float(actual[at])!r}, expected {float(exact[at])!r} within "
+            f"{float(np.broadcast_to(bound, wrong.shape)[at]):.3g}; "
+            f"{np.count_nonzero(wrong)} of {wrong.size} numbers are out of bounds"
+        )
+
+
+def linear_error(x: np.ndarray, weight: np.ndarray, dtype: str) -> np.ndarray:
+    """Bound x @ weight.T: dot products of n terms."""
+    size = np.abs(x.astype(np.float64)) @ np.abs(weight.astype(np.float64)).T
+    return gamma(x.shape[-1], dtype) * size
+
+
+def rms_norm_error(exact: np.ndarray, dtype: str) -> np.ndarray:
+    """Bound rms_norm: D squares and their sum's terms, / D, eps and its sum, root, quotient, ·."""
+    return gamma(exact.shape[-1] + 6, dtype) * np.abs(exact)
+
+
+def rope_error(x: np.ndarray, positions: np.ndarray, theta: float, dtype: str) -> np.ndarray:
+    """Bound rope: per output two products, each with its cosine: 4 roundings.
+
+    The angle: i · theta^e, e rounded (relative error u, |e| <= 1, so ln(theta) u of the power),
+    the power itself 2u, the product u; all in float64, by the oracle too. Cosines err by no more
+    than their angle does.
+    """
+    angle = 2 * (math.log(theta) + 3) * UNIT["float64"] * np.abs(positions[..., None, None])
+    x = np.abs(x.astype(np.float64))
+    return (gamma(4, dtype) + angle) * (x + np.roll(x, x.shape[-1] // 2, axis=-1))
+
+
+def silu_mul_error(gate: np.ndarray, up: np.ndarray, exact: np.ndarray, dtype: str) -> np.ndarray:
+    """Bound silu_mul: exp, sum, quotient, product; and exp's argument.
+
+    exp(x) may be made as 2^(x / ln 2): the constant and the product round the exponent by 2u|x|.
+    Where exp overflows, or its inverse is flushed to zero, less than the smallest number is lost.
+    """
+    gate, up = np.abs(gate.astype(np.float64)), np.abs(up.astype(np.float64))
+    with np.errstate(over="ignore"):
+        relative = np.exp(2 * gamma(1, dtype) * gate) * (1 + gamma(EXP + 3, dtype)) - 1
+    inside = float(
+        ml_dtypes.finfo(
+            NUMPY_DTYPES["float64" if dtype == "float64" else "float32"]
+        ).smallest_normal
+    )
+    return relative * np.abs(exact) + inside * gate * up
+
+
+def repeated(array: np.ndarray, heads: int) -> np.ndarray:
+    """Repeat key/value heads (B, S, K, d) to (B, S, heads, d), as float64."""
+    return np.repeat(array.astype(np.float64), heads // array.shape[2], axis=2)
+
+
+def softmax_error(q: np.ndarray, k: np.ndarray, weights: np.ndarray, dtype: str) -> float:
+    """Bound the relative error of softmax times a sum, of all rows together.
+
+    A score, a sum of d products times d^-0.5, errs by γ(d + 2) |q|·|k| d^-0.5. Taking off the
+    largest, which as such cancels, rounds what is at most twice as large; the factor 1 / ln 2 that
+    exp may be made with is two roundings of the same: δ = γ(d + 8) |q|·|k| d^-0.5 in the exponent.
+    exp makes a factor e^δ of it. That stands above and below the line, with exp's own error and a
+    sum of S terms each; then one division. Sums taken tile by tile are multiplied by an exp of
+    their own for each tile, at most S times: S more each.
+    """
+    d, S = q.shape[-1], k.shape[1]
+    sizes = (np.abs(q.astype(np.float64)), np.abs(repeated(k, q.shape[2])))
+    size = np.einsum("bthd,bshd->bhts", *sizes)
+    exponent = gamma(d + 8, dtype) * np.max(size * (weights > 0), initial=0) * d**-0.5
+    return math.exp(2 * exponent) * (1 + gamma(2 * (S + EXP * (S + 1)), dtype)) - 1
+
+
+def attention_error(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, weights: np.ndarray, dtype: str
+) -> np.ndarray:
+    """Bound attention: the relative error of the weights, times Σ weights |v|."""
+    size = np.einsum("bhts,bshd->bthd", weights, np.abs(repeated(v, q.shape[2])))
+    return softmax_error(q, k, weights, dtype) * size

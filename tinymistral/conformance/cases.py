@@ -1,0 +1,278 @@
+"""What the laws are tried on: cases of a few numbers each, and the arrays that these make.
+
+Shapes are drawn, numbers come from a drawn seed: normal ones, of which the small are 0, so that
+nothing is subnormal in any dtype (GPUs flush that to zero). Windows are drawn from 1, 2, S - 1, S,
+S + 1 and at large; positions begin at 0, near 32,768 or past 2^24, which float32 cannot count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from hypothesis import strategies as st
+
+from tinymistral.backend import Backend
+from tinymistral.numpy_backend import NUMPY_DTYPES
+
+WIDTHS = (2, 6, 16, 64)  # of heads
+WIDE_FIRST = ("float64", "float32", "float16", "bfloat16")
+
+
+def normal(rng: np.random.Generator, dtype: str, *shape: int) -> np.ndarray:
+    """Draw normal numbers, the small ones 0: nothing is subnormal, not in 16 bits either."""
+    x = rng.standard_normal(shape)
+    return np.where(np.abs(x) < 2.0**-8, 0.0, x).astype(NUMPY_DTYPES[dtype])
+
+
+def sizes(most: int) -> st.SearchStrategy[int]:
+    """Draw from 1 to `most`."""
+    return st.integers(1, most)
+
+
+seeds = st.integers(0, 2**32 - 1)
+thetas = st.sampled_from([10_000.0, 1e6])
+
+
+def widths(backend: Backend) -> st.SearchStrategy[int]:
+    """Draw the width of a head that the backend supports."""
+    return st.sampled_from(WIDTHS if backend.head_dims is None else sorted(backend.head_dims))
+
+
+def stored_dtypes(backend: Backend) -> st.SearchStrategy[str]:
+    """Draw what weights are stored as: as the activations are, or narrower."""
+    own = WIDE_FIRST.index(backend.dtype)
+    return st.sampled_from(
+        [backend.dtype, *(WIDE_FIRST[own + 1 :] if backend.narrow_weights else ())]
+    )
+
+
+# How a law calls a backend: NumPy in, NumPy out.
+
+
+def on(backend: Backend, array: np.ndarray) -> Any:
+    """Bring an array of numbers to the backend, in a copy that is its own."""
+    return backend.asarray(array.copy())
+
+
+def call(backend: Backend, operation: str, *arguments: Any) -> Any:
+    """Call an operation with NumPy arrays -> a NumPy array, or several.
+
+    Numbers go to the backend; integers (ids, positions, slots) stay on the host, as always.
+    """
+    result = getattr(backend, operation)(
+        *(
+            on(backend, x) if isinstance(x, np.ndarray) and x.dtype.kind not in "iu" else x
+            for x in arguments
+        )
+    )
+    if isinstance(result, tuple):
+        return tuple(backend.to_numpy(array) for array in result)
+    return backend.to_numpy(result)
+
+
+def rope(backend: Backend, x: np.ndarray, positions: np.ndarray, theta: float) -> np.ndarray:
+    """Rotate x (B, T, H, d) on the backend."""
+    return call(backend, "rope", x, backend.rope_table(positions, theta, x.shape[-1]))
+
+
+# The cases
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Rows x (2, T, n) and a weight (m, n), or a table (m, n) and ids; the x times a scale."""
+
+    T: int
+    m: int
+    n: int
+    stored: str
+    scale: float
+    seed: int
+
+    def x(self, dtype: str) -> np.ndarray:
+        """Return (2, T, n) of the backend's dtype."""
+        x = normal(np.random.default_rng([self.seed, 1]), dtype, 2, self.T, self.n)
+        return x * np.asarray(self.scale, dtype=x.dtype)
+
+    def y(self, dtype: str) -> np.ndarray:
+        """Return another (2, T, n)."""
+        return normal(np.random.default_rng([self.seed, 2]), dtype, 2, self.T, self.n)
+
+    @property
+    def weight(self) -> np.ndarray:
+        """(m, n), as it is stored."""
+        return normal(np.random.default_rng([self.seed, 3]), self.stored, self.m, self.n)
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Rows (2, T) of the weight."""
+        return np.random.default_rng([self.seed, 4]).integers(0, self.m, (2, self.T))
+
+
+def matrices(backend: Backend, n: int = 70) -> st.SearchStrategy[Matrix]:
+    """Draw one whose sums are up to n long."""
+    return st.builds(
+        Matrix,
+        T=sizes(12),
+        m=sizes(20),
+        n=sizes(n),
+        stored=stored_dtypes(backend),
+        scale=st.sampled_from([1.0, 2.0**-7, 2.0**8]),
+        seed=seeds,
+    )
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Heads x (B, T, H, d) at positions (B, T), -1 among them."""
+
+    B: int
+    T: int
+    H: int
+    d: int
+    theta: float
+    first: int
+    seed: int
+
+    def x(self, dtype: str) -> np.ndarray:
+        """Return (B, T, H, d)."""
+        return normal(np.random.default_rng([self.seed, 1]), dtype, self.B, self.T, self.H, self.d)
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(B, T), up to 32,768 after the first, one in eight -1."""
+        rng = np.random.default_rng([self.seed, 2])
+        at = self.first + rng.integers(0, 2**15, (self.B, self.T))
+        return np.where(rng.random(at.shape) < 1 / 8, -1, at)
+
+
+firsts = st.sampled_from([0, 5, 32_760, 2**24 + 1])
+
+
+def rotations(backend: Backend) -> st.SearchStrategy[Rotation]:
+    """Draw one."""
+    return st.builds(
+        Rotation,
+        B=sizes(2),
+        T=sizes(5),
+        H=sizes(3),
+        d=widths(backend),
+        theta=thetas,
+        first=firsts,
+        seed=seeds,
+    )
+
+
+@dataclass(frozen=True)
+class Writing:
+    """Keys and values (2, T, K, d) for slots (2, T) of caches (2, S, K, d)."""
+
+    T: int
+    S: int
+    K: int
+    d: int
+    theta: float
+    first: int
+    seed: int
+
+    def new(self, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return keys and values (2, T, K, d)."""
+        rng = np.random.default_rng([self.seed, 1])
+        shape = (2, self.T, self.K, self.d)
+        return normal(rng, dtype, *shape), normal(rng, dtype, *shape)
+
+    def caches(self, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return what is there before (2, S, K, d)."""
+        rng = np.random.default_rng([self.seed, 2])
+        shape = (2, self.S, self.K, self.d)
+        return normal(rng, dtype, *shape), normal(rng, dtype, *shape)
+
+    @property
+    def slots(self) -> np.ndarray:
+        """(2, T), those of a row distinct, -1 where there are too few and now and then."""
+        rng = np.random.default_rng([self.seed, 3])
+        slots = np.stack([rng.permutation(max(self.S, self.T))[: self.T] for _ in range(2)])
+        return np.where((slots >= self.S) | (rng.random(slots.shape) < 0.2), -1, slots)
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(2, T), consecutive, -1 where nothing is written."""
+        at = self.first + np.arange(self.T, dtype=np.int64)
+        return np.where(self.slots < 0, -1, at)
+
+
+def writings(backend: Backend) -> st.SearchStrategy[Writing]:
+    """Draw one."""
+    return st.builds(
+        Writing,
+        T=sizes(6),
+        S=sizes(8),
+        K=sizes(3),
+        d=widths(backend),
+        theta=thetas,
+        first=firsts,
+        seed=seeds,
+    )
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Queries over slots in any order.
+
+    A row has S consecutive positions, each in a random slot and one in five missing, and queries
+    at T consecutive positions, padding among them, from before the first key to past the last.
+    """
+
+    B: int
+    T: int
+    S: int
+    K: int
+    group: int
+    d: int
+    window: int | None
+    first: int
+    seed: int
+
+    def qkv(self, dtype: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return q (B, T, H, d), k and v (B, S, K, d)."""
+        rng, B, K, d = np.random.default_rng([self.seed, 1]), self.B, self.K, self.d
+        q = normal(rng, dtype, B, self.T, K * self.group, d)
+        return q, normal(rng, dtype, B, self.S, K, d), normal(rng, dtype, B, self.S, K, d)
+
+    @cached_property
+    def where(self) -> tuple[np.ndarray, np.ndarray, int | None]:
+        """q_positions (B, T), k_positions (B, S) and the window."""
+        rng, B, T, S = np.random.default_rng([self.seed, 2]), self.B, self.T, self.S
+        k_positions = np.stack([rng.permutation(S) + self.first for _ in range(B)])
+        k_positions[rng.random((B, S)) < 0.2] = -1
+        q_positions = rng.integers(-T, S + 2, (B, 1)) + self.first + np.arange(T)
+        q_positions[rng.random((B, T)) < 0.2] = -1
+        return np.maximum(q_positions, -1), k_positions, self.window
+
+
+@st.composite
+def attentions(draw: st.DrawFn, backend: Backend) -> Attention:
+    """Draw one."""
+    S = draw(sizes(12))
+    return Attention(
+        B=draw(sizes(2)),
+        T=draw(sizes(5)),
+        S=S,
+        K=draw(sizes(3)),
+        group=draw(sizes(4)),
+        d=draw(widths(backend)),
+        window=draw(st.sampled_from([1, 2, max(1, S - 1), S, S + 1, 2**40, None])),
+        first=draw(firsts),
+        seed=draw(seeds),
+    )
+
+
+def filled(array: np.ndarray, where: np.ndarray, value: float | None) -> np.ndarray:
+    """Return a copy with a value, or the dtype's largest number, where the mask (B, n) says."""
+    array = array.copy()
+    array[where] = float(ml_dtypes.finfo(array.dtype).max) if value is None else value
+    return array

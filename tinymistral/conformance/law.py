@@ -1,0 +1,95 @@
+"""A law: what holds for every right backend, whatever is drawn; and how a failure is told.
+
+A law is written as a function of a backend and a case, and `law` makes a test of it that draws
+the cases. A case is a few small numbers that say all, arrays being made of a drawn seed; so its
+text, in the snippet that a failure prints, is all that it takes to see the failure again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
+
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+
+import tinymistral.conformance
+from tinymistral.backend import DTYPES, Backend
+
+SETTINGS = settings(deadline=None, suppress_health_check=list(HealthCheck))
+
+Check = Callable[[Any, Any], None]  # (backend, case), raises AssertionError
+
+
+@dataclass(frozen=True)
+class Law:
+    """What a law says, and of which backends."""
+
+    name: str
+    says: str  # in one line
+    check: Check
+    needs_weights: bool  # the law is about `attention_weights`
+    dtypes: tuple[str, ...]  # in which it can tell right from wrong
+
+    def not_for(self, backend: Backend) -> str | None:
+        """Return why the law is not held against a backend, None if it is."""
+        if self.name in backend.unsupported:
+            return f"declared as unsupported: {backend.unsupported[self.name]}"
+        if self.needs_weights and not backend.has_attention_weights:
+            return "has_attention_weights is False"
+        if backend.dtype not in self.dtypes:
+            return f"only in {' and '.join(self.dtypes)} are its bounds narrow enough to tell"
+        return None
+
+
+def law(
+    cases: Callable[[Backend], st.SearchStrategy[Any]],
+    *,
+    needs_weights: bool = False,
+    dtypes: tuple[str, ...] = DTYPES,
+) -> Callable[[Check], Any]:
+    """Make a test of a law. `cases` says what to draw for a backend.
+
+    The test takes the backend, and carries its `Law` as `.law`.
+    """
+
+    def decorate(check: Check) -> Any:
+        says = " ".join((check.__doc__ or "").partition("\n\n")[0].split())
+        law = Law(check.__name__.removeprefix("test_"), says, check, needs_weights, dtypes)
+
+        def on_drawn_cases(backend: Backend, data: st.DataObject) -> None:
+            case = data.draw(cases(backend))
+            note(snippet(law, backend, case))
+            check(backend, case)
+
+        on_drawn_cases.__name__ = on_drawn_cases.__qualname__ = check.__name__
+        on_drawn_cases.__doc__, on_drawn_cases.__module__ = check.__doc__, check.__module__
+        test: Any = SETTINGS(given(data=st.data())(on_drawn_cases))
+        test.law = law
+        return test
+
+    return decorate
+
+
+def snippet(law: Law, backend: Backend, case: Any) -> str:
+    """Return the lines of Python that check the law once more, on this case alone."""
+    kind = type(backend)
+    return (
+        "To see it again:\n\n"
+        f"from {kind.__module__} import {kind.__qualname__}\n"
+        "from tinymistral.conformance.cases import *\n"
+        "from tinymistral.conformance.models import *\n"
+        f"from {law.check.__module__} import test_{law.name} as test\n"
+        f"test.law.check({kind.__qualname__}({backend.dtype!r}), {case!r})\n"
+    )
+
+
+def all_laws() -> Iterator[Any]:
+    """Return the test of every law."""
+    for module in iter_modules(tinymistral.conformance.__path__):
+        if module.name.startswith("test_"):
+            home = import_module(f"tinymistral.conformance.{module.name}")
+            yield from (test for test in vars(home).values() if hasattr(test, "law"))

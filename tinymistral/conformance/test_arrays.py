@@ -1,0 +1,87 @@
+"""Laws of the bridge to the host, and of what the model does with arrays by itself."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinymistral.backend import Backend
+from tinymistral.conformance.cases import Matrix, call, matrices, normal, on
+from tinymistral.conformance.law import law
+from tinymistral.numpy_backend import NUMPY_DTYPES
+
+
+@law(matrices)
+def test_arrays_come_and_go_as_they_are(backend: Backend, case: Matrix) -> None:
+    """`asarray` keeps a weight's dtype, or rounds to the one named; `to_numpy` keeps that."""
+    weight = case.weight
+    for dtype, expected in (
+        (None, weight),
+        (backend.dtype, weight.astype(NUMPY_DTYPES[backend.dtype])),
+    ):
+        back = backend.to_numpy(backend.asarray(weight, dtype))
+        assert isinstance(back, np.ndarray)
+        assert back.dtype == expected.dtype
+        np.testing.assert_array_equal(back, expected)
+
+
+@law(matrices)
+def test_asarray_rounds_to_nearest(backend: Backend, case: Matrix) -> None:
+    """`asarray` rounds float32 and float64 numbers to nearest, ties to even, as NumPy does."""
+    for stored in ("float32", "float64"):
+        numbers = normal(np.random.default_rng(case.seed), stored, case.m, case.n)
+        back = backend.to_numpy(backend.asarray(numbers, backend.dtype))
+        np.testing.assert_array_equal(back, numbers.astype(NUMPY_DTYPES[backend.dtype]))
+
+
+@law(matrices)
+def test_zeros_are_zeros(backend: Backend, case: Matrix) -> None:
+    """`zeros` has the shape and the dtype asked for, rows of no slots included."""
+    for shape in ((case.m, case.n), (2, 0, case.m, case.n)):
+        zeros = backend.to_numpy(backend.zeros(shape, backend.dtype))
+        assert zeros.dtype == NUMPY_DTYPES[backend.dtype]
+        np.testing.assert_array_equal(zeros, np.zeros(shape))
+
+
+@law(matrices)
+def test_take_gathers_slices_in_any_order(backend: Backend, case: Matrix) -> None:
+    """`take` gathers slices along an axis, repeats too."""
+    x, rng = case.x(backend.dtype), np.random.default_rng(case.seed)
+    for axis, size in enumerate(x.shape[:2]):
+        indices = rng.integers(0, size, size + 1)
+        np.testing.assert_array_equal(
+            call(backend, "take", x, indices, axis), np.take(x, indices, axis)
+        )
+
+
+@law(matrices)
+def test_what_is_taken_is_a_copy(backend: Backend, case: Matrix) -> None:
+    """What `take` returned does not change when the array it was taken from is written to."""
+    x, row = case.x(backend.dtype)[..., None], np.array([0, 1])
+    array = on(backend, x)
+    taken = backend.take(array, row, 0)
+    slots = np.tile(np.arange(case.T), (2, 1))
+    backend.scatter(array, slots, on(backend, x + x.dtype.type(1)))
+    np.testing.assert_array_equal(backend.to_numpy(taken), x)
+
+
+@law(matrices)
+def test_arrays_add_reshape_and_slice_as_numpys_do(backend: Backend, case: Matrix) -> None:
+    """`+` (of one shape, or with one more row), `.reshape`, `.shape` and basic slices."""
+    x, y = case.x(backend.dtype), case.y(backend.dtype)
+    a, b, T, n = on(backend, x), on(backend, y), case.T, case.n
+    assert tuple(a.shape) == x.shape
+    total = (x.astype(np.float64) + y.astype(np.float64)).astype(x.dtype)
+    biased = (x.astype(np.float64) + y[0, 0].astype(np.float64)).astype(x.dtype)
+    for array, expected in (
+        (a + b, total),
+        (a + on(backend, y[0, 0]), biased),
+        (a.reshape(2, T, n, 1), x.reshape(2, T, n, 1)),
+        (a.reshape(2 * T, n), x.reshape(2 * T, n)),
+        (a[:, 1:], x[:, 1:]),
+        (a[:, -1:], x[:, -1:]),
+        (a[:, : T + 1], x),
+        (a[:, :1].reshape(2, n), x[:, :1].reshape(2, n)),
+    ):
+        back = backend.to_numpy(array)
+        assert back.dtype == x.dtype
+        np.testing.assert_array_equal(back, expected)

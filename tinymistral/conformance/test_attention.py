@@ -1,0 +1,262 @@
+"""Laws of attention: who sees whom, how much, and that nothing else has influence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from hypothesis import strategies as st
+
+from tinymistral.backend import Backend
+from tinymistral.conformance import oracle
+from tinymistral.conformance.bounds import (
+    EXP,
+    UNIT,
+    agree,
+    attention_error,
+    gamma,
+    repeated,
+    softmax_error,
+)
+from tinymistral.conformance.cases import Attention, attentions, call, filled, normal, sizes
+from tinymistral.conformance.law import law
+from tinymistral.numpy_backend import NUMPY_DTYPES
+
+
+def visible(q_positions: np.ndarray, k_positions: np.ndarray, window: int | None) -> np.ndarray:
+    """Tell who sees whom (B, T, S), as the oracle has it."""
+    (B, T), S = q_positions.shape, k_positions.shape[1]
+    out = np.zeros((B, T, S), dtype=bool)
+    for b, t, s in np.ndindex(B, T, S):
+        out[b, t, s] = oracle.sees(int(q_positions[b, t]), int(k_positions[b, s]), window)
+    return out
+
+
+def agree_with_oracle(
+    out: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, where: Any, dtype: str
+) -> None:
+    """Check what attention returned."""
+    weights = oracle.attention_weights(q, k, *where)
+    error = attention_error(q, k, v, weights, dtype)
+    agree(out, oracle.attention(q, k, v, *where), error, dtype)
+
+
+@law(attentions)
+def test_attention_mixes_what_is_visible(backend: Backend, case: Attention) -> None:
+    """A softmax over the visible keys, whatever the window and the order of slots."""
+    q, k, v = case.qkv(backend.dtype)
+    out = call(backend, "attention", q, k, v, *case.where)
+    agree_with_oracle(out, q, k, v, case.where, backend.dtype)
+
+
+@law(attentions)
+def test_slots_may_be_in_any_order(backend: Backend, case: Attention) -> None:
+    """Keys, values and positions moved to other slots together change nothing."""
+    q, k, v = case.qkv(backend.dtype)
+    q_positions, k_positions, window = case.where
+    order = np.random.default_rng(case.seed).permutation(case.S)
+    moved = (q, k[:, order], v[:, order], q_positions, k_positions[:, order], window)
+    out = call(backend, "attention", *moved)
+    agree_with_oracle(out, q, k, v, case.where, backend.dtype)
+
+
+@law(attentions)
+def test_grouped_heads_are_repeated_heads(backend: Backend, case: Attention) -> None:
+    """Query head h reads key/value head h // (H/K), as if each had a copy of its own."""
+    q, k, v = case.qkv(backend.dtype)
+    copies = [np.repeat(array, case.group, axis=2) for array in (k, v)]
+    for keys, values in ((k, v), copies):
+        out = call(backend, "attention", q, keys, values, *case.where)
+        agree_with_oracle(out, q, k, v, case.where, backend.dtype)
+
+
+@law(attentions)
+def test_large_scores_do_not_overflow(backend: Backend, case: Attention) -> None:
+    """Where one score is larger than the rest by far, its value is the mix."""
+    # exp overflows above 88 in float32. Scores are n · 128 for slots n = 0, 1, ... in drawn order.
+    q, k, v = (np.zeros_like(array) for array in case.qkv(backend.dtype))
+    q_positions, k_positions, _ = case.where
+    rng = np.random.default_rng(case.seed)
+    rank = np.stack([rng.permutation(case.S) for _ in range(case.B)])
+    q[..., 0], k[..., 0] = case.d**0.5 * 16, 8 * rank[..., None]
+    v[:] = (1 + rank)[..., None, None]
+    at = np.where(q_positions < 0, -1, 2**26)
+    out = call(backend, "attention", q, k, v, at, k_positions, None)
+    seen = np.where(k_positions >= 0, 1 + rank, 0).max(axis=1)
+    expected = np.where(at >= 0, seen[:, None], 0)[..., None, None]
+    np.testing.assert_array_equal(out, np.broadcast_to(expected, out.shape))
+
+
+NOT_SEEN = (np.nan, np.inf, -np.inf, None)  # None: the largest number
+
+
+@law(
+    lambda b: st.tuples(attentions(b), st.sampled_from(NOT_SEEN), st.sampled_from(["k", "v", "kv"]))
+)
+def test_what_a_query_does_not_see_has_no_influence(
+    backend: Backend, case: tuple[Attention, float | None, str]
+) -> None:
+    """Empty slots, future keys, those past the window, another row's: bit for bit, be it NaN."""
+    attention, value, places = case
+    q, k, v = attention.qkv(backend.dtype)
+    seen, (q_positions, k_positions, _) = visible(*attention.where), attention.where
+    expected = call(backend, "attention", q, k, v, *attention.where)
+    for b, t in np.ndindex(seen.shape[:2]):
+        hidden = np.ones(k_positions.shape, dtype=bool)
+        hidden[b] = ~seen[b, t]
+        others = np.ones(q_positions.shape, dtype=bool)
+        others[b, t] = False
+        out = call(
+            backend,
+            "attention",
+            filled(q, others, np.nan),  # silences what those others would make of `value`
+            filled(k, hidden, value) if "k" in places else k,
+            filled(v, hidden, value) if "v" in places else v,
+            *attention.where,
+        )
+        np.testing.assert_array_equal(out[b, t], expected[b, t])
+
+
+@law(attentions)
+def test_the_last_visible_key_has_influence(backend: Backend, case: Attention) -> None:
+    """So has every other: a larger value of any visible key makes a larger mix."""
+    # Queries of 1/16 make about equal weights, at least 1/100 each, and 1/100 of 800 is 8.
+    q, k, v = case.qkv(backend.dtype)
+    q = q * np.asarray(1 / 16, dtype=q.dtype)
+    before = call(backend, "attention", q, k, v, *case.where)
+    for b, t, s in np.argwhere(visible(*case.where)):
+        louder = v.copy()
+        louder[b, s] = 800
+        after = call(backend, "attention", q, k, louder, *case.where)
+        assert (after[b, t] > before[b, t] + 1).all(), (
+            f"of row {b}, query {t} does not see slot {s}"
+        )
+
+
+@law(lambda b: st.tuples(attentions(b), st.sampled_from([np.nan, np.inf, -np.inf])))
+def test_what_is_not_finite_reaches_whoever_sees_it(
+    backend: Backend, case: tuple[Attention, float]
+) -> None:
+    """NaN and infinity are not swallowed: they are what the mix of a value like that is."""
+    attention, value = case
+    q, k, v = attention.qkv(backend.dtype)
+    seen = visible(*attention.where)
+    for b, s in np.ndindex(seen.shape[0], seen.shape[2]):
+        one = np.zeros(k.shape[:2], dtype=bool)
+        one[b, s] = True
+        out = call(backend, "attention", q, k, filled(v, one, value), *attention.where)
+        np.testing.assert_array_equal(out[b, seen[b, :, s]].astype(np.float64), value)
+
+
+@law(attentions)
+def test_who_sees_nothing_gets_zeros(backend: Backend, case: Attention) -> None:
+    """Padding, and a query all of whose keys are out of its window, or no keys at all."""
+    q, k, v = case.qkv(backend.dtype)
+    q_positions, k_positions, window = case.where
+    out = call(backend, "attention", q, k, v, *case.where)
+    np.testing.assert_array_equal(out[~visible(*case.where).any(axis=-1)], 0)
+    out = call(backend, "attention", q, k[:, :0], v[:, :0], q_positions, k_positions[:, :0], window)
+    assert out.dtype == q.dtype
+    np.testing.assert_array_equal(out, np.zeros(q.shape))
+
+
+@law(attentions)
+def test_rows_of_a_batch_attend_by_themselves(backend: Backend, case: Attention) -> None:
+    """A row is what it is alone."""
+    q, k, v = case.qkv(backend.dtype)
+    q_positions, k_positions, window = case.where
+    whole = call(backend, "attention", q, k, v, *case.where)
+    weights = oracle.attention_weights(q, k, *case.where)
+    error = 2 * attention_error(q, k, v, weights, backend.dtype)
+    error = error + 2 * UNIT[backend.dtype] * (np.abs(whole.astype(np.float64)) + error)
+    for b in range(case.B):
+        row = slice(b, b + 1)
+        where = (q_positions[row], k_positions[row], window)
+        alone = call(backend, "attention", q[row], k[row], v[row], *where)
+        agree(alone, whole[row].astype(np.float64), error[row], backend.dtype)
+
+
+@law(lambda b: st.tuples(attentions(b), st.integers(0, 3), st.integers(0, 3)))
+def test_padding_on_either_side_changes_nothing(
+    backend: Backend, case: tuple[Attention, int, int]
+) -> None:
+    """More queries and slots at position -1, to the left and to the right, whatever they hold."""
+    attention, left, right = case
+    q, k, v = attention.qkv(backend.dtype)
+    q_positions, k_positions, window = attention.where
+
+    def pad(array: np.ndarray, value: float) -> np.ndarray:
+        widths = [(0, 0), (left, right), (0, 0), (0, 0)][: array.ndim]
+        return np.pad(array, widths, constant_values=np.asarray(value, dtype=array.dtype))
+
+    padded = (pad(q, 1), pad(k, np.nan), pad(v, np.nan), pad(q_positions, -1), pad(k_positions, -1))
+    out = call(backend, "attention", *padded, window)
+    real = slice(left, left + attention.T)
+    agree_with_oracle(out[:, real], q, k, v, attention.where, backend.dtype)
+    assert not out[:, :left].any()
+    assert not out[:, real.stop :].any()
+
+
+@law(
+    lambda b: st.tuples(attentions(b), sizes(20), sizes(6), st.sampled_from([1, 2, 3, 7, 20, None]))
+)
+def test_pieces_through_a_ring_are_the_whole(
+    backend: Backend, case: tuple[Attention, int, int, int | None]
+) -> None:
+    """Write, then attend: with W + C - 1 slots, pieces of C give what all at once does."""
+    # NaN in the empty slots; rows left-padded by other amounts.
+    shape, T, C, window = case
+    dtype, B, K, d, S = backend.dtype, shape.B, shape.K, shape.d, (window or T) + C - 1
+    rng = np.random.default_rng(shape.seed)
+    q, k, v = (normal(rng, dtype, B, T, heads, d) for heads in (K * shape.group, K, K))
+    at = np.maximum(np.arange(T) - rng.integers(0, T + 1, (B, 1)), -1)
+    nothing = np.full((B, S, K, d), np.nan, dtype=k.dtype)
+    rings = [backend.asarray(nothing.copy()) for _ in range(2)]
+    ring_positions = np.full((B, S), -1, dtype=np.int64)
+    out = []
+    for start in range(0, T, C):
+        piece = np.s_[:, start : start + C]
+        slots = np.where(at[piece] >= 0, at[piece] % S, -1)
+        rings = [
+            backend.scatter(ring, slots, backend.asarray(new[piece].copy()))
+            for ring, new in zip(rings, (k, v), strict=True)
+        ]
+        b, t = np.nonzero(slots >= 0)
+        ring_positions[b, slots[b, t]] = at[piece][b, t]
+        queries = backend.asarray(q[piece].copy())
+        mix = backend.attention(queries, rings[0], rings[1], at[piece], ring_positions, window)
+        out.append(backend.to_numpy(mix))
+    agree_with_oracle(np.concatenate(out, axis=1), q, k, v, (at, at, window), dtype)
+
+
+# Attention weights, of backends that give them
+
+
+@law(attentions, needs_weights=True)
+def test_attention_weights_are_the_softmax(backend: Backend, case: Attention) -> None:
+    """The weights by slot; of what a query does not see, 0."""
+    q, k, _ = case.qkv(backend.dtype)
+    exact = oracle.attention_weights(q, k, *case.where)
+    out = call(backend, "attention_weights", q, k, *case.where)
+    agree(out, exact, softmax_error(q, k, exact, backend.dtype) * exact, backend.dtype)
+    np.testing.assert_array_equal(out[exact == 0], 0)
+
+
+@law(attentions, needs_weights=True)
+def test_weights_sum_to_1_or_0_and_mix_the_values(backend: Backend, case: Attention) -> None:
+    """`attention` is `attention_weights` times the values."""
+    # A weight errs by its rounding, a sum by theirs.
+    q, k, v = case.qkv(backend.dtype)
+    u, terms = UNIT[backend.dtype], 2 * (case.S + EXP * (case.S + 1))
+    smallest = float(ml_dtypes.finfo(NUMPY_DTYPES[backend.dtype]).smallest_normal)
+    weights = call(backend, "attention_weights", q, k, *case.where).astype(np.float64)
+    sums = np.where(visible(*case.where).any(axis=-1), 1.0, 0.0)[:, None]
+    slack = gamma(terms, backend.dtype) + 2 * u + case.S * smallest
+    assert (np.abs(weights.sum(axis=-1) - sums) <= slack).all()
+    values = repeated(v, q.shape[2])
+    mix = np.einsum("bhts,bshd->bthd", weights, values)
+    size = np.einsum("bhts,bshd->bthd", weights, np.abs(values))
+    error = 2 * attention_error(q, k, v, weights, backend.dtype) + 2 * u * size
+    error = error + smallest * np.abs(values).sum(axis=1)[:, None]
+    agree(call(backend, "attention", q, k, v, *case.where), mix, error, backend.dtype)

@@ -1,0 +1,53 @@
+"""Laws of generation on a backend."""
+
+from __future__ import annotations
+
+from unittest.mock import patch
+
+import numpy as np
+from hypothesis import strategies as st
+
+from tinymistral.backend import Backend
+from tinymistral.conformance.cases import sizes
+from tinymistral.conformance.law import law
+from tinymistral.conformance.models import Tiny, tinies
+from tinymistral.conformance.test_model import WIDE, bounds, one_layer
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """By the definition, in float64, on an axis of few numbers, none of them large."""
+    exp = np.exp(logits.astype(np.float64))
+    return np.asarray(np.log(exp / exp.sum(axis=-1, keepdims=True)))
+
+
+@law(
+    lambda b: st.tuples(
+        tinies(b, one_layer, sharpness=0.7),
+        st.lists(sizes(6), min_size=1, max_size=3).map(tuple),
+        sizes(10),
+        sizes(4),
+        st.booleans(),
+    ),
+    dtypes=WIDE,
+)
+def test_log_probabilities_are_those_of_scoring_the_text_at_once(
+    backend: Backend, case: tuple[Tiny, tuple[int, ...], int, int, bool]
+) -> None:
+    """What `generate` says of its tokens is what the model says of the whole text, row by row."""
+    # log_softmax moves by no more than twice what its logits do.
+    tiny, lengths, new, chunk, do_sample = case
+    model, width = tiny.model(backend), max(lengths)
+    ids = tiny.ids(len(lengths), width)
+    mask = (np.arange(width) >= width - np.array(lengths)[:, None]).astype(np.int64)
+    options = {"do_sample": do_sample, "seed": tiny.seed, "temperature": 3.0} if do_sample else {}
+    with patch.object(type(backend), "chunk", chunk):
+        out = model.generate(ids, mask, max_new_tokens=new, return_dict_in_generate=True, **options)
+    for row, length in enumerate(lengths):
+        text = out.sequences[row, width - length :]
+        logits = model([text.tolist()]).logits[0, length - 1 : -1]
+        written = (np.arange(new), text[length:])
+        exact, error = (array[0, length - 1 : -1] for array in bounds(tiny, backend, text[None]))
+        slack = 2 * error.max(axis=-1)
+        told = out.logprobs[row]
+        assert (np.abs(told - log_softmax(exact)[written]) <= slack).all()
+        assert (np.abs(told - log_softmax(logits)[written]) <= 2 * slack).all()

@@ -1,0 +1,96 @@
+"""Laws of the whole model on a backend."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import strategies as st
+
+from tinymistral.backend import Backend
+from tinymistral.cache import RollingCache
+from tinymistral.conformance import oracle
+from tinymistral.conformance.cases import sizes
+from tinymistral.conformance.kept import Kept
+from tinymistral.conformance.law import law
+from tinymistral.conformance.models import Step, Stream, Tiny, masks, streams, tinies
+from tinymistral.conformance.propagation import logits_error
+from tinymistral.conformance.stagewise import Judge
+
+WIDE = ("float32", "float64")  # a bound on a whole pass, operation after operation, is wide
+one_layer = st.just(1)
+
+
+@law(streams)
+def test_every_stage_follows_from_those_before(backend: Backend, case: Stream) -> None:
+    """Through pieces, padding, drafts and copies of a cache that wraps, stage by stage."""
+    judge = Judge(case.tiny.model(backend))
+
+    def take(cache: RollingCache, kept: Kept, positions: np.ndarray, n: int) -> None:
+        judge.call(cache, kept, case.tiny.ids(*positions.shape, n), positions)
+
+    judge.walk(case, take)
+
+
+def bounds(tiny: Tiny, backend: Backend, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the exact logits (B, T, V) of whole texts (B, T), and what rounding may make of it."""
+    model = tiny.model(backend)
+    at = np.tile(np.arange(ids.shape[1], dtype=np.int64), (len(ids), 1))
+    stages = oracle.forward(model.config, model.tensors, ids, at)
+    error = logits_error(model.config, model.tensors, stages, at, backend.dtype)
+    return stages["logits"], error
+
+
+@law(lambda b: st.tuples(tinies(b, one_layer, sharpness=0.7), sizes(12), sizes(5)), dtypes=WIDE)
+def test_logits_are_the_oracles_in_pieces_of_any_size(
+    backend: Backend, case: tuple[Tiny, int, int]
+) -> None:
+    """A text that goes through in pieces has the logits of the whole, without a cache."""
+    tiny, T, chunk = case
+    model, ids = tiny.model(backend), tiny.ids(2, T)
+    logits = model(ids, past_key_values=model.new_cache(2, chunk)).logits
+    exact, error = bounds(tiny, backend, ids)
+    assert (np.abs(logits - exact) <= error).all()
+
+
+@st.composite
+def padded_texts(draw: st.DrawFn, backend: Backend) -> tuple[Tiny, int, Step]:
+    """Draw a model, a chunk and the masks of a batch."""
+    T, rows = draw(sizes(9)), draw(sizes(3))
+    step = Step(tuple(draw(masks(T)) for _ in range(rows)), (0,) * rows)
+    return draw(tinies(backend, one_layer, sharpness=0.7)), draw(sizes(5)), step
+
+
+@law(padded_texts, dtypes=WIDE)
+def test_each_row_of_a_padded_batch_is_the_row_alone(
+    backend: Backend, case: tuple[Tiny, int, Step]
+) -> None:
+    """Padding on either side, or holes, told by an attention mask, changes no token's logits."""
+    tiny, chunk, step = case
+    mask = np.array([[int(digit) for digit in row] for row in step.masks], dtype=np.int64)
+    model, ids = tiny.model(backend), tiny.ids(*mask.shape)
+    logits = model(ids, mask, past_key_values=model.new_cache(len(mask), chunk)).logits
+    for row, real in enumerate(mask == 1):
+        if real.any():
+            exact, error = bounds(tiny, backend, ids[row : row + 1, real])
+            assert (np.abs(logits[row, real] - exact[0]) <= error[0]).all()
+
+
+@law(
+    lambda b: st.tuples(tinies(b, sharpness=0.5), st.integers(2, 14), sizes(5), st.integers(0, 13))
+)
+def test_a_token_reaches_as_far_as_the_window_does_in_every_layer(
+    backend: Backend, case: tuple[Tiny, int, int, int]
+) -> None:
+    """Not at all past layers · (W - 1) tokens: not in one bit, however the text is cut."""
+    tiny, T, chunk, j = case
+    model, ids = tiny.model(backend), tiny.ids(1, T)
+    other, j = ids.copy(), j % T
+    other[0, j] = (ids[0, j] + 1) % tiny.V
+    before, after = (
+        model(text, past_key_values=model.new_cache(1, chunk)).logits[0] for text in (ids, other)
+    )
+    changed = np.flatnonzero((before != after).any(axis=1))
+    reach = T if tiny.window is None else tiny.layers * (tiny.window - 1)
+    allowed = np.arange(j, min(T, j + reach + 1))
+    assert set(changed) <= set(allowed)
+    if backend.dtype in WIDE:  # in 16 bits rounding may hide the last
+        np.testing.assert_array_equal(changed, allowed)
