@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tinymistral.backend import Backend
 from tinymistral.config import MistralConfig
-from tinymistral.conformance.cases import seeds, widths
+from tinymistral.conformance.cases import seeds, sizes, widths
 from tinymistral.model import MistralForCausalLM
 from tinymistral.numpy_backend import NUMPY_DTYPES
 
@@ -174,7 +174,7 @@ def streams(
     layers: st.SearchStrategy[int] = st.integers(1, 2),  # noqa: B008
 ) -> Stream:
     """Draw one whose ring wraps now and then."""
-    rows, chunk = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    rows, chunk = draw(sizes(3)), draw(sizes(4))
     row = st.integers(0, rows - 1)
     copies = st.none() | st.lists(row, min_size=rows, max_size=rows).map(tuple)
 
@@ -186,6 +186,6 @@ def streams(
             copy=copies,
         )
 
-    steps = st.lists(st.integers(1, chunk).flatmap(step), min_size=1, max_size=most_steps)
+    steps = st.tuples(*[sizes(chunk).flatmap(step) for _ in range(draw(sizes(most_steps)))])
     few = st.sampled_from([1, 2, 3, 5, None])
-    return Stream(draw(tinies(backend, layers, few)), chunk, tuple(draw(steps)))
+    return Stream(draw(tinies(backend, layers, few)), chunk, draw(steps))
