@@ -148,7 +148,9 @@ class Backend(ABC):
     def scatter(self, cache: Array, slots: np.ndarray, new: Array) -> Array:
         """Write new (B, T, K, d) into cache (B, S, K, d) at slots (B, T); -1 writes nothing.
 
-        The slots of a row are distinct. May work in place; the result is what counts.
+        The slots of a row are distinct. May work in place; the result is what counts, and the
+        array given is not used again. (After an interrupt it is, in a cache that goes on; a backend
+        that destroys it has to be given a new cache then.)
         """
 
     # What you get for it. Each may be overridden by one fused kernel.

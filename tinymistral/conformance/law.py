@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import tinymistral.conformance
 from tinymistral.backend import DTYPES, Backend
+from tinymistral.conformance.pytest_plugin import BEFORE_SNIPPET
 
 SETTINGS = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -78,7 +79,7 @@ def snippet(law: Law, backend: Backend, case: Any) -> str:
     """Return the lines of Python that check the law once more, on this case alone."""
     kind = type(backend)
     return (
-        "To see it again:\n\n"
+        f"{BEFORE_SNIPPET}\n\n"
         f"from {kind.__module__} import {kind.__qualname__}\n"
         "from tinymistral.conformance.cases import *\n"
         "from tinymistral.conformance.models import *\n"

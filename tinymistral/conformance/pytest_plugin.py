@@ -5,6 +5,7 @@ Any pytest where tinymistral is installed loads this module, so it imports littl
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from tinymistral.backend import Backend
 
 HEADING = "tinymistral conformance"
+BEFORE_SNIPPET = "To see it again:"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,8 +34,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(trylast=True)  # after hypothesis has loaded the profile that it was told to
 def pytest_configure(config: pytest.Config) -> None:
-    """Begin to count."""
+    """Begin to count; refuse a backend that cannot be judged before anything is collected."""
     examples = config.getoption("--tinymistral-examples")
     if examples is not None:
         if examples < 1:
@@ -43,7 +46,14 @@ def pytest_configure(config: pytest.Config) -> None:
         name = f"tinymistral {examples}"
         settings.register_profile(name, max_examples=examples)
         settings.load_profile(name)
-    config.pluginmanager.register(Tally(config), "tinymistral-tally")
+    tally = Tally(config)
+    config.pluginmanager.register(tally, "tinymistral-tally")
+    asked = config.getoption("--tinymistral-backend") is not None
+    if asked or "tinymistral.conformance" in config.invocation_params.args:
+        try:
+            tally.choose()
+        except ValueError as error:
+            raise pytest.UsageError(f"{HEADING}: {error}") from None
 
 
 class Tally:
@@ -51,30 +61,20 @@ class Tally:
 
     def __init__(self, config: pytest.Config):
         self.config = config
-        self._backends: list[Backend] = []
+        self.backends: list[Backend] = []  # the one asked for, in each of its dtypes
         self.ran: set[str] = set()
         self.failed: set[str] = set()
+        self.snippets: dict[str, str] = {}  # test: the lines that see its failure again
         self.not_run: dict[str, list[tuple[str, str]]] = {}  # law: why, in which dtype
 
-    @property
-    def backends(self) -> list[Backend]:
-        """The backend asked for, in each of its dtypes."""
-        if not self._backends:
-            from tinymistral.discovery import get_backend
-
-            try:
-                first = get_backend(self.config.getoption("--tinymistral-backend"))
-                self._backends = [get_backend(first.name, dtype) for dtype in first.dtypes]
-                self.check_declared()
-            except ValueError as error:
-                pytest.exit(f"{HEADING}: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
-        return self._backends
-
-    def check_declared(self) -> None:
-        """Raise a ValueError if what a backend declares as unsupported is no law."""
+    def choose(self) -> None:
+        """Make the backends; ValueError if one cannot be made, or declares what is no law."""
         from tinymistral.conformance.law import all_laws
+        from tinymistral.discovery import get_backend
 
-        backend, known = self._backends[0], {test.law.name for test in all_laws()}
+        first = get_backend(self.config.getoption("--tinymistral-backend"))
+        self.backends = [get_backend(first.name, dtype) for dtype in first.dtypes]
+        backend, known = first, {test.law.name for test in all_laws()}
         unknown = sorted(set(backend.unsupported) - known)
         if unknown:
             raise ValueError(
@@ -87,6 +87,8 @@ class Tally:
         law: Any = getattr(metafunc.function, "law", None)
         if law is None:
             return
+        if not self.backends:
+            self.choose()
         parameters = []
         for backend in self.backends:
             reason = law.not_for(backend)
@@ -107,6 +109,9 @@ class Tally:
             self.ran.add(name)
             if report.failed:
                 self.failed.add(name)
+                text = "\n".join(line[1:].strip() for line in report.longreprtext.splitlines())
+                if found := re.search(rf"{BEFORE_SNIPPET}\n+(.*?\n)\n", text + "\n\n", re.DOTALL):
+                    self.snippets[f"{name}[{dtype}"] = found[1]
 
     def pytest_itemcollected(self, item: pytest.Item) -> None:
         """Mark the tests that are laws, for reports to tell them by."""
@@ -126,6 +131,8 @@ class Tally:
             f"backend {backend.name} on {backend.device()}, in {', '.join(backend.dtypes)}"
         )
         terminalreporter.write_line(f"{len(self.ran)} of {of} laws ran, {len(self.failed)} failed")
+        for name, lines in self.snippets.items():
+            terminalreporter.write_line(f"\nto see {name} fail again:\n\n{lines}")
         for name, why in sorted(self.not_run.items()):
             for reason in dict.fromkeys(reason for reason, _ in why):
                 dtypes = ", ".join(dtype for each, dtype in why if each == reason)
