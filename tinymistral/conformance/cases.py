@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from tinymistral.backend import Backend
 from tinymistral.numpy_backend import NUMPY_DTYPES
 
-WIDTHS = (2, 6, 16, 64)  # of heads
+WIDTHS = (2, 6, 16, 64, 128)  # of heads
+PAST_A_TILE = (33, 65, 130, 200)  # kernels take 32, 64 or 128 at a time
 WIDE_FIRST = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -28,9 +29,9 @@ def normal(rng: np.random.Generator, dtype: str, *shape: int) -> np.ndarray:
     return np.where(np.abs(x) < 2.0**-8, 0.0, x).astype(NUMPY_DTYPES[dtype])
 
 
-def sizes(most: int) -> st.SearchStrategy[int]:
-    """Draw from 1 to `most`, evenly: `integers` would favour the smallest."""
-    return st.sampled_from(range(1, most + 1))
+def sizes(most: int, *more: int) -> st.SearchStrategy[int]:
+    """Draw from 1 to `most` and from `more`, evenly: `integers` would favour the smallest."""
+    return st.sampled_from([*range(1, most + 1), *more])
 
 
 seeds = st.integers(0, 2**32 - 1)
@@ -113,13 +114,13 @@ class Matrix:
         return np.random.default_rng([self.seed, 4]).integers(0, self.m, (2, self.T))
 
 
-def matrices(backend: Backend, n: int = 70) -> st.SearchStrategy[Matrix]:
-    """Draw one whose sums are up to n long."""
+def matrices(backend: Backend) -> st.SearchStrategy[Matrix]:
+    """Draw one."""
     return st.builds(
         Matrix,
-        T=sizes(12),
-        m=sizes(20),
-        n=sizes(n),
+        T=sizes(12, *PAST_A_TILE),
+        m=sizes(20, *PAST_A_TILE),
+        n=sizes(20, *PAST_A_TILE),
         stored=stored_dtypes(backend),
         scale=st.sampled_from([1.0, 2.0**-7, 2.0**8]),
         seed=seeds,
@@ -257,7 +258,7 @@ class Attention:
 @st.composite
 def attentions(draw: st.DrawFn, backend: Backend) -> Attention:
     """Draw one."""
-    S = draw(sizes(12))
+    S = draw(sizes(12, *PAST_A_TILE, *PAST_A_TILE))
     return Attention(
         B=draw(sizes(2)),
         T=draw(sizes(5)),

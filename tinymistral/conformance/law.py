@@ -80,6 +80,7 @@ def snippet(law: Law, backend: Backend, case: Any) -> str:
     kind = type(backend)
     return (
         f"{BEFORE_SNIPPET}\n\n"
+        "from math import inf, nan\n"
         f"from {kind.__module__} import {kind.__qualname__}\n"
         "from tinymistral.conformance.cases import *\n"
         "from tinymistral.conformance.models import *\n"

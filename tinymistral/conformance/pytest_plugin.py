@@ -49,7 +49,8 @@ def pytest_configure(config: pytest.Config) -> None:
     tally = Tally(config)
     config.pluginmanager.register(tally, "tinymistral-tally")
     asked = config.getoption("--tinymistral-backend") is not None
-    if asked or "tinymistral.conformance" in config.invocation_params.args:
+    arguments = map(str, config.invocation_params.args)
+    if asked or any(text.startswith("tinymistral.conformance") for text in arguments):
         try:
             tally.choose()
         except ValueError as error:

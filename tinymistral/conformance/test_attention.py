@@ -121,7 +121,7 @@ def test_what_a_query_does_not_see_has_no_influence(
 @law(attentions)
 def test_the_last_visible_key_has_influence(backend: Backend, case: Attention) -> None:
     """So has every other: a larger value of any visible key makes a larger mix."""
-    # Queries of 1/16 make about equal weights, at least 1/100 each, and 1/100 of 800 is 8.
+    # Queries of 1/16 make about equal weights, of 200 keys at least 1/400 each: 2 of 800.
     q, k, v = case.qkv(backend.dtype)
     q = q * np.asarray(1 / 16, dtype=q.dtype)
     before = call(backend, "attention", q, k, v, *case.where)

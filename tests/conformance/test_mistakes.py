@@ -1,0 +1,135 @@
+"""Tests of the laws: each mistake of the catalogue is caught by the law that is named for it."""
+
+from __future__ import annotations
+
+import functools
+import re
+import subprocess
+import sys
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from tinymistral.backend import DTYPES, Backend
+from tinymistral.cache import RollingCache
+from tinymistral.conformance.law import SETTINGS, all_laws
+from tinymistral.conformance.mistakes import MISTAKES, Mistake
+from tinymistral.conformance.mistakes.textbook import Textbook
+from tinymistral.conformance.models import Tiny
+from tinymistral.conformance.pytest_plugin import BEFORE_SNIPPET
+from tinymistral.model import MistralForCausalLM
+from tinymistral.numpy_backend import NumpyBackend
+
+LAWS = {test.law.name: test for test in all_laws()}
+OF_ATTENTION = [n for n, t in LAWS.items() if t.law.check.__module__.endswith(".test_attention")]
+
+# The first example that fails will do, whatever it is.
+QUICK = settings(SETTINGS, phases=[Phase.generate], report_multiple_bugs=False, database=None)
+
+
+def hold(law: str, backend: Backend, examples: int = QUICK.max_examples) -> None:
+    """Hold a law against a backend, on the examples of the suite itself."""
+    test = LAWS[law].hypothesis.inner_test
+
+    @functools.wraps(test)
+    def check(backend: Backend, data: st.DataObject) -> None:
+        with suppress(ValueError, IndexError):  # a cache that cannot go on says little of the law
+            test(backend, data)
+
+    settings(QUICK, max_examples=examples)(given(data=st.data())(check))(backend)
+
+
+def each_in_its_dtypes() -> list:
+    return [
+        pytest.param(mistake, dtype, id=f"{mistake.name}-{dtype}")
+        for mistake in MISTAKES
+        for dtype in mistake.dtypes
+        if dtype in LAWS[mistake.law].law.dtypes
+    ]
+
+
+# The laws
+
+
+@pytest.mark.parametrize("mistake, dtype", each_in_its_dtypes())
+def test_the_law_catches_the_mistake_and_a_snippet_repeats_it(mistake, dtype):
+    # An AssertionError is asked for: that a mistake crashes says little about the law.
+    with mistake.planted(dtype) as backend:
+        with pytest.raises(AssertionError) as caught:
+            hold(mistake.law, backend)
+        notes = "\n".join(caught.value.__notes__)
+        introduction, _, snippet = notes.partition(f"{BEFORE_SNIPPET}\n\n")
+        assert introduction
+        with pytest.raises(AssertionError):
+            exec(snippet, {})
+
+
+def test_no_law_is_one_that_cannot_fail():
+    assert {mistake.law for mistake in MISTAKES} == set(LAWS)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+@pytest.mark.parametrize("law", OF_ATTENTION)
+def test_the_textbook_that_mistakes_are_made_in_is_right(law, dtype):
+    with np.errstate(all="ignore"):
+        hold(law, Textbook(dtype), examples=20)
+
+
+# The catalogue
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
+def test_an_entry_is_whole(mistake):
+    kind = mistake.cache if mistake.backend is NumpyBackend else mistake.backend
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", mistake.name)
+    assert kind.__name__ == "".join(word.capitalize() for word in mistake.name.split("-"))
+    assert (mistake.backend is NumpyBackend) != (mistake.cache is RollingCache)
+    assert mistake.dtypes
+    assert set(mistake.dtypes) <= set(DTYPES)
+    assert set(mistake.dtypes) & set(LAWS[mistake.law].law.dtypes)
+    for text in (mistake.says, mistake.fix):  # a line each, of whole sentences
+        assert re.fullmatch(r"[^\s].{15,250}\.", text)
+        assert text.isprintable()
+        assert "  " not in text
+    assert len(re.findall(r"\.( |$)", mistake.fix)) == 1
+
+
+def test_names_are_unique():
+    assert len({mistake.name for mistake in MISTAKES}) == len(MISTAKES)
+    assert len({mistake.says for mistake in MISTAKES}) == len(MISTAKES)
+
+
+TINY = Tiny(
+    V=7, D=4, F=4, layers=1, K=1, group=2, d=2, window=2, theta=1e4, eps=1e-5,
+    tied=True, stored="float32", seed=0,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
+def test_it_is_planted_for_the_time_of_a_with(mistake: Mistake):
+    with mistake.planted("float32") as backend:
+        assert type(backend) is mistake.backend
+        assert backend.dtype == "float32"
+        model = TINY.model(backend)
+        cache = model.new_cache(3, chunk=5)
+        assert type(cache) is mistake.cache
+        assert (cache.backend, len(cache.count), cache.chunk) == (backend, 3, 5)
+        assert model.new_cache(1).chunk == backend.chunk
+        assert isinstance(model, MistralForCausalLM)
+    assert type(model.new_cache(1)) is RollingCache
+
+
+def test_it_is_taken_out_after_an_error_too():
+    mistake = next(mistake for mistake in MISTAKES if mistake.cache is not RollingCache)
+    with pytest.raises(ZeroDivisionError), mistake.planted("float64"):
+        _ = 1 / 0
+    assert type(TINY.model(NumpyBackend()).new_cache(1)) is RollingCache
+
+
+def test_the_catalogue_needs_no_test_tools():
+    tools = "{'pytest', 'hypothesis'} & set(sys.modules)"
+    code = f"import sys, tinymistral.conformance.mistakes; assert not {tools}, {tools}"
+    subprocess.run([sys.executable, "-c", code], check=True)
