@@ -1,0 +1,130 @@
+"""A suite of golden outputs, read from its folder, every file held against its sha256.
+
+    manifest.json           which models and cases there are, and how near one has to come
+    schema.json             what a manifest looks like, as a JSON Schema
+    models/*.safetensors    weights
+    cases/*.safetensors     of a case `inputs.NAME` and `expected.NAME`;  *.json where it is texts
+
+Whatever is wrong with a suite is a ValueError in one line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinymistral.checkpoint.reading import read_file
+from tinymistral.demo import DEMO
+from tinymistral.files import parse_json, read_bytes, read_json
+from tinymistral.golden.contents import check_inputs
+from tinymistral.golden.hashing import sha256_of
+from tinymistral.golden.manifest import (
+    IN_PACKAGE,
+    TEXTS,
+    Case,
+    Expected,
+    Manifest,
+    Model,
+    parse_manifest,
+)
+
+__all__ = ["V1", "Arrays", "Case", "Expected", "Manifest", "Model", "Suite", "read_suite"]
+
+V1 = Path(__file__).parent / "v1"
+LARGEST_FILE = 64_000_000  # bytes, of what is no safetensors
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """What the file of a case holds, by name; numbers in float64, integers in int64."""
+
+    inputs: dict[str, np.ndarray]
+    expected: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite in a folder; its files are read, and verified, when they are used."""
+
+    folder: Path
+    manifest: Manifest
+    checkpoint: Path | None = None  # of models whose weights are no part of it, see `external.py`
+
+    def case(self, name: str) -> Case:
+        """Return the case of this id; ValueError if there is none."""
+        if name not in self.manifest.cases:
+            raise ValueError(
+                f"there is no case {name!r:.100} in suite {self.manifest.suite!r:.60}; "
+                f"its cases are {', '.join(self.manifest.cases)}"
+            )
+        return self.manifest.cases[name]
+
+    def path(self, entry: Model | Case) -> Path:
+        """Return where the file of a model or case is, having seen that it is the right one."""
+        if not entry.file:
+            raise ValueError(
+                f"the weights of model {entry.id!r:.60} are no part of suite "
+                f"{self.manifest.suite!r:.60}; give the folder of the checkpoint with --model"
+            )
+        inside = self.folder / entry.file
+        path = DEMO / "model.safetensors" if entry.file == IN_PACKAGE else inside
+        found = sha256_of(path)
+        if found != entry.sha256:
+            raise ValueError(
+                f"{path}: its sha256 is {found[:12]}..., the manifest says {entry.sha256[:12]}...; "
+                "the suite is damaged or was changed, get it again"
+            )
+        return path
+
+    def tensors(self, model: Model) -> dict[str, np.ndarray]:
+        """Return the weights as they are stored: names, order and dtype of the file."""
+        return read_file(self.path(model))
+
+    def read(self, case: Case) -> Arrays:
+        """Return the inputs and the expected numbers of a case that is no JSON."""
+        if case.kind in TEXTS:
+            raise ValueError(f"case {case.id}: a case of kind {case.kind!r} has no arrays")
+        path = self.path(case)
+        arrays = Arrays({}, {})
+        for name, array in read_file(path).items():
+            part, _, rest = name.partition(".")
+            if part not in ("inputs", "expected") or array.dtype not in (np.float64, np.int64):
+                raise ValueError(
+                    f"{path}: expected inputs.NAME and expected.NAME in F64 or I64, "
+                    f"found {name!r:.100} in {array.dtype}"
+                )
+            getattr(arrays, part)[rest] = np.array(array)  # a copy, which is aligned
+        try:
+            check_inputs(case.kind, case.calls, case.operation, arrays.inputs)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        if different := set(arrays.expected) ^ set(case.expected or {}):
+            raise ValueError(
+                f"{path}: expects other tensors than the manifest says: "
+                f"{min(different)!r:.100} is in one of the two"
+            )
+        return arrays
+
+    def document(self, case: Case) -> dict[str, Any]:
+        """Return the JSON object of a case that is one."""
+        path = self.path(case)
+        try:
+            value = parse_json(read_bytes(path, LARGEST_FILE))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: not valid JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        return value
+
+
+def read_suite(folder: str | Path = V1) -> Suite:
+    """Read the manifest of a suite; ValueError in one line if it is none, or of another format."""
+    path = Path(folder) / "manifest.json"
+    fields = read_json(path)
+    try:
+        return Suite(Path(folder), parse_manifest(fields))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
