@@ -28,13 +28,14 @@ MOST_THREADS = 1024  # the libraries complain, in their own words, of numbers th
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0; 2 for a user's error, which is told in one line (with its traceback under `python -X dev`);
-    130 for Ctrl-C; 141, as a shell has it, where the reader of the output left early.
+    0, or what the command returns; 2 for a user's error, which is told in one line (with its
+    traceback under `python -X dev`); 130 for Ctrl-C; 141, as a shell has it, where the reader of
+    the output left early.
     """
     settle_streams()
     with _warnings_at_the_end():
         try:
-            _run(arguments)
+            return _run(arguments)
         except BrokenPipeError:
             return 141
         except KeyboardInterrupt:
@@ -44,23 +45,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise
             _tell("error", error)
             return 2
-    return 0
 
 
-def _run(arguments: Sequence[str] | None) -> None:
+def _run(arguments: Sequence[str] | None) -> int:
     parser = make_parser()
     try:
         options = parser.parse_args(arguments)
     except SystemExit:  # after --help
-        return
+        return 0
     if options.version:
         write(f"tinymistral {__version__}\n")
-        return
+        return 0
     if options.command is None:
         parser.print_help()
-        return
+        return 0
     _set_threads(getattr(options, "threads", None))
-    import_module(f"tinymistral.commands.{options.command}").run(options)
+    code = import_module(f"tinymistral.commands.{options.command}").run(options)
+    return int(code or 0)
 
 
 def _set_threads(threads: int | None) -> None:

@@ -25,7 +25,7 @@ Mistral in readable NumPy.
 """
 
 # Each with its arguments in NAME_arguments.py.
-COMMANDS = ("generate", "chat", "score", "convert", "tokenize", "backends")
+COMMANDS = ("generate", "chat", "score", "convert", "tokenize", "backends", "golden")
 
 
 class Parser(argparse.ArgumentParser):

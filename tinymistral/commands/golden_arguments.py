@@ -1,0 +1,47 @@
+"""What `tinymistral golden` takes: its subcommands, each in golden_NAME_arguments.py."""
+
+from __future__ import annotations
+
+import argparse
+from importlib import import_module
+
+from tinymistral.commands.arguments import Parser
+
+# What each does is in golden_NAME.py.
+SUBCOMMANDS = ("list", "check", "diagnose", "run", "record", "published")
+
+DESCRIPTION = """\
+Hold your own Mistral against golden outputs: small models, inputs, and what
+must come out of every stage, with a tolerance for each tensor and dtype.
+
+  tinymistral golden list
+      what there is
+  tinymistral golden check v1 FOLDER
+      compares what your program computed with what is expected, and names the
+      first stage that differs
+"""
+
+
+def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Add the command, and its subcommands, to the parser."""
+    parser = commands.add_parser(
+        "golden", help="hold your own Mistral against golden outputs", description=DESCRIPTION
+    )
+    parser.set_defaults(print_help=parser.print_help)
+    subcommands = parser.add_subparsers(
+        dest="subcommand", metavar="SUBCOMMAND", title="subcommands", prog="tinymistral golden"
+    )
+    for name in SUBCOMMANDS:
+        import_module(f"tinymistral.commands.golden_{name}_arguments").add_command(subcommands)
+
+
+def add_suite(parser: argparse.ArgumentParser, optional: bool = False) -> None:
+    """Add which suite it is."""
+    parser.add_argument(
+        "suite",
+        metavar="SUITE",
+        nargs="?" if optional else None,
+        default="v1",
+        help="v1, which comes with tinymistral, or the folder of a suite"
+        + (" (default: v1)" if optional else ""),
+    )
