@@ -1,0 +1,155 @@
+"""Published numbers of Mistral-7B-v0.1, and holding a model to such: here the demo model.
+
+What is "published" of the demo model was made by the oracle, in plain loops.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_runner import good, refused, run
+
+from tinymistral import DEMO, MistralConfig, MistralTokenizer
+from tinymistral.checkpoint import read_tensors
+from tinymistral.conformance import oracle
+from tinymistral.golden.published_numbers import MISTRAL_7B, read_published
+
+PROMPT = "The King said"
+NEW = 4
+
+
+def logits_of(ids: list[int]) -> np.ndarray:
+    config, tensors = MistralConfig.from_pretrained(DEMO), read_tensors(DEMO)
+    tensors = {n if n.startswith("model.") else f"model.{n}": x for n, x in tensors.items()}
+    positions = np.arange(len(ids), dtype=np.int64)[None]
+    return oracle.forward(config, tensors, np.array([ids]), positions)["logits"]
+
+
+@pytest.fixture(scope="module")
+def numbers() -> dict:
+    tokenizer = MistralTokenizer.from_pretrained(DEMO)
+    ids = tokenizer.encode(PROMPT)
+    logits = logits_of(ids)
+    row = [*ids, int(logits[0, -1].argmax())]
+    while len(row) < len(ids) + NEW:
+        row.append(int(logits_of(row)[0, -1].argmax()))
+    return {
+        "logits": {
+            "ids": ids,
+            "tolerance": 1e-4,
+            "mean": logits[0].mean(axis=1).tolist(),
+            "first": logits[0, 0, :30].tolist(),
+        },
+        "greedy": [
+            {
+                "id": "king",
+                "prompt": [["The King", 1], [" said", 1]],
+                "ids": [[ids, 1]],
+                "new": NEW,
+                "text": tokenizer.decode(row, skip_special_tokens=True)[len(PROMPT) :],
+            },
+            {"id": "ids", "long": True, "ids": [[ids, 1]], "new": NEW, "end": row[-2:]},
+        ],
+    }
+
+
+def write(folder: Path, numbers: dict) -> list[str]:
+    path = folder / "numbers.json"
+    path.write_text(json.dumps(numbers), encoding="utf-8")
+    return ["golden", "published", "--numbers", str(path)]
+
+
+def verdicts(text: str) -> dict[str, str]:
+    return {line[:16].strip(): line[17:].split()[0] for line in text.splitlines()}
+
+
+def test_a_model_that_agrees(tmp_path: Path, numbers: dict) -> None:
+    command = write(tmp_path, numbers)
+    found = verdicts(good(*command, "--model", str(DEMO)))
+    assert found == {"mean logits": "OK", "first logits": "OK", "king": "OK"}
+    found = verdicts(good(*command, "--model", str(DEMO), "--long"))
+    assert found == {"mean logits": "OK", "first logits": "OK", "king": "OK", "ids": "OK"}
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong", "name"),
+    [
+        (("logits", "mean", 2), 0.5, "mean logits"),
+        (("logits", "first", 29), float("nan"), "first logits"),
+        (("greedy", 0, "text"), " something else", "king"),
+        (("greedy", 0, "ids", 0, 0, 1), 7, "king"),
+        (("greedy", 1, "end"), [1], "ids"),
+    ],
+)
+def test_what_differs_is_told(
+    tmp_path: Path, numbers: dict, path: tuple, wrong: object, name: str
+) -> None:
+    changed = json.loads(json.dumps(numbers))
+    at = changed
+    for step in path[:-1]:
+        at = at[step]
+    at[path[-1]] = wrong
+    code, out, _ = run(*write(tmp_path, changed), "--model", str(DEMO), "--long")
+    assert code == 1
+    assert {n for n, verdict in verdicts(out).items() if verdict == "DIFFERS"} == {name}
+
+
+@pytest.mark.parametrize("shape", [(1, -1, 2048), (-1, 2048)])
+def test_logits_of_another_program(tmp_path: Path, numbers: dict, shape: tuple[int, ...]) -> None:
+    logits = logits_of(numbers["logits"]["ids"]).reshape(shape).astype(np.float32)
+    np.save(tmp_path / "logits.npy", logits)
+    command = [*write(tmp_path, numbers), "--logits", str(tmp_path / "logits.npy")]
+    assert verdicts(good(*command)) == {"mean logits": "OK", "first logits": "OK"}
+    np.save(tmp_path / "logits.npy", logits + np.float32(0.01))
+    code, out, _ = run(*command)
+    assert code == 1
+    assert verdicts(out) == {"mean logits": "DIFFERS", "first logits": "DIFFERS"}
+
+
+def test_the_numbers_of_the_7b_are_whole() -> None:
+    """As they stand in transformers' integration tests."""
+    numbers = read_published(MISTRAL_7B)
+    logits = numbers["logits"]
+    assert logits["ids"] == [1, 306, 4658, 278, 6593, 310, 2834, 338]
+    assert (len(logits["mean"]), len(logits["first"]), logits["tolerance"]) == (8, 30, 0.01)
+    mean = "-2.5548 -2.5737 -3.0600 -2.5906 -2.8478 -2.8118 -2.9325 -2.7694"
+    assert " ".join(f"{number:.4f}" for number in logits["mean"]) == mean
+    assert logits["first"][:4] == [-5.8781, -5.8616, -0.1052, -4.7200]
+    assert logits["first"][-4:] == [-5.8776, -5.8780, -5.8779, -5.8781]
+    by_id = {text["id"]: text for text in numbers["greedy"]}
+    ids = [token for part, times in by_id["past-the-window"]["ids"] for token in part * times]
+    assert (len(ids), ids[:3], ids[-1]) == (4097, [1, 306, 338], 338)
+
+
+def test_prompts_of_the_7b_are_encoded_as_published() -> None:
+    from cli_runner import V1
+
+    tokenizer = MistralTokenizer(V1)
+    for text in read_published(MISTRAL_7B)["greedy"]:
+        prompt = "".join(part * times for part, times in text.get("prompt", []))
+        if "ids" in text and prompt:
+            assert [[tokenizer.encode(prompt), 1]] == text["ids"]
+        if text["id"] == "scenery":
+            assert 4096 < len(tokenizer.encode(prompt)) < 4200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "--logits, a .npy file with the logits of ids 1 306 4658"),
+        (["--model", str(DEMO), "--logits", "x"], "expected either --model"),
+        (["--model", str(DEMO)], "not in the vocabulary"),
+        (["--logits", __file__], "no array as np.save writes it"),
+        (["--logits", "nowhere.npy"], "no array as np.save writes it"),
+        (["--model", str(DEMO), "--numbers", str(DEMO / "config.json")], "expected logits"),
+    ],
+)
+def test_mistakes(arguments: list[str], says: str) -> None:
+    assert says in refused("golden", "published", *arguments)
+
+
+def test_logits_of_another_text_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "logits.npy", np.zeros((1, 7, 32000), dtype=np.float32))
+    error = refused("golden", "published", "--logits", str(tmp_path / "logits.npy"))
+    assert "expected (8, V)" in error
