@@ -35,6 +35,7 @@ def test_a_score_is_what_transformers_logits_say(name, columns, monkeypatch):
         assert math.isclose(result.perplexity, math.exp(-sum(expected) / len(expected)))
 
 
+@pytest.mark.slow
 def test_a_text_of_many_windows_is_scored_as_it_was_generated():
     model = MistralForCausalLM.from_pretrained(DEMO)
     output = model.generate(

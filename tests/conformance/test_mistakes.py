@@ -44,7 +44,12 @@ def hold(law: str, backend: Backend, examples: int = QUICK.max_examples) -> None
 
 def each_in_its_dtypes() -> list:
     return [
-        pytest.param(mistake, dtype, id=f"{mistake.name}-{dtype}")
+        pytest.param(
+            mistake,
+            dtype,
+            id=f"{mistake.name}-{dtype}",
+            marks=[] if dtype == mistake.dtypes[0] else [pytest.mark.slow],
+        )
         for mistake in MISTAKES
         for dtype in mistake.dtypes
         if dtype in LAWS[mistake.law].law.dtypes
