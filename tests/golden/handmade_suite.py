@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from tinymistral.golden.candidate import Given
-from tinymistral.golden.comparing import compare_case
+from tinymistral.golden.checking.candidate import Given
+from tinymistral.golden.checking.comparing import compare_case
+from tinymistral.golden.checking.verdicts import Compared, Part
 from tinymistral.golden.suite import Suite, read_suite
-from tinymistral.golden.verdicts import Compared, Part
 
 TOLERANCE = {"float32": 0.25, "float16": 0.5, "bfloat16": 2.0}
 STAGES = {

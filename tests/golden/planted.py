@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from tinymistral.golden.comparing import compare_case
-from tinymistral.golden.evidence import Evidence
-from tinymistral.golden.predicting import Predictions, backend_of
+from tinymistral.golden.checking.comparing import compare_case
+from tinymistral.golden.diagnosing.evidence import Evidence
+from tinymistral.golden.diagnosing.predicting import Predictions, backend_of
+from tinymistral.golden.diagnosing.suspects import Suspect
+from tinymistral.golden.diagnosing.suspects.knowing import Knowing
+from tinymistral.golden.making.tolerances import UNIT
 from tinymistral.golden.suite import Case
-from tinymistral.golden.suspects import Suspect
-from tinymistral.golden.suspects.knowing import Knowing
-from tinymistral.golden.tolerances import UNIT
 
 FORWARD = ("operation", "model", "generate")
 

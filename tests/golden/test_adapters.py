@@ -25,7 +25,7 @@ from tinymistral.golden import adapters, dumping
 from tinymistral.golden.adapters import CannotRun, Results, Settings, template
 from tinymistral.golden.adapters.gguf_files import gguf_name
 from tinymistral.golden.adapters.transformers import at_positions, check_padding
-from tinymistral.golden.candidate import open_candidate
+from tinymistral.golden.checking.candidate import open_candidate
 from tinymistral.golden.suite import Case, read_suite
 from tinymistral.golden.tensor_files import write_arrays
 

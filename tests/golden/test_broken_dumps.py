@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
-from tinymistral.golden.candidate import Given, open_candidate
+from tinymistral.golden.checking.candidate import Given, open_candidate
 from tinymistral.golden.suite import Suite
 
 

@@ -10,8 +10,8 @@ import pytest
 from handmade_suite import STRINGS, counting, expected, suite_fixture  # noqa: F401
 from safetensors.numpy import save_file
 
-from tinymistral.golden.candidate import Given, open_candidate
-from tinymistral.golden.npy import read_npy
+from tinymistral.golden.checking.candidate import Given, open_candidate
+from tinymistral.golden.checking.npy import read_npy
 from tinymistral.golden.suite import Suite
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from handmade_suite import changed, compared, expected, part, suite_fixture  # noqa: F401
 
+from tinymistral.golden.checking.verdicts import exit_code
 from tinymistral.golden.suite import Suite
-from tinymistral.golden.verdicts import exit_code
 
 DTYPES = ["float64", "float32", "float16", "bfloat16"]
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from planted import as_evidence, candidate, cases_of
 
-from tinymistral.golden.diagnosing import Diagnosis, diagnose
-from tinymistral.golden.evidence import Evidence
-from tinymistral.golden.predicting import Predictions
+from tinymistral.golden.diagnosing.diagnosis import Diagnosis, diagnose
+from tinymistral.golden.diagnosing.evidence import Evidence
+from tinymistral.golden.diagnosing.predicting import Predictions
+from tinymistral.golden.diagnosing.suspects import FORWARD
+from tinymistral.golden.making.tolerances import UNIT
 from tinymistral.golden.running import run_case
 from tinymistral.golden.suite import read_suite
-from tinymistral.golden.suspects import FORWARD, Suspect
-from tinymistral.golden.tolerances import UNIT
 from tinymistral.golden.weights import open_model, read_model
 from tinymistral.numpy_backend import NumpyBackend
 

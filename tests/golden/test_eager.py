@@ -7,8 +7,8 @@ import pytest
 from goldens import FIXTURES, goldens
 
 from tinymistral import MistralForCausalLM
-from tinymistral.golden.eager import Eager
-from tinymistral.golden.permuting import Angles
+from tinymistral.golden.making.eager import Eager
+from tinymistral.golden.making.permuting import Angles
 
 AT = np.array([[0, 1]], dtype=np.int64)
 

@@ -11,13 +11,14 @@ from safetensors.numpy import load_file
 
 from tinymistral.conformance import oracle
 from tinymistral.conformance.mistakes import MISTAKES
-from tinymistral.golden import finishing, making
-from tinymistral.golden.drawing import exact, integers, normal
-from tinymistral.golden.models import MODELS, Tiny
-from tinymistral.golden.permuting import Angles, Permuted
+from tinymistral.golden.making import finishing
+from tinymistral.golden.making import suite_files as making
+from tinymistral.golden.making.drawing import exact, integers, normal
+from tinymistral.golden.making.models import MODELS, Tiny
+from tinymistral.golden.making.permuting import Angles, Permuted
+from tinymistral.golden.making.tolerances import FACTOR, UNIT, rounded_up
 from tinymistral.golden.running import run_calls, run_case
 from tinymistral.golden.suite import V1, read_suite
-from tinymistral.golden.tolerances import FACTOR, UNIT, rounded_up
 from tinymistral.golden.where import counted
 from tinymistral.model import MistralForCausalLM
 from tinymistral.numpy_backend import NUMPY_DTYPES, NumpyBackend
@@ -78,7 +79,7 @@ def same_but_for_rounding(mine, theirs):
 SCRIPT = """
 import sys
 from pathlib import Path
-from tinymistral.golden import making
+from tinymistral.golden.making import suite_files as making
 making.DRAFTS = [d for d in making.DRAFTS if d.id in ("rope", "left-padding", "greedy-no-window")]
 making.make(Path(sys.argv[1]))
 """

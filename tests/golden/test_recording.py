@@ -15,11 +15,11 @@ from goldens import FIXTURES, goldens
 from jsonschema import Draft202012Validator
 from safetensors.numpy import load_file
 
-from tinymistral.golden import selecting
-from tinymistral.golden.comparing import compare_case
-from tinymistral.golden.parts import Parts
-from tinymistral.golden.recorder import Recorder
-from tinymistral.golden.recording import HOW
+from tinymistral.golden.checking.comparing import compare_case
+from tinymistral.golden.recording import selecting
+from tinymistral.golden.recording.parts import Parts
+from tinymistral.golden.recording.record import HOW
+from tinymistral.golden.recording.recorder import Recorder
 from tinymistral.golden.running import run_case
 from tinymistral.golden.suite import V1, read_suite
 from tinymistral.golden.weights import open_model

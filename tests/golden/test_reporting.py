@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from handmade_suite import STRINGS, changed, compared, expected, suite_fixture  # noqa: F401
 
-from tinymistral.golden.candidate import Given
-from tinymistral.golden.machine_reports import as_json, legible, write_junit
-from tinymistral.golden.reporting import as_table
+from tinymistral.golden.checking.candidate import Given
+from tinymistral.golden.checking.machine_reports import as_json, legible, write_junit
+from tinymistral.golden.checking.reporting import as_table
+from tinymistral.golden.checking.verdicts import Compared
 from tinymistral.golden.suite import Suite
-from tinymistral.golden.verdicts import Compared
 
 
 def one_of_each(suite: Suite) -> list[Compared]:

@@ -3,7 +3,7 @@
 import pytest
 from handmade_suite import STRINGS, TALK, TEXTS, compared, suite_fixture  # noqa: F401
 
-from tinymistral.golden.candidate import Given
+from tinymistral.golden.checking.candidate import Given
 from tinymistral.golden.suite import Suite
 
 

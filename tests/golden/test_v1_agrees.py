@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tinymistral.golden.candidate import Given
-from tinymistral.golden.comparing import compare_case
-from tinymistral.golden.permuting import Angles, Permuted
+from tinymistral.golden.checking.candidate import Given
+from tinymistral.golden.checking.comparing import compare_case
+from tinymistral.golden.making.permuting import Angles, Permuted
 from tinymistral.golden.running import run_case
 from tinymistral.golden.suite import read_suite
 from tinymistral.golden.vectors import run_vectors

@@ -7,11 +7,11 @@ import shlex
 
 from tinymistral.commands.console import write
 from tinymistral.commands.golden_suites import find_suite
-from tinymistral.golden.candidate import open_candidate
-from tinymistral.golden.comparing import check
-from tinymistral.golden.machine_reports import as_json, write_junit
-from tinymistral.golden.reporting import as_table
-from tinymistral.golden.verdicts import exit_code
+from tinymistral.golden.checking.candidate import open_candidate
+from tinymistral.golden.checking.comparing import check
+from tinymistral.golden.checking.machine_reports import as_json, write_junit
+from tinymistral.golden.checking.reporting import as_table
+from tinymistral.golden.checking.verdicts import exit_code
 
 
 def run(options: argparse.Namespace) -> int:

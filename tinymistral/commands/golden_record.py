@@ -7,8 +7,8 @@ import sys
 
 from tinymistral.commands.console import Progress, interruptible, write
 from tinymistral.commands.prompts import read_text
-from tinymistral.golden.recorder import Request
-from tinymistral.golden.recording import record
+from tinymistral.golden.recording.record import record
+from tinymistral.golden.recording.recorder import Request
 from tinymistral.plugins import one_line
 from tinymistral.tokenizer import MistralTokenizer
 

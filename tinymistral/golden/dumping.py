@@ -11,7 +11,7 @@ import numpy as np
 from tinymistral.files import make_folder
 from tinymistral.golden.adapters import Adapter, CannotRun, Results
 from tinymistral.golden.manifest import TEXTS
-from tinymistral.golden.parts import write_text
+from tinymistral.golden.recording.parts import write_text
 from tinymistral.golden.suite import Case, Suite
 from tinymistral.golden.tensor_files import write_arrays
 from tinymistral.golden.vectors.documents import as_text

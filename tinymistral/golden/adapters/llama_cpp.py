@@ -20,9 +20,9 @@ import numpy as np
 
 from tinymistral.golden.adapters import Adapter, CannotRun, Results, Settings, missing
 from tinymistral.golden.adapters.gguf_files import write_gguf
+from tinymistral.golden.making.truth import logprobs
 from tinymistral.golden.running import calls_of
 from tinymistral.golden.suite import Case, Suite
-from tinymistral.golden.truth import logprobs
 from tinymistral.golden.weights import read_model
 
 Inputs = Mapping[str, np.ndarray]

@@ -46,12 +46,12 @@ from tinymistral.checkpoint.raw import PARAMS_FILE, SAFETENSORS_FILE
 from tinymistral.checkpoint.reading import SINGLE_FILE, read_file
 from tinymistral.files import read_json
 from tinymistral.golden.adapters import Adapter, CannotRun, Results, Settings
-from tinymistral.golden.candidate import full_name
+from tinymistral.golden.checking.candidate import full_name
+from tinymistral.golden.checking.npy import BFLOAT16
+from tinymistral.golden.checking.texts import ASKED
 from tinymistral.golden.manifest import TEXTS
-from tinymistral.golden.npy import BFLOAT16
 from tinymistral.golden.suite import Case, Suite
 from tinymistral.golden.tensor_files import write_arrays
-from tinymistral.golden.texts import ASKED
 
 
 def open_peer(suite: Suite, settings: Settings) -> Adapter:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from tinymistral.golden.drafts import Vector
+from tinymistral.golden.making.drafts import Vector
 from tinymistral.golden.vectors import documents, sampling
 from tinymistral.golden.vectors.running import run_vectors
 

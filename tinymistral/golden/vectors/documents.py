@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tinymistral.files import read_json
-from tinymistral.golden.drafts import Vector
+from tinymistral.golden.making.drafts import Vector
 from tinymistral.golden.suite import V1
 
 DOCUMENTS = ("tokenizer-v1", "tokenizer-demo", "chat-v1", "chat-v2", "chat-v3")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tinymistral.golden.drawing import exact, integers, normal
+from tinymistral.golden.making.drawing import exact, integers, normal
 from tinymistral.golden.vectors import definition
 
 V = 64  # of the vocabulary

@@ -15,9 +15,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from tinymistral.golden.drafts import Vector
-from tinymistral.golden.permuting import order
-from tinymistral.golden.tolerances import FACTOR, UNIT, rounded_up
+from tinymistral.golden.making.drafts import Vector
+from tinymistral.golden.making.permuting import order
+from tinymistral.golden.making.tolerances import FACTOR, UNIT, rounded_up
 from tinymistral.golden.vectors import definition
 from tinymistral.golden.vectors.logits import V, steady_inputs
 from tinymistral.golden.vectors.mistakes import MISTAKES

@@ -1,0 +1,1 @@
+"""Holding a candidate against a suite: reading its dump, comparing, telling."""

@@ -1,0 +1,1 @@
+"""Finding the mistake: the suspects, what each would compute, and which of them fits."""

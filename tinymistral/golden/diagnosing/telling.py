@@ -1,0 +1,156 @@
+"""Telling people what the diagnosis is, as text or as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tinymistral.golden.checking.closeness import DTYPES
+from tinymistral.golden.checking.places import in_order
+from tinymistral.golden.checking.texts import shown
+from tinymistral.golden.checking.verdicts import Part, finite
+from tinymistral.golden.diagnosing.depending import depends_on
+from tinymistral.golden.diagnosing.diagnosis import Diagnosis, Explanation, Given
+from tinymistral.golden.diagnosing.evidence_of_texts import TextEvidence
+
+Stages = Mapping[str, str]
+
+
+def as_text(diagnosis: Diagnosis, stages: Stages) -> Iterator[str]:
+    """Give the lines that tell a diagnosis of something that differs."""
+    cases, differing = len(diagnosis.evidence), len(diagnosis.differing)
+    yield f"{differing} of {cases} case{'s' * (cases != 1)} differ{'s' * (differing == 1)}"
+    if diagnosis.whole:
+        yield ""
+        yield "Your output is what you get with"
+        for place, explanation in enumerate(diagnosis.whole, 1):
+            yield from _explanation(diagnosis, explanation, f"{place}. ")
+        return
+    yield f"No known mistake, and no pair of them, makes this output ({diagnosis.tried} tried)."
+    yield ""
+    each, part = first(diagnosis, stages)
+    yield f"What differs first is {part.name}, in case {each.case.id}{_how_far(part)}."
+    yield f"It is computed from {depends_on(each.case, part.name)}."
+    yield from _before(each, part, stages)
+    for dtype in fitting(diagnosis):
+        yield f"By the tolerances of {dtype} all of it is right: if you compute so, give --dtype."
+    if diagnosis.partial:
+        yield ""
+        yield "A part of it is what you get with"
+        for place, explanation in enumerate(diagnosis.partial, 1):
+            yield from _explanation(diagnosis, explanation, f"{place}. ")
+
+
+def _before(each: Given, part: Part, stages: Stages) -> Iterator[str]:
+    """Say what comes before the first tensor that differs: what agrees, and what is not given."""
+    names = in_order(stages, each.case.expected or {}) if each.case.kind == "model" else []
+    before = names[: names.index(part.name)] if names else []
+    given = [name for name in before if name in each.parts]
+    if given:
+        yield f"Before it agree {len(given)} tensors, the last of them {given[-1]}."
+    if len(given) < len(before):
+        missing = len(before) - len(given)
+        yield f"{missing} before it are not given: dump them, to see where it begins."
+
+
+def first(diagnosis: Diagnosis, stages: Stages) -> tuple[Given, Part]:
+    """Return the first tensor that differs: an operation's by itself, else in order of computation.
+
+    Of several cases in which it is the same one, the smallest.
+    """
+    found = {each.case.id: list(each.parts.values())[each.first] for each in diagnosis.differing}
+    by_case = {each.case.id: each for each in diagnosis.differing}
+    kinds = {each.case.kind for each in diagnosis.differing}
+    if "operation" in kinds or "model" not in kinds:
+        return diagnosis.differing[0], found[diagnosis.differing[0].case.id]
+    of_models = {case: part for case, part in found.items() if by_case[case].case.kind == "model"}
+    name = in_order(stages, {part.name for part in of_models.values()})[0]
+    case = next(case for case, part in of_models.items() if part.name == name)
+    return by_case[case], found[case]
+
+
+def fitting(diagnosis: Diagnosis) -> list[str]:
+    """Return the dtypes, the finest first, by whose tolerances everything is right."""
+    parts = [part for each in diagnosis.evidence for part in each.parts.values()]
+    return [dtype for dtype in DTYPES if all(dtype in part.fits for part in parts)][:1]
+
+
+def _how_far(part: Part) -> str:
+    if part.tolerance:
+        return f": off by {part.worst:.2g} tolerances at {part.where}"
+    return f": {part.where}: expected {shown(part.expected)}, got {shown(part.got)}"
+
+
+def _explanation(diagnosis: Diagnosis, explanation: Explanation, bullet: str) -> Iterator[str]:
+    best, *others = explanation.suspects
+    indent = " " * len(bullet)
+    yield f"{bullet}{best.name}: {best.says}"
+    yield f"{indent}{agreement(diagnosis, explanation)}"
+    stage, case = explanation.decided
+    if stage:
+        yield f"{indent}It is decided in {place(diagnosis, stage, case)}."
+    yield f"{indent}Right is: {best.fix}"
+    if others:
+        yield f"{indent}Nothing that is given tells it from"
+        for other in others:
+            yield f"{indent}- {other.name}: {other.says}"
+            yield f"{indent}  Right is: {other.fix}"
+
+
+def agreement(diagnosis: Diagnosis, explanation: Explanation) -> str:
+    """Say how much is explained, and how well."""
+    texts = isinstance(diagnosis.evidence[0], TextEvidence)
+    near = "exactly" if texts else f"within {explanation.worst:.1g} tolerances"
+    differing, cases = len(diagnosis.differing), len(diagnosis.evidence)
+    if len(explanation.explained) == differing and not explanation.broken:
+        all_ = f"all that is given of {cases} case{'s' * (cases != 1)}"
+        return f"It agrees with {all_}, {near}."
+    text = f"It explains {len(explanation.explained)} of the {differing} cases that differ, {near}"
+    if explanation.broken:
+        text += f", but with it {len(explanation.broken)} would differ that agree"
+    return f"{text}."
+
+
+def place(diagnosis: Diagnosis, stage: str, case: str) -> str:
+    """Say where a suspect first changes something."""
+    kinds = {each.case.id: each.case for each in diagnosis.evidence}
+    operation = kinds[case].operation if case in kinds else None
+    where = f"the operation {operation}" if operation else stage
+    return f"{where} (case {case})"
+
+
+def as_fields(diagnosis: Diagnosis, stages: Stages) -> dict[str, Any]:
+    """Return a diagnosis as JSON can have it."""
+    fields: dict[str, Any] = {
+        "cases": [each.case.id for each in diagnosis.evidence],
+        "differ": [each.case.id for each in diagnosis.differing],
+        "tried": diagnosis.tried,
+        "explanations": [_fields(explanation) for explanation in diagnosis.whole],
+        "partial_explanations": [_fields(explanation) for explanation in diagnosis.partial],
+        "first": None,
+    }
+    if diagnosis.differing:
+        each, part = first(diagnosis, stages)
+        fields["first"] = {
+            "case": each.case.id,
+            "name": part.name,
+            "worst": finite(part.worst),
+            "where": part.where,
+            "computed_from": depends_on(each.case, part.name),
+        }
+    return fields
+
+
+def _fields(explanation: Explanation) -> dict[str, Any]:
+    stage, case = explanation.decided
+    suspects: Sequence[dict[str, str]] = [
+        {"name": suspect.name, "says": suspect.says, "fix": suspect.fix}
+        for suspect in explanation.suspects
+    ]
+    return {
+        "suspects": suspects,
+        "worst": finite(explanation.worst),
+        "explains": list(explanation.explained),
+        "contradicts": list(explanation.broken),
+        "decided": {"stage": stage, "case": case} if stage else None,
+    }
