@@ -67,18 +67,22 @@ def linear_error(x: np.ndarray, weight: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def rms_norm_error(exact: np.ndarray, dtype: str) -> np.ndarray:
-    """Bound rms_norm: D squares and their sum's terms, / D, eps and its sum, root, quotient, ·."""
-    return gamma(exact.shape[-1] + 6, dtype) * np.abs(exact)
+    """Bound rms_norm: D squares and their sum's terms, / D, eps and its sum, root, quotient, ·.
+
+    One over a root, as GPUs have it, may be off by 2 units in the last place, 4u; and · (1 / D) is
+    one rounding more than / D.
+    """
+    return gamma(exact.shape[-1] + 12, dtype) * np.abs(exact)
 
 
 def rope_error(x: np.ndarray, positions: np.ndarray, theta: float, dtype: str) -> np.ndarray:
     """Bound rope: per output two products, each with its cosine: 4 roundings.
 
-    The angle: i · theta^e, e rounded (relative error u, |e| <= 1, so ln(theta) u of the power),
-    the power itself 2u, the product u; all in float64, by the oracle too. Cosines err by no more
-    than their angle does.
+    The angle: i · theta^e, e rounded (relative error u, |e| <= 1, so ln(theta) u of the power; as
+    exp(e · ln(theta)) three times that), the power itself 2u, one over it u, the product u; all in
+    float64, by the oracle too. Cosines err by no more than their angle does.
     """
-    angle = 2 * (math.log(theta) + 3) * UNIT["float64"] * np.abs(positions[..., None, None])
+    angle = 2 * (3 * math.log(theta) + 4) * UNIT["float64"] * np.abs(positions[..., None, None])
     x = np.abs(x.astype(np.float64))
     return (gamma(4, dtype) + angle) * (x + np.roll(x, x.shape[-1] // 2, axis=-1))
 
@@ -105,21 +109,28 @@ def repeated(array: np.ndarray, heads: int) -> np.ndarray:
     return np.repeat(array.astype(np.float64), heads // array.shape[2], axis=2)
 
 
+def softmax_roundings(S: int) -> int:
+    """Count the roundings of softmax beside those of its exponents.
+
+    An exp stands above and below the line, with a sum of S terms each; then one division. Sums
+    taken tile by tile are multiplied by an exp of their own for each tile, at most S times.
+    """
+    return 2 * (2 * S + EXP * (S + 1))
+
+
 def softmax_error(q: np.ndarray, k: np.ndarray, weights: np.ndarray, dtype: str) -> float:
     """Bound the relative error of softmax times a sum, of all rows together.
 
     A score, a sum of d products times d^-0.5, errs by γ(d + 2) |q|·|k| d^-0.5. Taking off the
     largest, which as such cancels, rounds what is at most twice as large; the factor 1 / ln 2 that
     exp may be made with is two roundings of the same: δ = γ(d + 8) |q|·|k| d^-0.5 in the exponent.
-    exp makes a factor e^δ of it. That stands above and below the line, with exp's own error and a
-    sum of S terms each; then one division. Sums taken tile by tile are multiplied by an exp of
-    their own for each tile, at most S times: S more each.
+    exp makes a factor e^δ of it; `softmax_roundings` are the rest.
     """
     d, S = q.shape[-1], k.shape[1]
     sizes = (np.abs(q.astype(np.float64)), np.abs(repeated(k, q.shape[2])))
     size = np.einsum("bthd,bshd->bhts", *sizes)
     exponent = gamma(d + 8, dtype) * np.max(size * (weights > 0), initial=0) * d**-0.5
-    return math.exp(2 * exponent) * (1 + gamma(2 * (S + EXP * (S + 1)), dtype)) - 1
+    return math.exp(2 * exponent) * (1 + gamma(softmax_roundings(S), dtype)) - 1
 
 
 def attention_error(

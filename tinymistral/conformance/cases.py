@@ -97,7 +97,9 @@ class Matrix:
     def x(self, dtype: str) -> np.ndarray:
         """Return (2, T, n) of the backend's dtype."""
         x = normal(np.random.default_rng([self.seed, 1]), dtype, 2, self.T, self.n)
-        return x * np.asarray(self.scale, dtype=x.dtype)
+        x = x * np.asarray(self.scale, dtype=x.dtype)
+        x[np.abs(x) < ml_dtypes.finfo(x.dtype).smallest_normal] = 0
+        return x
 
     def y(self, dtype: str) -> np.ndarray:
         """Return another (2, T, n)."""
@@ -120,7 +122,7 @@ def matrices(backend: Backend) -> st.SearchStrategy[Matrix]:
         Matrix,
         T=sizes(12, *PAST_A_TILE),
         m=sizes(20, *PAST_A_TILE),
-        n=sizes(20, *PAST_A_TILE),
+        n=sizes(20, *PAST_A_TILE, 257),
         stored=stored_dtypes(backend),
         scale=st.sampled_from([1.0, 2.0**-7, 2.0**8]),
         seed=seeds,
@@ -261,12 +263,12 @@ def attentions(draw: st.DrawFn, backend: Backend) -> Attention:
     S = draw(sizes(12, *PAST_A_TILE, *PAST_A_TILE))
     return Attention(
         B=draw(sizes(2)),
-        T=draw(sizes(5)),
+        T=draw(sizes(5, 17)),
         S=S,
         K=draw(sizes(3)),
         group=draw(sizes(4)),
         d=draw(widths(backend)),
-        window=draw(st.sampled_from([1, 2, max(1, S - 1), S, S + 1, 2**40, None])),
+        window=draw(st.sampled_from([1, 2, max(1, S - 1), S, S + 1, 2**40, None]) | sizes(S + 1)),
         first=draw(firsts),
         seed=draw(seeds),
     )

@@ -13,14 +13,19 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
 import tinymistral.conformance
 from tinymistral.backend import DTYPES, Backend
 from tinymistral.conformance.pytest_plugin import BEFORE_SNIPPET
 
-SETTINGS = settings(deadline=None, suppress_health_check=list(HealthCheck))
+SETTINGS = settings(
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    report_multiple_bugs=False,  # a group of failures has no lines to paste
+    phases=[phase for phase in Phase if phase is not Phase.explain],  # slow, and of no help here
+)
 
 Check = Callable[[Any, Any], None]  # (backend, case), raises AssertionError
 

@@ -14,7 +14,6 @@ import numpy as np
 
 from tinymistral.conformance import oracle
 from tinymistral.conformance.bounds import (
-    EXP,
     gamma,
     linear_error,
     repeated,
@@ -22,6 +21,7 @@ from tinymistral.conformance.bounds import (
     rope_error,
     rounded,
     silu_mul_error,
+    softmax_roundings,
 )
 
 Stages = Mapping[str, np.ndarray]
@@ -121,9 +121,7 @@ def mixed(
     delta = dot(eq, k + ek) + dot(q, ek) + gamma(d + 8, dtype) * dot(q + eq, k + ek)
     delta = np.max(delta * seen, axis=-1, keepdims=True, initial=0)
     with np.errstate(over="ignore"):
-        factor = (
-            np.exp(np.minimum(2 * delta, 700)) * (1 + gamma(2 * (S + EXP * (S + 1)), dtype)) - 1
-        )
+        factor = np.exp(np.minimum(2 * delta, 700)) * (1 + gamma(softmax_roundings(S), dtype)) - 1
     largest = np.max(np.where(seen[..., None], np.abs(v).swapaxes(1, 2)[:, :, None], 0), axis=3)
     off = np.minimum(np.einsum("bhts,bshd->bhtd", factor * weights, np.abs(v)), 2 * largest)
     most = np.max(np.where(seen[..., None], ev.swapaxes(1, 2)[:, :, None], 0), axis=3)

@@ -75,11 +75,11 @@ class Tally:
 
         first = get_backend(self.config.getoption("--tinymistral-backend"))
         self.backends = [get_backend(first.name, dtype) for dtype in first.dtypes]
-        backend, known = first, {test.law.name for test in all_laws()}
-        unknown = sorted(set(backend.unsupported) - known)
+        known = {test.law.name for test in all_laws()}
+        unknown = sorted(set(first.unsupported) - known)
         if unknown:
             raise ValueError(
-                f"backend {backend.name!r} declares as unsupported what is no law: "
+                f"backend {first.name!r} declares as unsupported what is no law: "
                 f"{', '.join(unknown)}; the laws are {', '.join(sorted(known))}"
             )
 
@@ -89,7 +89,10 @@ class Tally:
         if law is None:
             return
         if not self.backends:
-            self.choose()
+            try:
+                self.choose()
+            except ValueError as error:
+                pytest.exit(f"{HEADING}: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
         parameters = []
         for backend in self.backends:
             reason = law.not_for(backend)
