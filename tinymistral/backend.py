@@ -1,8 +1,9 @@
 """What a backend must implement, and what it gets for it. `discovery.py` chooses one.
 
 The model computes through the methods of `Backend` alone. Its arrays are the backend's own; of
-them the model uses `+`, `.reshape`, `.shape`, `.dtype` and basic slicing, nothing else.
-Positions, ids and slots are NumPy int64 arrays on the host. The letters B, T, S, ... are
+them the model uses `+`, `.reshape`, `.shape`, `.dtype` and basic slicing, nothing else. An
+operation leaves what it is given as it was, but for `scatter` and `store`, and gives the same bits
+each time. Positions, ids and slots are NumPy int64 arrays on the host. The letters B, T, S, ... are
 explained at the top of `model.py`.
 """
 

@@ -76,6 +76,7 @@ HIDDEN_IN_LOGITS = {
     "squares-in-16-bits": _OPERATIONS,
     "weights-without-the-window": "the weights that are shown are not those that are used",
     "rope-in-place": "what is turned is right, what is shown of q and k later is not",
+    "strides-ignored": "it shows where logits are made of the last token of each row alone",
     "rope-counts-from-1": "only distances between positions bear on the logits",
 }
 HIDDEN_IN_LOGITS_OF = {
@@ -87,6 +88,8 @@ HIDDEN_IN_LOGITS_OF = {
         "eps-of-mistral": "1e-5 for 1e-6, beside a mean square of 1",
     },
 }
+# How many are found from logits alone, of all.
+RATE = {"float32": 0.91, "bfloat16": 0.89}
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +134,7 @@ def test_every_suspect_is_found(predictions: Predictions, dtype: str) -> None:
             from_logits += logits and bool(found)
     assert not wrong
     assert from_logits == len(planted) - len(hidden & {suspect.name for suspect in planted})
-    assert from_logits >= 0.9 * len(planted)
+    assert from_logits >= RATE[dtype] * len(planted)
 
 
 @pytest.mark.slow

@@ -36,7 +36,6 @@ LEFT_OUT = {
     "bfloat16-truncated": "all that is given is exact in 16 bits",
     "embedding-not-converted": "all that is given is exact in 16 bits",
     "float64-by-name-only": "there is no tolerance for float64",
-    "strides-ignored": _ARRAYS,
     "weights-converted-unasked": _ARRAYS,
     "float32-on-the-host": _ARRAYS,
     "zeros-not-set": _ARRAYS,
