@@ -1,0 +1,237 @@
+"""`tinymistral golden diagnose`: what it says of dumps with one mistake, and of others."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cli_runner import V1, good, refused, run
+
+from tinymistral.golden.checking.texts import compare_texts
+from tinymistral.golden.diagnosing.diagnosis import diagnose
+from tinymistral.golden.diagnosing.evidence_of_texts import TextEvidence
+from tinymistral.golden.diagnosing.predicting import Predictions
+from tinymistral.golden.diagnosing.suspects import FORWARD, SAMPLING, TEXTS
+from tinymistral.golden.suite import read_suite
+from tinymistral.golden.tensor_files import write_arrays
+from tinymistral.tokenizer import MistralTokenizer
+
+SUITE = read_suite()
+BY_NAME = {suspect.name: suspect for suspect in (*FORWARD, *SAMPLING, *TEXTS)}
+SOME = ("rms-norm", "rope", "silu-mul", "plain", "raw-layout")
+
+
+def dump(folder: Path, name: str, cases: tuple[str, ...] = SOME, last: str = "") -> Path:
+    """Write what a program would that makes this mistake: tensors whose names end in `last`."""
+    predictions = Predictions(SUITE)
+    for case in map(SUITE.case, cases):
+        results = predictions.of(BY_NAME[name], case, "float32")
+        assert results is not None
+        results = {n: x.astype(np.float32) for n, x in results.items() if n.endswith(last)}
+        if results:
+            write_arrays(folder / f"{case.id}.safetensors", results)
+    return folder
+
+
+def truth(folder: Path, cases: tuple[str, ...] = SOME) -> Path:
+    for case in map(SUITE.case, cases):
+        expected = SUITE.read(case).expected
+        arrays = {
+            n: x.astype(np.float32) if x.dtype.kind == "f" else x for n, x in expected.items()
+        }
+        write_arrays(folder / f"{case.id}.safetensors", arrays)
+    return folder
+
+
+def diagnosed(*arguments: str) -> list[dict[str, Any]]:
+    """What --json prints of a dump that differs: one object on one line."""
+    code, out, err = run("golden", "diagnose", "--json", "v1", *arguments)
+    assert (code, err) == (1, "")
+    assert out.count("\n") == 1
+    told = json.loads(out, parse_constant=pytest.fail)
+    assert (told["suite"], told["candidate"]) == ("v1", arguments[0])
+    diagnoses: list[dict[str, Any]] = told["diagnoses"]
+    return diagnoses
+
+
+def names(diagnosis: dict[str, Any], place: int = 0) -> list[str]:
+    return [suspect["name"] for suspect in diagnosis["explanations"][place]["suspects"]]
+
+
+def test_a_mistake_is_named_with_what_is_right_and_where_it_is_decided(tmp_path: Path) -> None:
+    dump(tmp_path, "rope-interleaved")
+    code, out, err = run("golden", "diagnose", "v1", str(tmp_path))
+    assert (code, err) == (1, "")
+    says, fix = BY_NAME["rope-interleaved"].says, BY_NAME["rope-interleaved"].fix
+    lines = [line.strip() for line in out.splitlines()]
+    assert lines[:3] == ["forward: 3 of 5 cases differ", "", "Your output is what you get with"]
+    assert lines[3] == f"1. rope-interleaved: {says}"
+    assert lines[4].startswith("It agrees with all that is given of 5 cases, within 0.")
+    assert lines[5:] == [
+        "It is decided in the operation rope (case rope).",
+        f"Right is: {fix}",
+        "",
+    ]
+
+
+def test_the_stage_is_named_where_logits_alone_are_given(tmp_path: Path) -> None:
+    dump(tmp_path, "final-norm-missing", last="logits")
+    (diagnosis,) = diagnosed(str(tmp_path))
+    assert names(diagnosis) == ["final-norm-missing"]
+    assert set(diagnosis["cases"]) == set(diagnosis["differ"]) == {"plain", "raw-layout"}
+    (found,) = diagnosis["explanations"]
+    assert found["decided"]["stage"] == "calls.0.norm"
+    assert found["decided"]["case"] in diagnosis["differ"]
+    assert sorted(found["explains"]) == ["plain", "raw-layout"]
+    assert (found["contradicts"], diagnosis["partial_explanations"]) == ([], [])
+    assert 0 < found["worst"] <= 1
+
+
+def test_what_cannot_be_told_apart_is_named_together(tmp_path: Path) -> None:
+    dump(tmp_path, "gate-and-up-swapped", last="logits")
+    (diagnosis,) = diagnosed(str(tmp_path))
+    assert set(names(diagnosis)) == {"gate-and-up-swapped", "gate-and-up-weights-swapped"}
+    out = run("golden", "diagnose", "v1", str(tmp_path)).out
+    assert "Nothing that is given tells it from\n" in out
+
+
+@pytest.mark.slow
+def test_without_a_known_mistake_the_first_tensor_is_named(tmp_path: Path) -> None:
+    truth(tmp_path)
+    arrays = SUITE.read(SUITE.case("plain")).expected
+    wrong = {n: x.astype(np.float32) for n, x in arrays.items()}
+    wrong["calls.0.layers.1.up"] = wrong["calls.0.layers.1.up"] + np.float32(1)
+    write_arrays(tmp_path / "plain.safetensors", wrong)
+    (diagnosis,) = diagnosed(str(tmp_path))
+    assert diagnosis["explanations"] == diagnosis["partial_explanations"] == []
+    assert diagnosis["first"]["name"] == "calls.0.layers.1.up"
+    out = run("golden", "diagnose", "v1", str(tmp_path)).out
+    assert "No known mistake, and no pair of them, makes this output" in out
+    assert "What differs first is calls.0.layers.1.up, in case plain: off by " in out
+    assert "`post_attention_layernorm` and `up_proj.weight` (w3)" in out
+    assert "the last of them calls.0.layers.1.gate." in out
+
+
+@pytest.mark.slow
+def test_a_coarser_dtype_is_advised_where_it_explains_all(tmp_path: Path) -> None:
+    case = SUITE.case("plain")
+    assert case.expected is not None
+    arrays = SUITE.read(case).expected
+    near = {n: x + 0.4 * case.expected[n].tolerance["bfloat16"] for n, x in arrays.items()}
+    write_arrays(tmp_path / "plain.safetensors", {n: x.astype(np.float32) for n, x in near.items()})
+    code, out, _ = run("golden", "diagnose", "v1", str(tmp_path))
+    assert code == 1
+    assert "By the tolerances of bfloat16 all of it is right" in out
+    assert "nothing differs" in good(
+        "golden", "diagnose", "v1", str(tmp_path), "--dtype", "bfloat16"
+    )
+
+
+def test_where_nothing_differs_that_is_said(tmp_path: Path) -> None:
+    truth(tmp_path)
+    out = good("golden", "diagnose", "v1", str(tmp_path))
+    assert out == "forward: nothing differs in 5 cases\n"
+
+
+def test_only_the_cases_that_are_asked_for_are_looked_at(tmp_path: Path) -> None:
+    dump(tmp_path, "norm-weight-plus-1")
+    (diagnosis,) = diagnosed(str(tmp_path), "--case", "rms-norm")
+    assert diagnosis["cases"] == ["rms-norm"]
+    assert names(diagnosis) == ["norm-weight-plus-1"]
+    assert "of case linear" in refused(
+        "golden", "diagnose", "v1", str(tmp_path), "--case", "linear"
+    )
+
+
+def test_what_cannot_be_compared_is_told(tmp_path: Path) -> None:
+    short = {"calls.0.logits": np.zeros((2, 6, 37), dtype=np.float32)}
+    write_arrays(tmp_path / "plain.safetensors", short)
+    assert "nothing can be compared" in refused("golden", "diagnose", "v1", str(tmp_path))
+    truth(tmp_path, ("rms-norm",))
+    code, out, _ = run("golden", "diagnose", "v1", str(tmp_path))
+    assert code == 2
+    assert "not compared: plain: calls.0.logits: its shape is (2, 6, 37)" in out
+
+
+# sampling, texts and conversations
+
+
+@pytest.mark.parametrize("name", [suspect.name for suspect in SAMPLING])
+def test_each_mistake_in_sampling_is_named(tmp_path: Path, name: str) -> None:
+    cases = [case.id for case in SUITE.manifest.cases.values() if case.kind == "sampling"]
+    with np.errstate(all="ignore"):
+        dump(tmp_path, name, tuple(cases))
+    (diagnosis,) = diagnosed(str(tmp_path))
+    assert (diagnosis["about"], names(diagnosis)) == ("sampling", [name])
+
+
+def written(folder: Path, case: str, change: Callable[[dict[str, Any]], Any], part: str) -> Path:
+    """Write the document of a case with other ids; where there are none, without the entry."""
+    entries = SUITE.document(SUITE.case(case))[part]
+    asked = "messages" if part == "conversations" else "text"
+    told = [{asked: e[asked], "ids": change(e)} for e in entries]
+    content = json.dumps({part: [entry for entry in told if entry["ids"] is not None]})
+    (folder / f"{case}.json").write_text(content, encoding="utf-8")
+    return folder
+
+
+def test_ids_alone_tell_of_control_tokens(tmp_path: Path) -> None:
+    written(tmp_path, "tokenizer-v1", lambda entry: [1, *entry["ids"]], "strings")
+    written(tmp_path, "chat-v1", lambda entry: [1, *entry["ids"]], "conversations")
+    of_texts, of_conversations = diagnosed(str(tmp_path))
+    assert (of_texts["about"], names(of_texts)) == ("tokenizer", ["bos-in-the-ids"])
+    assert (of_conversations["about"], names(of_conversations)) == ("chat", ["bos-twice"])
+
+
+def test_spaces_of_the_hub_are_told_with_the_vocabulary(tmp_path: Path) -> None:
+    """And without it, it is said that it is wanted."""
+    tokenizer = MistralTokenizer(V1)
+
+    def ids(entry: dict[str, Any]) -> list[int] | None:
+        if entry["messages"][0]["role"] == "system":
+            return None
+        return tokenizer.apply_chat_template(entry["messages"], format="hf")
+
+    written(tmp_path, "chat-v1", ids, "conversations")
+    (diagnosis,) = diagnosed(str(tmp_path), "--vocabulary", str(V1))
+    assert names(diagnosis) == ["hf-spaces"]
+    code, out, _ = run("golden", "diagnose", "v1", str(tmp_path))
+    assert code == 1
+    assert out.endswith("--vocabulary FILE, the path of tokenizer.model.v1\n")
+
+
+VOCABULARIES = [V1, *V1.parent.glob("mistral_instruct_tokenizer_*.model.v[23]")]
+TEXT_CASES = [case for case in SUITE.manifest.cases.values() if case.kind in ("tokenizer", "chat")]
+
+
+@pytest.mark.parametrize("name", [suspect.name for suspect in TEXTS])
+def test_each_mistake_about_texts_is_named(name: str) -> None:
+    """In each case where it shows; and it does in one at least."""
+    predictions, shown = Predictions(SUITE, VOCABULARIES), 0
+    for case in TEXT_CASES:
+        document = predictions.document(BY_NAME[name], case)
+        if document is None:
+            continue
+        right = SUITE.document(case)
+        evidence = TextEvidence.of(compare_texts(case, right, document), right)
+        assert evidence is not None
+        if evidence.differs:
+            (found,) = diagnose([evidence], TEXTS, predictions).whole
+            assert [suspect.name for suspect in found.suspects] == [name]
+            shown += 1
+    assert shown
+
+
+def test_a_file_that_is_no_vocabulary_of_the_suite_is_refused(tmp_path: Path) -> None:
+    truth(tmp_path, ("rms-norm",))
+    other = tmp_path / "tokenizer.model"
+    other.write_bytes(b"other")
+    err = refused("golden", "diagnose", "v1", str(tmp_path), "--vocabulary", str(other))
+    assert "is not what any case of the suite is made with" in err
+
+
+def test_help_says_what_is_hidden() -> None:
+    out = " ".join(good("golden", "diagnose", "--help").split())
+    assert "a position that begins at 1 changes `q_rotated`, `k_rotated` and what is cached" in out
