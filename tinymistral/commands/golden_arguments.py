@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from importlib import import_module
+from pathlib import Path
 
 from tinymistral.commands.arguments import Parser
 
@@ -44,4 +45,23 @@ def add_suite(parser: argparse.ArgumentParser, optional: bool = False) -> None:
         default="v1",
         help="v1, which comes with tinymistral, or the folder of a suite"
         + (" (default: v1)" if optional else ""),
+    )
+
+
+def add_candidate(parser: argparse.ArgumentParser) -> None:
+    """Add what a program wrote, and how that is to be read."""
+    add = parser.add_argument
+    add("candidate", type=Path, metavar="CANDIDATE", help="what your program wrote; see below")
+    add(
+        "--dtype",
+        choices=("float64", "float32", "float16", "bfloat16"),
+        help="what your program computes in (default: what each tensor is in)",
+    )
+    add(
+        "--layout",
+        choices=("hf", "raw"),
+        default="hf",
+        help="raw: the numbers of each head of q, k, q_rotated, k_rotated and cached keys are in "
+        "the order of a raw checkpoint, where rotary embeddings turn 2i and 2i+1 together "
+        "(default: hf, where they turn i and i + d/2)",
     )

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from tinymistral.commands.arguments import Parser
-from tinymistral.commands.golden_arguments import add_suite
+from tinymistral.commands.golden_arguments import add_candidate, add_suite
 
 DESCRIPTION = """\
 Compare what your program computed with what a suite expects, tensor by tensor
@@ -64,20 +64,7 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     add = parser.add_argument
     add_suite(parser)
-    add("candidate", type=Path, metavar="CANDIDATE", help="what your program wrote; see below")
-    add(
-        "--dtype",
-        choices=("float64", "float32", "float16", "bfloat16"),
-        help="what your program computes in (default: what each tensor is in)",
-    )
-    add(
-        "--layout",
-        choices=("hf", "raw"),
-        default="hf",
-        help="raw: the numbers of each head of q, k, q_rotated, k_rotated and cached keys are in "
-        "the order of a raw checkpoint, where rotary embeddings turn 2i and 2i+1 together "
-        "(default: hf, where they turn i and i + d/2)",
-    )
+    add_candidate(parser)
     add("--case", action="append", default=[], metavar="ID", help="only this one; may be repeated")
     add("--verbose", action="store_true", help="list every tensor")
     add("--json", action="store_true", help="one JSON object; see below")

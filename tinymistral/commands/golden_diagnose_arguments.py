@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from tinymistral.commands.arguments import Parser
-from tinymistral.commands.golden_arguments import add_suite
+from tinymistral.commands.golden_arguments import add_candidate, add_suite
 
 DESCRIPTION = """\
 Say which known mistake makes exactly the numbers that your program computed:
@@ -56,19 +56,7 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     add = parser.add_argument
     add_suite(parser)
-    add("candidate", type=Path, metavar="CANDIDATE", help="what your program wrote; see below")
-    add(
-        "--dtype",
-        choices=("float64", "float32", "float16", "bfloat16"),
-        help="what your program computes in (default: what each tensor is in)",
-    )
-    add(
-        "--layout",
-        choices=("hf", "raw"),
-        default="hf",
-        help="raw: the numbers of each head of q, k, q_rotated, k_rotated and cached keys are in "
-        "the order of a raw checkpoint (default: hf)",
-    )
+    add_candidate(parser)
     add("--case", action="append", default=[], metavar="ID", help="only this one; may be repeated")
     add(
         "--vocabulary",
