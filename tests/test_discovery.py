@@ -270,6 +270,25 @@ def test_dtypes_that_are_none(dtypes: str, plugins: Plugins) -> None:
     assert f"its dtypes are {value}; {expected}; reinstall" in refusal("good")
 
 
+@pytest.mark.parametrize(
+    ("declared", "expected"),
+    [
+        ("chunk = 0", "its chunk is 0; expected a number of tokens, at least 1"),
+        ("chunk = 2.0", "its chunk is 2.0; expected a number of tokens, at least 1"),
+        ("head_dims = 64", "its head_dims is 64; expected None, or some even numbers"),
+        ("head_dims = (64, 3)", "its head_dims is (64, 3); expected None, or some even numbers"),
+        ("head_dims = ()", "its head_dims is (); expected None, or some even numbers"),
+        ("unsupported = ['a']", "its unsupported is ['a']; expected a dict from the name of a law"),
+        ("unsupported = {'a': 1}", "its unsupported is {'a': 1}; expected a dict from the name"),
+        ("narrow_weights = 1", "its narrow_weights is 1; expected True or False"),
+        ("has_attention_weights = None", "its has_attention_weights is None; expected True or"),
+    ],
+)
+def test_declared_data_of_another_kind(declared: str, expected: str, plugins: Plugins) -> None:
+    plugins.install("thing", f"{GOOD}\n    {declared}\n", "good = thing:Good")
+    assert f"cannot run: {expected}" in refusal("good")
+
+
 def test_methods_that_are_missing_are_listed(plugins: Plugins) -> None:
     source = """
 from tinymistral import Backend

@@ -199,11 +199,11 @@ def test_scatter_leaves_out_slot_minus_1(ops):
 
 
 def laws_of(module):
-    return [test for test in vars(module).values() if hasattr(test, "law")]
+    return [test for test in vars(module).values() if hasattr(test, "tinymistral_law")]
 
 
 @pytest.mark.parametrize("scores", [1, 50])
-@pytest.mark.parametrize("law", laws_of(test_attention), ids=lambda test: test.law.name)
+@pytest.mark.parametrize("law", laws_of(test_attention), ids=lambda test: test.tinymistral_law.name)
 def test_attention_in_tiles_of_any_size(law, scores):
     with patch.object(numpy_backend, "SCORES_A_TILE", scores):
         law(BACKENDS["float32"])
@@ -229,7 +229,9 @@ class Unaligned(NumpyBackend):
 
 
 @EVERY_DTYPE
-@pytest.mark.parametrize("law", laws_of(test_operations), ids=lambda test: test.law.name)
+@pytest.mark.parametrize(
+    "law", laws_of(test_operations), ids=lambda test: test.tinymistral_law.name
+)
 def test_arrays_may_start_on_an_odd_address(law, dtype):
     law(Unaligned(dtype))
 

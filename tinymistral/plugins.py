@@ -8,7 +8,7 @@ installed.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -107,6 +107,40 @@ def _check_class(kind: type[Backend], installed: InstalledBackend) -> None:
             f"expected a tuple of some of {', '.join(DTYPES)}",
             installed,
         )
+    for what, expected, is_right in _DECLARED:
+        if not is_right(value := getattr(kind, what)):
+            said = f"its {what} is {one_line(repr(value), 80)}; expected {expected}"
+            raise _broken(said, installed)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _are_even_widths(value: Any) -> bool:
+    sized = isinstance(value, Collection) and not isinstance(value, str | bytes) and len(value) > 0
+    return sized and all(_is_count(width) and width % 2 == 0 for width in value)
+
+
+# What else a class declares as data: its name, what is expected of it, and whether it is that.
+_DECLARED: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("chunk", "a number of tokens, at least 1", _is_count),
+    ("has_attention_weights", "True or False", lambda value: isinstance(value, bool)),
+    ("narrow_weights", "True or False", lambda value: isinstance(value, bool)),
+    (
+        "head_dims",
+        "None, or some even numbers",
+        lambda value: value is None or _are_even_widths(value),
+    ),
+    (
+        "unsupported",
+        "a dict from the name of a law to why it does not hold",
+        lambda value: (
+            isinstance(value, Mapping)
+            and all(isinstance(x, str) for pair in value.items() for x in pair)
+        ),
+    ),
+)
 
 
 def _broken(reason: str, installed: InstalledBackend) -> BackendUnavailable:

@@ -23,8 +23,10 @@ from tinymistral.conformance.pytest_plugin import BEFORE_SNIPPET
 from tinymistral.model import MistralForCausalLM
 from tinymistral.numpy_backend import NumpyBackend
 
-LAWS = {test.law.name: test for test in all_laws()}
-OF_ATTENTION = [n for n, t in LAWS.items() if t.law.check.__module__.endswith(".test_attention")]
+LAWS = {test.tinymistral_law.name: test for test in all_laws()}
+OF_ATTENTION = [
+    n for n, t in LAWS.items() if t.tinymistral_law.check.__module__.endswith(".test_attention")
+]
 
 # The first example that fails will do, whatever it is.
 QUICK = settings(SETTINGS, phases=[Phase.generate], report_multiple_bugs=False, database=None)
@@ -52,7 +54,7 @@ def each_in_its_dtypes() -> list:
         )
         for mistake in MISTAKES
         for dtype in mistake.dtypes
-        if dtype in LAWS[mistake.law].law.dtypes
+        if dtype in LAWS[mistake.law].tinymistral_law.dtypes
     ]
 
 
@@ -94,7 +96,7 @@ def test_an_entry_is_whole(mistake):
     assert (mistake.backend is NumpyBackend) != (mistake.cache is RollingCache)
     assert mistake.dtypes
     assert set(mistake.dtypes) <= set(DTYPES)
-    assert set(mistake.dtypes) & set(LAWS[mistake.law].law.dtypes)
+    assert set(mistake.dtypes) & set(LAWS[mistake.law].tinymistral_law.dtypes)
     for text in (mistake.says, mistake.fix):  # a line each, of whole sentences
         assert re.fullmatch(r"[^\s].{15,250}\.", text)
         assert text.isprintable()

@@ -27,6 +27,17 @@ MODEST = """
     has_attention_weights = False
     unsupported = {"zeros_are_zeros": "the abacus comes with beads on it"}
 """
+HIDE_HYPOTHESIS = """
+import importlib.util, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *of: None if name == "hypothesis" else find(name, *of)
+import pytest
+"""
+SIZES = """
+    def linear(self, x, weight):
+        print(f"\\nn={x.shape[-1]}")
+        return super().linear(x, weight)
+"""
 WRONG = """
 from tinymistral.conformance.mistakes.visibility import InclusiveWindow
 
@@ -88,6 +99,32 @@ def test_the_option_names_the_backend_and_the_summary_says_what_ran(suite):
     assert "4 passed, 4 skipped" in out  # two laws that ran and two that did not, in two dtypes
 
 
+def test_a_law_may_be_unsupported_in_one_dtype(suite):
+    suite.install(
+        "good", GOOD + '    unsupported = {"zeros_are_zeros[float32]": "they are ones"}\n'
+    )
+    code, out = suite("--tinymistral-backend", "good", "-k", "zeros_are")
+    assert code == 0, out
+    assert f"\n1 of {LAWS} laws ran, 0 failed\n" in out
+    assert "\nnot in float32: zeros_are_zeros: declared as unsupported: they are ones\n" in out
+
+
+def test_small_shapes_only(suite):
+    suite.install("good", GOOD + SIZES)
+    for option, most in (((), 257), (("--tinymistral-small",), 33)):
+        chosen = ("--tinymistral-backend", "good", "--tinymistral-examples", "50", "-s")
+        code, out = suite(*chosen, *option, "-k", "linear_is_dot_products")
+        assert code == 0, out
+        assert (max(map(int, re.findall(r"^n=(\d+)$", out, re.MULTILINE))) > 33) == (most > 33)
+
+
+def test_without_hypothesis_one_line_says_what_to_install(suite):
+    code, out = suite.python("-c", f"{HIDE_HYPOTHESIS}\nsys.exit(pytest.main({list(SUITE[:2])}))")
+    assert code == pytest.ExitCode.USAGE_ERROR, out
+    assert 'the laws need hypothesis; install it with `pip install "tinymistral[con' in out
+    assert "Traceback" not in out
+
+
 def test_a_law_is_skipped_only_where_it_cannot_tell(suite):
     code, out = suite("-k", "log_probabilities")
     assert code == 0, out
@@ -135,7 +172,7 @@ def test_a_wrong_backend_fails_and_the_snippet_repeats_it(suite):
     summary = out.rpartition("\nto see attention_mixes_what_is_visible[float32] fail again:\n\n")[2]
     snippet = summary.partition("\n\n")[0]
     assert "from wrong import Wrong\n" in snippet
-    assert "\ntest.law.check(Wrong('float32'), Attention(B=" in snippet
+    assert "\ntest.tinymistral_law.check(Wrong('float32'), Attention(B=" in snippet
     code, out = suite.python("-c", snippet)
     assert code == 1
     assert re.match("AssertionError: at .*: got .*, expected ", out.splitlines()[-1])
@@ -152,10 +189,20 @@ def test_a_wrong_backend_fails_and_the_snippet_repeats_it(suite):
             '    unsupported = {"gravity": "too heavy"}\n',
             "backend 'good' declares as unsupported what is no law: gravity; the laws are a_token_",
         ),
+        (
+            "good",
+            '    unsupported = {"zeros_are_zeros[float16]": "has no such zeros, nor a float16"}\n',
+            "backend 'good' declares as unsupported what is no law: zeros_are_zeros[float16]; the ",
+        ),
         ("best", "", "backend: 'best' is not installed; expected one of: numpy"),
         ("good", "\n    zeros = 1 / 0\n", "backend: 'good' of good 1.2 cannot run: "),
     ],
-    ids=["a law that is none", "a backend that is none", "a backend that is broken"],
+    ids=[
+        "a law that is none",
+        "a dtype that is none",
+        "a backend that is none",
+        "a backend that is broken",
+    ],
 )
 def test_one_line_says_why_nothing_ran(suite, name, body, said):
     suite.install("good", GOOD + body)

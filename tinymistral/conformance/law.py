@@ -43,8 +43,9 @@ class Law:
 
     def not_for(self, backend: Backend) -> str | None:
         """Return why the law is not held against a backend, None if it is."""
-        if self.name in backend.unsupported:
-            return f"declared as unsupported: {backend.unsupported[self.name]}"
+        for key in (self.name, f"{self.name}[{backend.dtype}]"):
+            if key in backend.unsupported:
+                return f"declared as unsupported: {backend.unsupported[key]}"
         if self.needs_weights and not backend.has_attention_weights:
             return "has_attention_weights is False"
         if backend.dtype not in self.dtypes:
@@ -60,7 +61,7 @@ def law(
 ) -> Callable[[Check], Any]:
     """Make a test of a law. `cases` says what to draw for a backend.
 
-    The test takes the backend, and carries its `Law` as `.law`.
+    The test takes the backend, and carries its `Law` as `.tinymistral_law`.
     """
 
     def decorate(check: Check) -> Any:
@@ -75,7 +76,7 @@ def law(
         on_drawn_cases.__name__ = on_drawn_cases.__qualname__ = check.__name__
         on_drawn_cases.__doc__, on_drawn_cases.__module__ = check.__doc__, check.__module__
         test: Any = SETTINGS(given(data=st.data())(on_drawn_cases))
-        test.law = law
+        test.tinymistral_law = law
         return test
 
     return decorate
@@ -91,7 +92,7 @@ def snippet(law: Law, backend: Backend, case: Any) -> str:
         "from tinymistral.conformance.cases import *\n"
         "from tinymistral.conformance.models import *\n"
         f"from {law.check.__module__} import test_{law.name} as test\n"
-        f"test.law.check({kind.__qualname__}({backend.dtype!r}), {case!r})\n"
+        f"test.tinymistral_law.check({kind.__qualname__}({backend.dtype!r}), {case!r})\n"
     )
 
 
@@ -100,4 +101,4 @@ def all_laws() -> Iterator[Any]:
     for module in iter_modules(tinymistral.conformance.__path__):
         if module.name.startswith("test_"):
             home = import_module(f"tinymistral.conformance.{module.name}")
-            yield from (test for test in vars(home).values() if hasattr(test, "law"))
+            yield from (test for test in vars(home).values() if hasattr(test, "tinymistral_law"))

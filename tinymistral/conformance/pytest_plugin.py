@@ -6,6 +6,7 @@ Any pytest where tinymistral is installed loads this module, so it imports littl
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 HEADING = "tinymistral conformance"
 BEFORE_SNIPPET = "To see it again:"
+NO_HYPOTHESIS = 'the laws need hypothesis; install it with `pip install "tinymistral[conformance]"`'
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,6 +34,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         help="examples of each law and dtype (default: as many as hypothesis draws)",
     )
+    group.addoption(
+        "--tinymistral-small",
+        action="store_true",
+        help="draw shapes of up to 33 only, for a backend that takes minutes over large ones",
+    )
 
 
 @pytest.hookimpl(trylast=True)  # after hypothesis has loaded the profile that it was told to
@@ -41,11 +48,17 @@ def pytest_configure(config: pytest.Config) -> None:
     if examples is not None:
         if examples < 1:
             raise pytest.UsageError(f"--tinymistral-examples: expected at least 1, got {examples}")
+        if find_spec("hypothesis") is None:
+            raise pytest.UsageError(f"{HEADING}: {NO_HYPOTHESIS}")
         from hypothesis import settings
 
         name = f"tinymistral {examples}"
         settings.register_profile(name, max_examples=examples)
         settings.load_profile(name)
+    if config.getoption("--tinymistral-small") and find_spec("hypothesis"):
+        from tinymistral.conformance import cases
+
+        cases.SMALL_ONLY = True
     tally = Tally(config)
     config.pluginmanager.register(tally, "tinymistral-tally")
     asked = config.getoption("--tinymistral-backend") is not None
@@ -70,13 +83,16 @@ class Tally:
 
     def choose(self) -> None:
         """Make the backends; ValueError if one cannot be made, or declares what is no law."""
+        if find_spec("hypothesis") is None:
+            raise ValueError(NO_HYPOTHESIS)
         from tinymistral.conformance.law import all_laws
         from tinymistral.discovery import get_backend
 
         first = get_backend(self.config.getoption("--tinymistral-backend"))
         self.backends = [get_backend(first.name, dtype) for dtype in first.dtypes]
-        known = {test.law.name for test in all_laws()}
-        unknown = sorted(set(first.unsupported) - known)
+        known = {test.tinymistral_law.name for test in all_laws()}
+        in_one_dtype = {f"{name}[{dtype}]" for name in known for dtype in first.dtypes}
+        unknown = sorted(set(first.unsupported) - known - in_one_dtype)
         if unknown:
             raise ValueError(
                 f"backend {first.name!r} declares as unsupported what is no law: "
@@ -85,7 +101,7 @@ class Tally:
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Hold a law against the backend in each of its dtypes."""
-        law: Any = getattr(metafunc.function, "law", None)
+        law: Any = getattr(metafunc.function, "tinymistral_law", None)
         if law is None:
             return
         if not self.backends:
@@ -119,7 +135,7 @@ class Tally:
 
     def pytest_itemcollected(self, item: pytest.Item) -> None:
         """Mark the tests that are laws, for reports to tell them by."""
-        if hasattr(getattr(item, "function", None), "law"):
+        if hasattr(getattr(item, "function", None), "tinymistral_law"):
             item.keywords["tinymistral_law"] = True
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
@@ -129,7 +145,7 @@ class Tally:
         from tinymistral.conformance.law import all_laws
 
         backend = self.backends[0]
-        of = len({test.law.name for test in all_laws()})
+        of = len({test.tinymistral_law.name for test in all_laws()})
         terminalreporter.section(HEADING)
         terminalreporter.write_line(
             f"backend {backend.name} on {backend.device()}, in {', '.join(backend.dtypes)}"
