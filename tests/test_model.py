@@ -12,9 +12,11 @@ import contextlib
 import numpy as np
 import pytest
 from goldens import CASES, FIXTURES, MANIFEST, MODELS, goldens
+from strategies import config, tiny_model
 
 from tinymistral import MistralConfig, MistralForCausalLM, MistralModel, RollingCache
 from tinymistral.checkpoint import write_tensors
+from tinymistral.numpy_backend import NumpyBackend
 
 FLOAT64 = 1e-9
 FLOAT32 = 2e-4
@@ -175,6 +177,49 @@ def test_random_weights_are_normal_with_the_range_of_the_config_and_norms_are_on
 def test_random_weights_larger_than_the_machine_are_refused_before_they_are_made():
     with pytest.raises(ValueError, match=r"would take .* GB"):
         MistralForCausalLM(MistralConfig(num_hidden_layers=10**9))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tied", "widened", "narrow", "nbytes"),
+    [
+        # 13·10 of embeddings and as many of a head, twice 930 in a layer's matrices, 50 in norms
+        ("float64", False, True, True, 8 * 2170),
+        ("float16", False, True, True, 2 * 2170),
+        ("float16", True, True, True, 2 * 2040),
+        ("float32", False, False, True, 2 * 2120 + 4 * 50),  # matrices as they are stored
+        ("float32", False, False, False, 4 * 2170),
+    ],
+)
+def test_a_backend_is_told_how_many_bytes_will_come_before_any_does(
+    dtype, tied, widened, narrow, nbytes, monkeypatch
+):
+    events = []
+
+    class Watching(NumpyBackend):
+        narrow_weights = narrow
+
+        def check_memory(self, nbytes):
+            events.append(nbytes)
+
+        def asarray(self, array, dtype=None):
+            events.append("array")
+            return super().asarray(array, dtype)
+
+    if not widened:
+        monkeypatch.setattr("tinymistral.pretrained.WIDENED_AT_MOST", 0)
+    model = tiny_model(
+        config(tie_word_embeddings=tied), weight_dtype="bfloat16", backend=Watching(dtype)
+    )
+    assert events == [nbytes] + ["array"] * (20 if tied else 21)
+    assert sum(array.nbytes for array in arrays_of(model.weights)) == nbytes
+
+
+def arrays_of(weights):
+    """List the leaves of a tree of weights."""
+    if isinstance(weights, np.ndarray):
+        return [weights]
+    children = weights if isinstance(weights, list) else vars(weights).values()
+    return [array for child in children for array in arrays_of(child)]
 
 
 def test_tied_embeddings_are_one_array():

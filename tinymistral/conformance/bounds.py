@@ -47,15 +47,20 @@ def agree(actual: np.ndarray, exact: np.ndarray, error: np.ndarray | float, dtyp
     """Check that `actual` has the dtype and is within `error` of `exact` before its rounding."""
     assert actual.dtype == NUMPY_DTYPES[dtype], f"dtype {actual.dtype}, expected {dtype}"
     assert actual.shape == exact.shape, f"shape {actual.shape}, expected {exact.shape}"
-    bound = rounded(exact, error, dtype)
+    within(actual, exact, rounded(exact, error, dtype))
+
+
+def within(actual: np.ndarray, exact: np.ndarray, bound: np.ndarray | float) -> None:
+    """Check that no number of `actual` is further than `bound` from its own in `exact`."""
     difference = np.abs(actual.astype(np.float64) - exact)
+    bound = np.broadcast_to(bound, difference.shape)
     wrong = ~(difference <= bound)  # NaN is wrong too
     if wrong.any():
         worst = np.unravel_index(np.argmax(np.where(wrong, difference / bound, 0)), wrong.shape)
         at = tuple(int(n) for n in worst)
         raise AssertionError(
             f"at {at}: got {float(actual[at])!r}, expected {float(exact[at])!r} within "
-            f"{float(np.broadcast_to(bound, wrong.shape)[at]):.3g}; "
+            f"{float(bound[at]):.3g}; "
             f"{np.count_nonzero(wrong)} of {wrong.size} numbers are out of bounds"
         )
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import numpy as np
 from hypothesis import strategies as st
 
+from tinymistral import pretrained
 from tinymistral.backend import Backend
 from tinymistral.config import MistralConfig
 from tinymistral.conformance.cases import seeds, sizes, widths
@@ -39,6 +41,7 @@ class Tiny:
     stored: str
     seed: int
     sharpness: float = 1.5  # scores have deviation sharpness²
+    as_stored: bool = False  # matrices stay as narrow as they are, as a large model's do
 
     @property
     def config(self) -> MistralConfig:
@@ -64,7 +67,9 @@ class Tiny:
         """Return the model, on a backend."""
         shapes = MistralForCausalLM.parameter_shapes(self.config)
         tensors = tiny_tensors(shapes, self.seed, self.stored, self.sharpness)
-        return MistralForCausalLM(self.config, backend=backend, tensors=tensors)
+        widened = 0 if self.as_stored else pretrained.WIDENED_AT_MOST
+        with patch.object(pretrained, "WIDENED_AT_MOST", widened):
+            return MistralForCausalLM(self.config, backend=backend, tensors=tensors)
 
     def ids(self, rows: int, tokens: int, *which: int) -> np.ndarray:
         """Return a text (rows, tokens), another one for another `which`."""
@@ -117,6 +122,7 @@ def tinies(
         stored=draw(st.sampled_from(stored)),
         seed=draw(seeds),
         sharpness=sharpness,
+        as_stored=draw(st.booleans()),
     )
 
 

@@ -18,6 +18,7 @@ from tinymistral.conformance.bounds import (
     smallest,
     softmax_error,
     softmax_roundings,
+    within,
 )
 from tinymistral.conformance.cases import Attention, attentions, call, filled, normal, sizes
 from tinymistral.conformance.law import law
@@ -255,7 +256,7 @@ def test_weights_sum_to_1_or_0_and_mix_the_values(backend: Backend, case: Attent
     weights = call(backend, "attention_weights", q, k, *case.where).astype(np.float64)
     sums = np.where(visible(*case.where).any(axis=-1), 1.0, 0.0)[:, None]
     slack = gamma(softmax_roundings(case.S), backend.dtype) + 2 * u + case.S * least
-    assert (np.abs(weights.sum(axis=-1) - sums) <= slack).all()
+    within(weights.sum(axis=-1), sums, slack)
     values = repeated(v, q.shape[2])
     mix = np.einsum("bhts,bshd->bthd", weights, values)
     size = np.einsum("bhts,bshd->bthd", weights, np.abs(values))

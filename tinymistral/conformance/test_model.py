@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tinymistral.backend import Backend
 from tinymistral.cache import RollingCache
 from tinymistral.conformance import oracle
+from tinymistral.conformance.bounds import within
 from tinymistral.conformance.cases import sizes
 from tinymistral.conformance.kept import Kept
 from tinymistral.conformance.law import law
@@ -51,7 +52,7 @@ def test_logits_are_the_oracles_in_pieces_of_any_size(
     model, ids = tiny.model(backend), tiny.ids(2, T)
     logits = model(ids, past_key_values=model.new_cache(2, chunk)).logits
     exact, error = bounds(tiny, backend, ids)
-    assert (np.abs(logits - exact) <= error).all()
+    within(logits, exact, error)
 
 
 @st.composite
@@ -74,7 +75,7 @@ def test_each_row_of_a_padded_batch_is_the_row_alone(
     for row, real in enumerate(mask == 1):
         if real.any():
             exact, error = bounds(tiny, backend, ids[row : row + 1, real])
-            assert (np.abs(logits[row, real] - exact[0]) <= error[0]).all()
+            within(logits[row, real], exact[0], error[0])
 
 
 @law(
