@@ -144,6 +144,22 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@posix
+def test_a_pipe_is_written_to_and_stays_one(tmp_path):
+    path = tmp_path / "pipe"
+    make_pipe(path)
+    end = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        with pytest.raises(ValueError, match="JSON"):
+            files.write_json(path, {"b": float("nan")})
+        files.write_json(path, {"b": 1})
+        assert json.loads(os.read(end, 100)) == {"b": 1}
+    finally:
+        os.close(end)
+    assert path.is_fifo()
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_what_is_saved_where_a_file_is_in_the_way_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     for thing in (MistralConfig(), MistralTokenizer.from_pretrained(DEMO), tiny_model(config())):

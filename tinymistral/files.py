@@ -6,9 +6,11 @@ import json
 import operator
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 JSON_LIMIT = 10_000_000  # bytes: an index of 100,000 tensors, a 7B model has 291
@@ -79,7 +81,17 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`, renamed to it on success and removed on failure."""
+    """Give a temporary name beside `path`, renamed to it on success and removed on failure.
+
+    A device or a pipe, such as /dev/stdout, is written to: a rename would put a file in its place.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        with TemporaryDirectory() as folder:
+            temporary = Path(folder, "whole")
+            yield temporary
+            with temporary.open("rb") as whole, path.open("wb") as device:
+                shutil.copyfileobj(whole, device)
+        return
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     temporary.open("xb").close()  # new, and readable by whom the umask allows, unlike mkstemp's
     try:
