@@ -75,6 +75,13 @@ class Backend(ABC):
         """
         return "CPU"
 
+    def check_memory(self, nbytes: int) -> None:  # noqa: B027, to be overridden where there is need
+        """Raise BackendUnavailable if weights of so many bytes do not fit.
+
+        Called before the first of a model's weights comes. Tied ones count once; a cache comes on
+        top.
+        """
+
     # Required to implement.
 
     @abstractmethod

@@ -23,6 +23,9 @@ from tinymistral.discovery import get_backend
 # A model of up to so many bytes in float32 has its weights widened when it is opened.
 WIDENED_AT_MOST = 64_000_000
 
+# Bytes of a number, by dtype.
+BYTES: dict[str | None, int] = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+
 Model = TypeVar("Model", bound="PreTrainedModel")
 Shapes = dict[str, tuple[int, ...]]
 
@@ -67,13 +70,15 @@ class PreTrainedModel:
         large = 4 * self.num_parameters() > WIDENED_AT_MOST
         wide = self.backend.dtype in ("float32", "float64")
         as_stored = large and wide and self.backend.narrow_weights
+        dtypes = {  # None: as it is stored
+            name: None if as_stored and array.ndim > 1 else self.backend.dtype
+            for name, array in self.tensors.items()
+        }
+        self.backend.check_memory(
+            sum(x.size * BYTES.get(dtypes[name], x.itemsize) for name, x in self.tensors.items())
+        )
         self.weights = tree(
-            {
-                name: self.backend.asarray(
-                    array, None if as_stored and array.ndim > 1 else self.backend.dtype
-                )
-                for name, array in self.tensors.items()
-            }
+            {name: self.backend.asarray(x, dtypes[name]) for name, x in self.tensors.items()}
         )
         self._warned_of_far_positions = False
 
@@ -176,9 +181,12 @@ def _caller() -> int:
 def check_head_width(backend: Backend, head_dim: int) -> None:
     """Raise a ValueError if the backend does not compute with heads of this width."""
     if backend.head_dims is not None and head_dim not in backend.head_dims:
+        widths = [str(width) for width in sorted(backend.head_dims)]
+        if len(widths) > 8:  # every even one, say
+            widths = [*widths[:2], "...", widths[-1]]
         raise ValueError(
             f"head_dim {head_dim} is not one that backend {backend.name!r} supports; expected "
-            f"one of {', '.join(map(str, sorted(backend.head_dims)))}, or another backend"
+            f"one of {', '.join(widths)}, or another backend"
         )
 
 
