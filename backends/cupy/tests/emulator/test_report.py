@@ -1,0 +1,99 @@
+"""The report of what lines cost, and the command that prints it."""
+
+import numpy as np
+import pytest
+from run_kernel import compiled, run
+
+from tinymistral_cupy.emulator.__main__ import main
+from tinymistral_cupy.emulator.examples import EXAMPLES
+from tinymistral_cupy.emulator.machine import collecting
+from tinymistral_cupy.emulator.report import report
+from tinymistral_cupy.kernels import SOURCE
+
+TRANSPOSE = """// A tile of 32 by 32, turned.
+
+extern "C" __global__ void k(const float* x, float* y)
+{
+    __shared__ float tile[32][32];
+    for (int row = 0; row < 32; row++) {
+        float v = x[32 * row + threadIdx.x];
+        tile[row][threadIdx.x] = v;
+    }
+    __syncthreads();
+    // Nothing
+
+    // to see
+
+    // here.
+    for (int row = 0; row < 32; row++)
+        y[32 * row + threadIdx.x] = tile[threadIdx.x][row];
+}
+"""
+
+
+def test_a_report() -> None:
+    x, y = np.arange(1024, dtype=np.float32).reshape(32, 32), np.zeros((32, 32), np.float32)
+    with collecting() as launches:
+        launch = run(compiled(TRANSPOSE), x, y)
+    assert launches == [launch]
+    assert (y == x.T).all()
+    text = report(TRANSPOSE, launch)
+    assert text.startswith("k: 1 blocks of 32 threads, 4096 bytes of shared memory each\n")
+    rows = text.splitlines()
+    loads = next(row for row in rows if row.endswith("x[32 * row + threadIdx.x];"))
+    turned = next(row for row in rows if row.endswith("tile[threadIdx.x][row];"))
+    total = next(row for row in rows if row.endswith("in all"))
+    # 32 rows of 128 bytes, in and out, are 4 sectors each. A column is 32 words of one bank.
+    assert loads.split()[1:5] == ["128", "128", "4096", "7"]  # the last is the line
+    assert turned.split()[1:6] == [str(32 * 31), "128", "128", "4096", "17"]
+    assert total.split()[1:5] == [str(32 * 31), "256", "256", "8192"]
+    assert "..." in text
+    assert "to see" not in text
+
+
+def test_the_list_of_kernels(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    text = SOURCE.read_text(encoding="utf-8")
+    assert sorted(names) == sorted(EXAMPLES)
+    assert all(f"{name}(" in text for name in names)
+    assert len(names) == text.count('extern "C" __global__')  # none is left out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["report", "rms_norn"], ["report", "rms_norm", "--arch", "sm_12"]],
+)
+def test_a_mistake_is_told_in_one_line(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINYMISTRAL_EMULATED_ARCH", "sm_90")
+    assert main(arguments) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.count("\n") == 1
+    assert "one of" in error
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "report" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as left:
+        main(["report", "--help"])
+    assert left.value.code == 0
+    assert "bank conflicts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_kernel(dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "rms_norm", "--dtype", dtype]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"sm_90, {dtype}\nrms_norm: 32 blocks")
+    assert 'extern "C" __global__ void rms_norm' in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", EXAMPLES)
+def test_every_kernel(kernel: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", kernel]) == 0
+    assert f"\n{kernel}: " in capsys.readouterr().out

@@ -1,0 +1,53 @@
+"""The stand-in's one device, and what a program waits with."""
+
+from __future__ import annotations
+
+from tinymistral_cupy.emulator.cupy_stand_in import _card
+
+PAGE = 512  # CuPy rounds what it allocates up to a multiple
+
+
+class Device:
+    """The card that is pretended to be there."""
+
+    id = 0
+    cublas_handle = 1
+
+    @property
+    def compute_capability(self) -> str:
+        """Such as "90"."""
+        return str(_card.capability())
+
+    @property
+    def mem_info(self) -> tuple[int, int]:
+        """Bytes that are free, and bytes that there are."""
+        return _card.CARD.total - _card.CARD.used, _card.CARD.total
+
+    @property
+    def attributes(self) -> dict[str, int]:
+        """What kernels are launched by, under CUDA's names."""
+        return {
+            "MultiProcessorCount": _card.model().multiprocessors,
+            "MaxSharedMemoryPerBlock": _card.SHARED_BYTES,
+            "MaxSharedMemoryPerBlockOptin": _card.model().shared_bytes,
+            "MaxThreadsPerBlock": _card.MOST_THREADS,
+            "WarpSize": 32,
+        }
+
+
+class Event:
+    """A mark in the order of things; here all that was asked for is done when it is asked for."""
+
+    def __init__(self, *, disable_timing: bool = False):
+        """Make one."""
+
+    def record(self) -> None:
+        """Do nothing."""
+
+    def synchronize(self) -> None:
+        """Do nothing: all is done."""
+
+
+def alloc_pinned_memory(size: int) -> bytearray:
+    """Return memory on the host, with garbage in it, and perhaps more than was asked for."""
+    return bytearray(b"\xc1" * (-(-size // PAGE) * PAGE))

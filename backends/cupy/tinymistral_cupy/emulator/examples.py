@@ -1,0 +1,93 @@
+"""A small example for each kernel of `mistral.cu`, to be looked at while it runs.
+
+The letters B, T, S, ... are explained at the top of `mistral.cu`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tinymistral_cupy.emulator.machine import Launch, collecting
+from tinymistral_cupy.kernels import DTYPES, Kernels
+
+B, T, S, H, K, d = 2, 16, 128, 8, 2, 64
+D = 256
+WINDOW = 48
+
+
+class Example:
+    """Random arrays on the stand-in's card, and the kernels for one dtype."""
+
+    def __init__(self, cp: Any, dtype: str):
+        """Make kernels for "float32", "float16" or "bfloat16"; `cp` is the stand-in."""
+        self._cp = cp
+        self._kind = DTYPES[dtype][0]
+        self._random = np.random.default_rng(0)
+        self.kernels = Kernels(cp, dtype)
+
+    def floats(self, *shape: int) -> Any:
+        """Random numbers in the kernels' dtype."""
+        return self._cp.asarray(self._random.standard_normal(shape).astype(self._kind))
+
+    def table(self, tokens: int) -> tuple[Any, Any]:
+        """Cosines and sines for `rope`."""
+        angles = self._random.uniform(-3, 3, (B, tokens, d // 2))
+        return tuple(self._cp.asarray(f(angles).astype(np.float32)) for f in (np.cos, np.sin))
+
+    def numbers(self, first: int, last: int) -> Any:
+        """Positions or slots, the same in each row."""
+        return self._cp.asarray(np.tile(np.arange(first, last, dtype=np.int64), (B, 1)))
+
+    def attention(self, tokens: int) -> None:
+        """Attend from the last tokens to all."""
+        self.kernels.attention(
+            self.floats(B, tokens, H, d),
+            self.floats(B, S, K, d),
+            self.floats(B, S, K, d),
+            self.numbers(S - tokens, S),
+            self.numbers(0, S),
+            WINDOW,
+        )
+
+    def store(self) -> None:
+        """Write T tokens into a cache."""
+        caches = self.floats(B, S, K, d), self.floats(B, S, K, d)
+        new = self.floats(B, T, K, d), self.floats(B, T, K, d)
+        self.kernels.store(*new, *self.table(T), *caches, self.numbers(0, T))
+
+
+EXAMPLES: dict[str, tuple[str, Callable[[Example], Any]]] = {
+    "rms_norm": (
+        "RMSNorm of rows",
+        lambda e: e.kernels.rms_norm(e.floats(B, T, D), e.floats(D), 1e-5),
+    ),
+    "add_rms_norm": (
+        "a sum and its RMSNorm",
+        lambda e: e.kernels.add_rms_norm(e.floats(B, T, D), e.floats(B, T, D), e.floats(D), 1e-5),
+    ),
+    "silu_mul": (
+        "silu(gate) · up",
+        lambda e: e.kernels.silu_mul(e.floats(B, T, D), e.floats(B, T, D)),
+    ),
+    "rope": ("rotary positions", lambda e: e.kernels.rope(e.floats(B, T, H, d), *e.table(T))),
+    "store_rotated": ("rotate keys and write the cache", lambda e: e.store()),
+    "scatter": (
+        "write into slots of the cache",
+        lambda e: e.kernels.scatter(e.floats(B, S, K, d), e.numbers(0, T), e.floats(B, T, K, d)),
+    ),
+    "attention": ("attention of many tokens", lambda e: e.attention(T)),
+    "attention_split_4": ("attention of one token, split", lambda e: e.attention(1)),
+    "attention_split_8": ("attention of a few tokens, split", lambda e: e.attention(2)),
+    "attention_combine": ("the splits combined", lambda e: e.attention(1)),
+}
+
+
+def run_example(name: str, cp: Any, dtype: str) -> Launch:
+    """Run the example of a kernel, and return what its launch was. `name` is one of EXAMPLES."""
+    example = Example(cp, dtype)
+    with collecting() as launches:
+        EXAMPLES[name][1](example)
+    return next(launch for launch in launches if launch.kernel == name)
