@@ -1,0 +1,26 @@
+"""What all tests share: a card of its own for each test, and that an sm_90."""
+
+from __future__ import annotations
+
+import pytest
+
+from tinymistral_cupy.emulator import EmulatedBackend
+from tinymistral_cupy.emulator.cupy_stand_in import _card
+
+
+@pytest.fixture(autouse=True)
+def an_h100(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Emulate the default architecture, whatever the environment says."""
+    monkeypatch.delenv(_card.VARIABLE, raising=False)
+
+
+@pytest.fixture(scope="session", params=EmulatedBackend.dtypes)
+def backend(request: pytest.FixtureRequest) -> EmulatedBackend:
+    """Return the emulated backend, in each of its dtypes."""
+    return EmulatedBackend(request.param)
+
+
+@pytest.fixture(scope="session")
+def float16() -> EmulatedBackend:
+    """Return the emulated backend in float16."""
+    return EmulatedBackend("float16")

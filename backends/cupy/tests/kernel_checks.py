@@ -1,0 +1,281 @@
+"""What a kernel must do, held against the float64 oracle: one function for each demand.
+
+They raise AssertionError, or the emulator a KernelFault. `test_kernels.py` makes them of the
+kernels as they are, `test_planted_bugs.py` of spoiled ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinymistral.conformance import oracle
+from tinymistral.conformance.bounds import (
+    agree,
+    attention_error,
+    rms_norm_error,
+    rope_error,
+    silu_mul_error,
+)
+from tinymistral.conformance.cases import Attention, filled, normal
+from tinymistral.numpy_backend import NUMPY_DTYPES
+from tinymistral_cupy.emulator import cupy_stand_in as cp
+from tinymistral_cupy.kernels import Kernels
+
+EPS = 1e-5
+
+
+def drawn(dtype: str, *shape: int, seed: int = 0) -> np.ndarray:
+    """Draw normal numbers, none of them subnormal."""
+    return normal(np.random.default_rng(seed), dtype, *shape)
+
+
+def at_offset(array: np.ndarray, offset: int) -> Any:
+    """Bring an array to the card, `offset` numbers after where memory begins."""
+    flat = np.concatenate([np.zeros(offset, dtype=array.dtype), array.ravel()])
+    return cp.asarray(flat)[offset:].reshape(array.shape)
+
+
+# A token by itself
+
+
+def norms(kernels: Kernels, dtype: str, rows: int, D: int, offset: int = 0) -> None:
+    """x / sqrt(mean(x²) + eps) · weight, and the same of a sum that is rounded once."""
+    weight = drawn(dtype, D, seed=3)
+    for scale, eps in ((1, EPS), (1, 4.0), (2**8, EPS)):  # of the last, float16 holds no squares
+        x, y = (drawn(dtype, rows, D, seed=seed) for seed in (1, 2))
+        x *= x.dtype.type(scale)
+        on_card = [at_offset(array, offset) for array in (x, y, weight)]
+        exact = oracle.rms_norm(x, weight, eps)
+        out = kernels.rms_norm(on_card[0], on_card[2], eps).get()
+        agree(out, exact, rms_norm_error(exact, dtype), dtype)
+        total, out = (array.get() for array in kernels.add_rms_norm(*on_card, eps))
+        # NumPy's, and ml_dtypes', rounding is to the nearest even, so this is exact.
+        expected = (x.astype(np.float32) + y.astype(np.float32)).astype(x.dtype)
+        np.testing.assert_array_equal(total, expected)
+        exact = oracle.rms_norm(total, weight, eps)
+        agree(out, exact, rms_norm_error(exact, dtype), dtype)
+
+
+def roundings(kernels: Kernels, dtype: str) -> None:
+    """Sums are rounded to the nearest even, up to infinity, and NaN stays NaN: as NumPy does."""
+    kind = NUMPY_DTYPES[dtype]
+    if kind.itemsize == 4:
+        bits = np.random.default_rng(0).integers(0, 2**32, 4096).astype(np.uint32)
+        x = bits.view(np.float32)
+        y = np.roll(x, 1)
+    else:  # every number; and added to it half of its last place, a third, and itself
+        x = np.arange(2**16, dtype=np.uint16).view(kind)
+        with np.errstate(all="ignore"):
+            last = np.abs(np.nextafter(x, kind.type(np.inf)) - x).astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            y = np.concatenate([last / 2, last / 3, x.astype(np.float32)]).astype(kind)
+        x = np.tile(x, 3)
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = (x.astype(np.float32) + y.astype(np.float32)).astype(kind)
+    # A GPU with -ftz=true has no subnormal float32: neither as an operand nor as a sum.
+    tiny = np.finfo(np.float32).smallest_normal
+    normals = np.ones(x.shape, dtype=bool)
+    for array in (x, y, expected):
+        size = np.abs(array.astype(np.float32))
+        normals &= ~((size > 0) & (size < tiny))
+    arrays = [cp.asarray(array[normals].reshape(1, -1)) for array in (x, y, np.ones_like(x))]
+    total, _ = kernels.add_rms_norm(*arrays, EPS)
+    np.testing.assert_array_equal(
+        *(a.astype(np.float32) for a in (total.get()[0], expected[normals]))
+    )
+
+
+def silu(kernels: Kernels, dtype: str, size: int, offset: int = 0) -> None:
+    """gate / (1 + exp(-gate)) · up, also where exp overflows."""
+    gate, up = (drawn(dtype, size, seed=seed) for seed in (1, 2))
+    extreme = np.array([-3e4, -120.0, -89.0, -88.0, -87.0, 87.0, 120.0, 3e4], dtype=gate.dtype)
+    gate[: len(extreme)] = extreme[:size]
+    exact = oracle.silu_mul(gate, up)
+    out = kernels.silu_mul(at_offset(gate, offset), at_offset(up, offset)).get()
+    agree(out, exact, silu_mul_error(gate, up, exact, dtype), dtype)
+
+
+# Its position
+
+THETA = 1e4
+
+
+def table(positions: np.ndarray, d: int) -> tuple[Any, Any]:
+    """Cosines and sines (B, T, d/2), as the backend has them."""
+    angles = positions[..., None] * THETA ** (-np.arange(0, d, 2, dtype=np.float64) / d)
+    return cp.asarray(np.cos(angles).astype(np.float32)), cp.asarray(
+        np.sin(angles).astype(np.float32)
+    )
+
+
+def rotations(kernels: Kernels, dtype: str, T: int, H: int, d: int, offset: int = 0) -> None:
+    """Each pair (m, m + d/2) is turned by its angle."""
+    x = drawn(dtype, 2, T, H, d)
+    positions = np.stack([np.arange(T) + 5, np.arange(T)[::-1] + 32_760])
+    out = kernels.rope(at_offset(x, offset), *table(positions, d)).get()
+    exact = oracle.rope(x, positions, THETA)
+    agree(out, exact, rope_error(x, positions, THETA, dtype), dtype)
+
+
+def keeps_nan(kernels: Kernels, dtype: str) -> None:
+    """NaN with all its bits set, which is what a GPU makes, is not rounded up to a number."""
+    x = drawn(dtype, 1, 1, 1, 4)
+    nan = np.full((1, 1, 2), 0x7FFFFFFF, dtype=np.uint32).view(np.float32)
+    out = kernels.rope(cp.asarray(x), *[cp.asarray(nan)] * 2).get()
+    assert np.isnan(out.astype(np.float32)).all()
+
+
+def writes(kernels: Kernels, dtype: str, T: int, S: int, K: int, d: int) -> None:
+    """`store` and `scatter` write their slots and nothing else; slot -1 is nowhere."""
+    rng = np.random.default_rng(3)
+    slots = np.stack([rng.permutation(max(S, T))[:T] for _ in range(2)])
+    slots = np.where((slots >= S) | (rng.random(slots.shape) < 0.2), -1, slots)
+    positions = np.where(slots < 0, -1, np.arange(T) + 100)
+    k, v = (drawn(dtype, 2, T, K, d, seed=seed) for seed in (4, 5))
+    before = [drawn(dtype, 2, S, K, d, seed=seed) for seed in (6, 7)]
+
+    caches = [cp.asarray(array) for array in before]
+    kernels.scatter(caches[1], cp.asarray(slots), cp.asarray(v))
+    np.testing.assert_array_equal(caches[1].get(), oracle.scatter(before[1], slots, v))
+
+    caches = [cp.asarray(array) for array in before]
+    given = (cp.asarray(k), cp.asarray(v), *table(positions, d))
+    kernels.store(*given, *caches, cp.asarray(slots))
+    keys, values = (cache.get() for cache in caches)
+    exact = oracle.scatter(before[0], slots, oracle.rope(k, positions, THETA))
+    error = oracle.scatter(np.zeros(before[0].shape), slots, rope_error(k, positions, THETA, dtype))
+    agree(keys, exact, error, dtype)
+    untouched = oracle.scatter(np.ones(keys.shape), slots, np.zeros(k.shape)) == 1
+    np.testing.assert_array_equal(keys[untouched], before[0][untouched])
+    np.testing.assert_array_equal(values, oracle.scatter(before[1], slots, v))
+
+
+# Tokens together
+
+
+def attend(
+    kernels: Kernels,
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    where: tuple[np.ndarray, np.ndarray, int | None],
+    spare: int = 0,
+    offset: int = 0,
+) -> np.ndarray:
+    """Attend on the card; k and v are followed by `spare` slots of NaN that are not used."""
+    q_positions, k_positions, window = where
+    S = k.shape[1]
+    unused = ((0, 0), (0, spare), (0, 0), (0, 0))
+    k, v = (np.pad(a, unused, constant_values=np.asarray(np.nan, a.dtype)) for a in (k, v))
+    keys, values = (at_offset(array, offset)[:, :S] for array in (k, v))
+    at = (cp.asarray(q_positions), cp.asarray(k_positions))
+    return kernels.attention(at_offset(q, offset), keys, values, *at, window).get()
+
+
+def mixes(kernels: Kernels, dtype: str, case: Attention, spare: int = 0, offset: int = 0) -> None:
+    """A softmax over what is visible: slots in any order, padding, any position and window."""
+    q, k, v = case.qkv(dtype)
+    out = attend(kernels, q, k, v, case.where, spare, offset)
+    mix_agrees(out, q, k, v, case.where, dtype)
+
+
+def mix_agrees(
+    out: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, where: Any, dtype: str
+) -> None:
+    weights = oracle.attention_weights(q, k, *where)
+    error = attention_error(q, k, v, weights, dtype)
+    agree(out, oracle.attention(q, k, v, *where), error, dtype)
+
+
+def seen(case: Attention) -> np.ndarray:
+    """Tell who sees whom (B, T, S), as the oracle has it."""
+    q_positions, k_positions, window = case.where
+    out = np.zeros((case.B, case.T, case.S), dtype=bool)
+    for b, t, s in np.ndindex(out.shape):
+        out[b, t, s] = oracle.sees(int(q_positions[b, t]), int(k_positions[b, s]), window)
+    return out
+
+
+def hides(kernels: Kernels, dtype: str, case: Attention, value: float) -> None:
+    """What a query does not see has no influence on it, to the bit, be it NaN."""
+    q, k, v = case.qkv(dtype)
+    visible = seen(case)
+    expected = attend(kernels, q, k, v, case.where)
+    tried = [(b, t) for b, t in np.argwhere(visible.any(axis=2)) if not visible[b, t].all()]
+    if not tried:
+        raise ValueError("the case hides nothing from anybody who sees something")
+    for b, t in tried[:: max(1, len(tried) // 3)]:
+        hidden = np.ones(visible.shape[::2], dtype=bool)
+        hidden[b] = ~visible[b, t]
+        spoiled = (filled(k, hidden, value), filled(v, hidden, value))
+        out = attend(kernels, q, *spoiled, case.where)
+        np.testing.assert_array_equal(out[b, t], expected[b, t])
+
+
+def lets_through(kernels: Kernels, dtype: str, case: Attention, value: float) -> None:
+    """What is not finite reaches whoever sees it, and nobody else."""
+    q, k, v = case.qkv(dtype)
+    visible = seen(case)
+    b, s = np.argwhere(visible.any(axis=1))[0]
+    one = np.zeros(visible.shape[::2], dtype=bool)
+    one[b, s] = True
+    out = attend(kernels, q, k, filled(v, one, value), case.where).astype(np.float64)
+    np.testing.assert_array_equal(out[b, visible[b, :, s]], value)
+    assert np.isfinite(out[b, ~visible[b, :, s]]).all()
+
+
+def zeros(kernels: Kernels, dtype: str, case: Attention) -> None:
+    """Who sees nothing gets zeros."""
+    q, k, v = case.qkv(dtype)
+    blind = ~seen(case).any(axis=2)
+    if not blind.any():
+        raise ValueError("in this case everybody sees something")
+    assert not attend(kernels, q, k, v, case.where)[blind].any()
+
+
+def large_scores(kernels: Kernels, dtype: str, case: Attention) -> None:
+    """Scores of n · 128 for slots n in drawn order: each time one is by far the largest."""
+    rank = np.stack([np.random.default_rng(b).permutation(case.S) for b in range(case.B)])
+    q, k, v = (np.zeros_like(array) for array in case.qkv(dtype))
+    q[..., 0], k[..., 0] = case.d**0.5 * 16, 8 * rank[..., None]
+    v[:] = (1 + rank % 100)[..., None, None]
+    at = np.full((case.B, case.T), case.S)
+    where = (at, np.tile(np.arange(case.S), (case.B, 1)), None)
+    mix_agrees(attend(kernels, q, k, v, where), q, k, v, where, dtype)
+
+
+def goes_in_rounds(kernels: Kernels, dtype: str, multiprocessors: int) -> None:
+    """A split takes several tiles, where there are few multiprocessors to have one each."""
+    number, kernels._multiprocessors = kernels._multiprocessors, multiprocessors
+    try:
+        mixes(kernels, dtype, Attention(1, 1, 1000, 2, 4, 6, None, 0, 1))
+        large_scores(kernels, dtype, Attention(1, 1, 600, 1, 4, 6, None, 0, 1))
+    finally:
+        kernels._multiprocessors = number
+
+
+def tells_far_positions(kernels: Kernels, dtype: str, T: int, group: int) -> None:
+    """Positions up to 2^62, and windows, are told apart to the last one."""
+    q, k, v = (drawn(dtype, 1, n, heads, 16, seed=n) for n, heads in ((T, group), (6, 1), (6, 1)))
+    far = 2**62
+    keys = np.array([[far, far - 1, far - 3, 2**33, 2**32 + 1, 0]])
+    for i, window in ((far, 4), (far, 3), (far, far), (far, far + 1), (far - 1, None), (2**33, 3)):
+        where = (np.full((1, T), i), keys, window)
+        mix_agrees(attend(kernels, q, k, v, where), q, k, v, where, dtype)
+
+
+def window_of_positions(kernels: Kernels, dtype: str, T: int, group: int) -> None:
+    """Each key of a row in order is seen by exactly those less than a window after it."""
+    S, window = 40, 7
+    q, k = (np.zeros((1, n, heads, 2), NUMPY_DTYPES[dtype]) for n, heads in ((T, group), (S, 1)))
+    v = np.zeros_like(k)
+    for s in range(0, S, 3):
+        v[:] = 0
+        v[0, s] = 64
+        for first in (s - T, s, s + window - 1, s + window):
+            at = np.maximum(np.arange(first, first + T), -1)[None]
+            out = attend(kernels, q, k, v, (at, np.arange(S)[None], window))
+            visible = (at[0] >= s) & (at[0] - s < window)
+            np.testing.assert_array_equal((out[0] != 0).all(axis=(1, 2)), visible)

@@ -1,0 +1,360 @@
+"""Bugs to plant: an edit of a file that applies exactly once, and the check that must catch it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import kernel_checks as check
+import numpy as np
+
+from tinymistral.conformance.cases import Attention
+from tinymistral_cupy.kernels import Kernels
+
+# Two keys' heads, so that one can be taken for the other; padding, and slots in any order.
+SPLIT = Attention(B=2, T=2, S=140, K=2, group=3, d=6, window=None, first=3, seed=1)
+TILES = Attention(B=2, T=11, S=140, K=2, group=3, d=6, window=None, first=3, seed=2)
+SPLIT_WINDOW = Attention(B=1, T=8, S=70, K=1, group=2, d=6, window=20, first=3, seed=5)
+TILES_WINDOW = Attention(B=1, T=20, S=70, K=1, group=2, d=6, window=20, first=3, seed=5)
+SPLIT_BLIND = Attention(B=2, T=5, S=40, K=1, group=2, d=6, window=2, first=0, seed=4)
+TILES_BLIND = Attention(B=2, T=19, S=40, K=1, group=2, d=6, window=2, first=0, seed=4)
+
+
+def only_the_last_key_of_a_tile(kernels: Kernels, dtype: str, T: int) -> None:
+    """Of 64 keys the queries see key 31 alone."""
+    q, k, v = (check.drawn(dtype, 1, n, 2, 6, seed=n) for n in (T, 64, 65))
+    v, at = v[:, :64], np.full((1, 64), 1000)
+    at[0, 31] = 0
+    out = check.attend(kernels, q, k, v, (np.arange(T)[None], at, None))
+    np.testing.assert_array_equal(out, np.broadcast_to(v[:, 31:32], out.shape))
+
+
+CHECKS: dict[str, Callable[[Kernels, str], None]] = {
+    "norms": lambda kernels, dtype: check.norms(kernels, dtype, 3, 4104),
+    "roundings": check.roundings,
+    "silu": lambda kernels, dtype: check.silu(kernels, dtype, 1000),
+    "rope": lambda kernels, dtype: check.rotations(kernels, dtype, 3, 3, 12),
+    "rope by NaN": check.keeps_nan,
+    "writes": lambda kernels, dtype: check.writes(kernels, dtype, 5, 9, 2, 12),
+    "at an odd address": lambda kernels, dtype: check.norms(kernels, dtype, 2, 40, offset=1),
+    "split": lambda kernels, dtype: check.mixes(kernels, dtype, SPLIT),
+    "split, d = 40": lambda kernels, dtype: check.mixes(
+        kernels, dtype, Attention(1, 2, 40, 1, 2, 40, None, 0, 5)
+    ),
+    "split, part of a cache": lambda kernels, dtype: check.mixes(kernels, dtype, SPLIT, spare=3),
+    "split, window": lambda kernels, dtype: check.window_of_positions(kernels, dtype, 1, 2),
+    "split, hides": lambda kernels, dtype: check.hides(kernels, dtype, SPLIT_WINDOW, np.nan),
+    "split, blind": lambda kernels, dtype: check.zeros(kernels, dtype, SPLIT_BLIND),
+    "split, far": lambda kernels, dtype: check.tells_far_positions(kernels, dtype, 1, 2),
+    "split, in rounds": lambda kernels, dtype: check.goes_in_rounds(kernels, dtype, 1),
+    "split, last key": lambda kernels, dtype: only_the_last_key_of_a_tile(kernels, dtype, 3),
+    "tiles": lambda kernels, dtype: check.mixes(kernels, dtype, TILES),
+    "tiles, part of a cache": lambda kernels, dtype: check.mixes(kernels, dtype, TILES, spare=3),
+    "tiles, window": lambda kernels, dtype: check.window_of_positions(kernels, dtype, 3, 11),
+    "tiles, hides": lambda kernels, dtype: check.hides(kernels, dtype, TILES_WINDOW, np.nan),
+    "tiles, blind": lambda kernels, dtype: check.zeros(kernels, dtype, TILES_BLIND),
+    "tiles, far": lambda kernels, dtype: check.tells_far_positions(kernels, dtype, 3, 11),
+    "tiles, large scores": lambda kernels, dtype: check.large_scores(kernels, dtype, TILES),
+    "tiles, last key": lambda kernels, dtype: only_the_last_key_of_a_tile(kernels, dtype, 35),
+}
+
+
+@dataclass(frozen=True)
+class Bug:
+    """What is wrong, where, and which of CHECKS sees it."""
+
+    name: str
+    old: str
+    new: str
+    check: str
+    file: str = "mistral.cu"
+    dtype: str = "float32"
+
+
+VISIBLE = "return j >= 0 && 0 <= i - j && i - j < window;"
+BARRIERS = {
+    "before the keys are used": "        __syncthreads();\n        if (any) {\n",
+    "after the keys were used": "        __syncthreads();\n        fetch<KEYS>(tile, S - first",
+    "before the values are used": "        __syncthreads();\n        if (all == ALL)\n",
+}
+
+BUGS = [
+    # Who sees whom
+    *(
+        Bug(f"{name}, {how}", VISIBLE, new, f"{how}, window")
+        for how in ("split", "tiles")
+        for name, new in (
+            ("a window of one more", VISIBLE.replace("< window", "<= window")),
+            ("a window of one less", VISIBLE.replace("< window", "< window - 1")),
+            ("the future is seen", VISIBLE.replace("0 <= i - j && ", "")),
+        )
+    ),
+    *(
+        Bug(f"padding is seen, {how}", VISIBLE, VISIBLE.replace("j >= 0 && ", ""), how)
+        for how in ("split", "tiles")
+    ),
+    *(
+        Bug(
+            f"positions of 32 bits, {how}",
+            "keys_seen(int64 i, int64 j, int64 window)",
+            "keys_seen(int i, int j, int64 window)",
+            f"{how}, far",
+        )
+        for how in ("split", "tiles")
+    ),
+    Bug(
+        "no window is one of 2^31",
+        "NO_WINDOW = 2**63 - 1",
+        "NO_WINDOW = 2**31 - 1",
+        "split, far",
+        "kernels.py",
+    ),
+    Bug(
+        "a tile is judged by its first key, split",
+        "if (any == 0) continue;",
+        "if (!(any & 1)) continue;",
+        "split, last key",
+    ),
+    Bug(
+        "a tile is judged by its first key, tiles",
+        "__syncthreads_or(any)",
+        "__syncthreads_or(any & 1)",
+        "tiles, last key",
+    ),
+    Bug(
+        "an unseen value is multiplied by 0, split",
+        "if (WHOLE || among(key, seen[r]))",
+        "if (true)",
+        "split, hides",
+    ),
+    Bug(
+        "an unseen value is multiplied by 0, tiles",
+        "if (WHOLE || among(key + n, seen[r]))",
+        "if (true)",
+        "tiles, hides",
+    ),
+    *(
+        Bug(
+            f"-infinity is taken off itself, {how}",
+            "const float base = largest == nothing() ? 0 : largest;",
+            "const float base = largest;",
+            f"{how}, blind",
+        )
+        for how in ("split", "tiles")
+    ),
+    # Which head, which row, which slot
+    Bug(
+        "the wrong head of the values, split",
+        "    v += b * stride + kv_head * d;\n\n    int64 i[N];",
+        "    v += b * stride + (K - 1 - kv_head) * d;\n\n    int64 i[N];",
+        "split",
+    ),
+    Bug(
+        "the wrong head of the keys, tiles",
+        "    k += b * stride + kv_head * d;\n    v += b * stride + kv_head * d;\n\n    if (QUADS",
+        "    k += b * stride;\n    v += b * stride + kv_head * d;\n\n    if (QUADS",
+        "tiles",
+    ),
+    Bug(
+        "the last head of a group is missed",
+        "rows = T * group, first_row = blockIdx.x * WARPS * ROWS",
+        "rows = T * group - 1, first_row = blockIdx.x * WARPS * ROWS",
+        "tiles",
+    ),
+    Bug(
+        "blocks are too few for the last rows",
+        "grid = (_ceil(rows, tile.warps * tile.rows), K, B)",
+        "grid = (rows // (tile.warps * tile.rows), K, B)",
+        "tiles",
+        "kernels.py",
+    ),
+    *(
+        Bug(
+            f"a cache's rows are taken to be as long as what is used, {how}",
+            "stride = np.int64(k.strides[0] // k.itemsize)",
+            "stride = np.int64(S * K * d)",
+            f"{how}, part of a cache",
+            "kernels.py",
+        )
+        for how in ("split", "tiles")
+    ),
+    Bug(
+        "keys and values go to the slot modulo the tokens",
+        "+ slot) * K * 2 * half",
+        "+ slot % T) * K * 2 * half",
+        "writes",
+    ),
+    Bug("new ones go to the slot modulo the tokens", "+ slot) * n;", "+ slot % T) * n;", "writes"),
+    Bug(
+        "slot -1 is written to",
+        "    if (slot < 0) return;\n    const int64 from = token * n",
+        "    const int64 from = token * n",
+        "writes",
+    ),
+    # Past the end
+    Bug("keys past the last", "address(min(row, count - 1))", "address(row)", "tiles"),
+    Bug("rows past the last, tiles", "if (row < rows && column < d)", "if (column < d)", "tiles"),
+    Bug(
+        "rows past the last, split", "n < N * d && first_row + n / d < rows;", "n < N * d;", "split"
+    ),
+    Bug("queries past the last", "min(first_row + r, rows - 1)", "first_row + r", "split"),
+    Bug("columns past the last", "inside ? column : 0", "column", "split, d = 40"),
+    Bug(
+        "the last tile is dropped if it is not full",
+        "KEYS; first < S;\n",
+        "KEYS; first + KEYS <= S;\n",
+        "split",
+    ),
+    Bug(
+        "the last split is dropped",
+        "splits, gridDim.x,\n",
+        "splits - 1, gridDim.x,\n",
+        "split",
+    ),
+    Bug(
+        "scratch memory without room for sums",
+        "B * T * H * (d + 2))",
+        "B * T * H * d)",
+        "split",
+        "kernels.py",
+    ),
+    Bug(
+        "addresses are not looked at",
+        "itemsize, numbers, *addresses)",
+        "itemsize, numbers)",
+        "at an odd address",
+        "kernels.py",
+    ),
+    # One softmax of many parts
+    Bug("the mix is not rescaled, split", "mix[r][c] *= shrink;", ";", "split, in rounds"),
+    Bug("the mix is not rescaled, tiles", "mix[r][c][n] *= shrink;", ";", "tiles, large scores"),
+    *(
+        Bug(
+            f"the sum is not rescaled, {how}",
+            "sum = sum * shrink + weight;",
+            "sum = sum + weight;",
+            which,
+        )
+        for how, which in (("split", "split, in rounds"), ("tiles", "tiles"))
+    ),
+    Bug(
+        "merging ignores the largest",
+        "const float shrink = exp2f(largest[p * step] - base);",
+        "const float shrink = 1;",
+        "split",
+    ),
+    Bug(
+        "the largest of half a warp",
+        "step < LANES; step *= 2) x = f",
+        "step < 16; step *= 2) x = f",
+        "tiles",
+    ),
+    Bug(
+        "scores are divided by a root of d rounded up",
+        "sqrt((double)d)",
+        "sqrt((d + 3) / 4 * 4.0)",
+        "tiles",
+    ),
+    # Threads that do not wait for each other, or read where none wrote
+    *(
+        Bug(f"no barrier {name}", old, old.replace("__syncthreads();", ""), "tiles")
+        for name, old in BARRIERS.items()
+    ),
+    Bug(
+        "only those who see nothing go on",
+        "if (!__syncthreads_or(any)) continue;",
+        "if (!any) continue;",
+        "tiles, blind",
+    ),
+    Bug(
+        "no barrier before splits are merged",
+        "    __syncthreads();\n    const int64 rows_of_all",
+        "    const int64 rows_of_all",
+        "split",
+    ),
+    Bug(
+        "no barrier after the zeros",
+        "        __syncthreads();\n    }\n    fetch",
+        "    }\n    fetch",
+        "tiles",
+    ),
+    Bug(
+        "no barrier in the norm",
+        "    __syncthreads();\n    squares = 0;",
+        "    squares = 0;",
+        "norms",
+    ),
+    Bug(
+        "all warps put their weights in one place",
+        "weights[warp][r][lane] =",
+        "weights[0][r][lane] =",
+        "tiles",
+    ),
+    Bug(
+        "rows of keys are taken to lie without a gap",
+        "tile[lane * STRIDE + quad]",
+        "tile[lane * QUADS + quad]",
+        "tiles",
+    ),
+    Bug(
+        "a team's keys are taken for another's",
+        "__shfl_sync(ALL, weights[r], key)",
+        "__shfl_sync(ALL, weights[r], step)",
+        "split",
+    ),
+    # Rounding, and formulas
+    Bug(
+        "bfloat16 is cut off",
+        "(x != x ? bits | 0x400000 : rounded) >> 16",
+        "bits >> 16",
+        "roundings",
+        dtype="bfloat16",
+    ),
+    Bug(
+        "what is halfway is always rounded up",
+        "bits + 0x7fff + (bits >> 16 & 1)",
+        "bits + 0x8000",
+        "roundings",
+        dtype="bfloat16",
+    ),
+    Bug(
+        "NaN is rounded",
+        "(x != x ? bits | 0x400000 : rounded)",
+        "rounded",
+        "rope by NaN",
+        dtype="bfloat16",
+    ),
+    Bug(
+        "squares are summed in float16",
+        "squares += a[n] * a[n];",
+        "squares = widen(narrow(squares + a[n] * a[n]));",
+        "norms",
+        dtype="float16",
+    ),
+    Bug(
+        "the norm is of a sum of 16 bits that was rounded twice",
+        "const storage sum = narrow(a[n] + b[n]);",
+        "const storage sum = narrow(a[n] + widen(narrow(b[n] * 1.001f)));",
+        "norms",
+        dtype="float16",
+    ),
+    Bug(
+        "epsilon outside of the root",
+        "rsqrtf(squares / D + eps)",
+        "rsqrtf(squares / D) + eps",
+        "norms",
+    ),
+    Bug(
+        "the norm is of half a row",
+        "float squares = 0;\n    for (int column = threadIdx.x * VECTOR; column < D;",
+        "float squares = 0;\n    for (int column = threadIdx.x * VECTOR; column < D / 2;",
+        "norms",
+    ),
+    Bug(
+        "heads are turned the other way",
+        "x[n] * c[n] - y[n] * s[n]",
+        "x[n] * c[n] + y[n] * s[n]",
+        "rope",
+    ),
+    Bug("silu without its gate", "__fdividef(g[n], 1", "__fdividef(1, 1", "silu"),
+]

@@ -1,0 +1,74 @@
+"""The demo model tells the same story on numpy and on the emulated kernels.
+
+Greedily, so that a token changes only where two are about as likely. The window is made small, so
+that the ring wraps every few tokens: the text is another one then, of both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from tinymistral import DEMO, MistralForCausalLM, MistralTokenizer
+
+pytestmark = pytest.mark.slow
+
+
+def told(
+    backend: str, dtype: str, prompts: list[str], tokens: int, window: int, chunk: int
+) -> list[str]:
+    """Return what a backend makes of prompts, of which the shorter are padded on the left."""
+    model = MistralForCausalLM.from_pretrained(DEMO, backend=backend, dtype=dtype)
+    model.config = dataclasses.replace(model.config, sliding_window=window)
+    model.backend.chunk = chunk
+    tokenizer = MistralTokenizer.from_pretrained(DEMO)
+    ids = model.generate(
+        **tokenizer(prompts), max_new_tokens=tokens, do_sample=False, eos_token_id=[]
+    )
+    return tokenizer.batch_decode(ids)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "prompts", "tokens", "window", "chunk"),
+    [
+        # one piece, and the plain attention kernel: more tokens times heads than the other takes
+        ("float32", ["Once upon a time there was a king who had"], 3, 64, 512),
+        # pieces of 3 and a ring of 8 + 3 - 1 slots, which wraps four times
+        ("float32", ["Once upon a time"], 40, 8, 3),
+        ("float32", ["The fox said to the hare", "A king"], 24, 8, 3),
+        ("float16", ["Once upon a time", "A king"], 16, 4, 3),
+        ("bfloat16", ["Once upon a time", "A king"], 16, 4, 3),
+    ],
+    ids=["prefill", "wraps", "left-padded", "float16", "bfloat16"],
+)
+def test_the_same_text(dtype, prompts, tokens, window, chunk):
+    case = (dtype, prompts, tokens, window, chunk)
+    assert told("cupy-emulated", *case) == told("numpy", *case)
+
+
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_100", "sm_120"])
+def test_the_same_text_on_other_cards(arch, monkeypatch):
+    """For which NVRTC writes other PTX, and which have more multiprocessors, or fewer."""
+    monkeypatch.setenv("TINYMISTRAL_EMULATED_ARCH", arch)
+    case = ("float16", ["Once upon a time"], 6, 4, 3)
+    assert told("cupy-emulated", *case) == told("numpy", *case)
+
+
+def test_the_same_text_from_the_command_line():
+    def run(backend: str) -> str:
+        command = "generate --greedy --max-new-tokens 8 Once".split()
+        done = subprocess.run(
+            [sys.executable, "-m", "tinymistral", *command, "--backend", backend],
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    text = run("numpy")
+    assert text.startswith("Once")
+    assert run("cupy-emulated") == text

@@ -1,0 +1,189 @@
+"""What the compiler makes of the kernels, on every architecture and with no GPU.
+
+`static.json` records how many instructions each innermost loop has. Where a change to a kernel is
+meant to change that, record it anew: `python tests/test_static.py --update`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import machine_code
+import pytest
+from machine_code import Code, Loop, Resources
+
+from tinymistral_cupy.emulator.compiler import Program, compile_cuda
+from tinymistral_cupy.kernels import DTYPES, OCCUPANCY, SOURCE, VECTOR_BYTES, compile_options
+
+RECORD = Path(__file__).with_name("static.json")
+HOW = "if it is meant to, run `python tests/test_static.py --update` and commit static.json"
+
+REGISTERS = 64 * 1024  # of a multiprocessor; a warp takes them by 256
+# Of a multiprocessor, from the CUDA C++ Programming Guide, "Compute Capabilities": bytes of shared
+# memory, and threads. From 8.0 on CUDA takes 1 KB of it for itself for each block.
+SHARED = {"sm_75": 64, "sm_80": 164, "sm_90": 228, "sm_100": 228, "sm_120": 100}
+THREADS = {"sm_75": 1024, "sm_80": 2048, "sm_90": 2048, "sm_100": 2048, "sm_120": 1536}
+
+
+class Case(NamedTuple):
+    arch: str
+    dtype: str
+    d: int
+
+    def __str__(self) -> str:
+        return f"{self.arch} {self.dtype} d={self.d}"
+
+    @property
+    def vector(self) -> int:
+        """The widest loads that rows of d numbers allow."""
+        numbers = VECTOR_BYTES // DTYPES[self.dtype][0].itemsize
+        while self.d % numbers:
+            numbers //= 2
+        return numbers
+
+
+# Mistral's width everywhere; every width, and every dtype, somewhere.
+RECORDED = [
+    *(Case(arch, dtype, 128) for arch in SHARED for dtype in ("float32", "bfloat16")),
+    *(Case(arch, "float16", 128) for arch in ("sm_75", "sm_90")),
+]
+CASES = [
+    *RECORDED,
+    *(Case("sm_90", "bfloat16", d) for d in (32, 64, 80, 254, 256)),
+    *(Case("sm_90", "float32", d) for d in (2, 256)),
+    Case("sm_75", "float16", 256),
+    Case("sm_80", "float16", 8),
+    Case("sm_120", "float32", 256),
+]
+
+
+@cache
+def compiled(case: Case) -> Program:
+    options = compile_options(DTYPES[case.dtype][1], case.vector, case.d)
+    return compile_cuda(SOURCE.read_text(encoding="utf-8"), case.arch, options, cubin=True)
+
+
+@cache
+def code(case: Case) -> dict[str, Code]:
+    return machine_code.disassemble(compiled(case).cubin)
+
+
+def blocks(arch: str, threads: int, taken: Resources) -> int:
+    """How many blocks a multiprocessor holds at once."""
+    warps = threads // 32
+    by_registers = REGISTERS // (warps * -(-taken.registers * 32 // 256) * 256)
+    own = 0 if arch == "sm_75" else 1024
+    by_shared = SHARED[arch] * 1024 // (taken.shared + own or 1)
+    return min(by_registers, by_shared, THREADS[arch] // threads)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_kernels_take_what_their_occupancy_allows(case: Case) -> None:
+    resources = machine_code.resources(compiled(case))
+    assert resources.keys() == OCCUPANCY.keys()
+    for name, taken in resources.items():
+        limit = OCCUPANCY[name]
+        expected = limit.blocks_sm_75 if case.arch == "sm_75" else limit.blocks
+        assert taken.spills == taken.stack == 0, name
+        assert taken.registers <= limit.registers, name
+        assert taken.shared <= limit.shared <= 48 * 1024, name
+        assert blocks(case.arch, limit.threads, taken) >= expected, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", RECORDED, ids=str)
+def test_numbers_are_loaded_16_bytes_at_a_time(case: Case) -> None:
+    # Beside them only positions and slots are loaded, 8 bytes; partial results one by one.
+    widths = {
+        name: {opcode.removesuffix(".SYS") for opcode in code.opcodes if opcode.startswith("LDG")}
+        for name, code in code(case).items()
+    }
+    whole, with_integers = {"LDG.E.128"}, {"LDG.E.128", "LDG.E.64"}
+    assert widths == {
+        "rms_norm": whole,
+        "add_rms_norm": whole,
+        "silu_mul": whole,
+        "rope": whole,
+        "store_rotated": with_integers,
+        "scatter": with_integers,
+        "attention": with_integers,
+        "attention_split_4": with_integers,
+        "attention_split_8": with_integers,
+        "attention_combine": {"LDG.E"},
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", RECORDED, ids=str)
+def test_numbers_are_stored_16_bytes_at_a_time(case: Case) -> None:
+    # Attention stores what a lane has of a row, four numbers; partial results go one by one.
+    four = "STG.E.128" if case.dtype == "float32" else "STG.E.64"
+    stores = {
+        name: {opcode.removesuffix(".SYS") for opcode in code.opcodes if opcode.startswith("STG")}
+        for name, code in code(case).items()
+    }
+    whole = ("rms_norm", "add_rms_norm", "silu_mul", "rope", "store_rotated", "scatter")
+    assert {name: stores[name] for name in whole} == {name: {"STG.E.128"} for name in whole}
+    assert stores["attention"] == {four}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", RECORDED, ids=str)
+def test_inner_loops_have_as_many_instructions_as_recorded(case: Case) -> None:
+    recorded = json.loads(RECORD.read_text(encoding="utf-8"))
+    assert loops(case) == recorded[str(case)], f"the machine code has changed; {HOW}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", RECORDED, ids=str)
+def test_decoding_is_bound_by_memory_on_paper(case: Case) -> None:
+    # An H100 reads a key and its value, 512 bytes in 16 bits, while it issues 141 instructions, and
+    # the 1024 bytes of float32 while it issues twice as many.
+    if case.arch == "sm_75":
+        pytest.skip("its loops are interwoven with code that waits for lanes")
+    assert instructions_a_key(case) < 141 * DTYPES[case.dtype][0].itemsize / 2
+
+
+def instructions_a_key(case: Case) -> float:
+    """Warp instructions of `attention_split_4` for each key, its value, and its softmax."""
+    team = min(32, case.d // case.vector)  # lanes that read a row
+    all_loops = code(case)["attention_split_4"].loops
+    keys, *values = [loop for loop in all_loops if loop.innermost and loop.count("SHFL")]
+    # The loop around them, twice if it has a `continue`.
+    around = [loop for loop in all_loops if "for (int first" in source_line(loop)]
+
+    def per_key(loop: Loop) -> float:
+        return len(loop.opcodes) / (loop.count("LDG") * 32 / team)
+
+    # Where every row sees every key; where one does not, and has to ask, it takes more.
+    softmax = max(len(loop.opcodes) for loop in around) / 32
+    return per_key(keys) + min(map(per_key, values)) + softmax
+
+
+def source_line(loop: Loop) -> str:
+    return SOURCE.read_text(encoding="utf-8").splitlines()[loop.line - 1].strip()
+
+
+def loops(case: Case) -> dict[str, list[list[str | int]]]:
+    """Of each kernel its innermost loops: the source line that goes back, and instructions."""
+    return {
+        name: [[source_line(loop), len(loop.opcodes)] for loop in code.loops if loop.innermost]
+        for name, code in sorted(code(case).items())
+    }
+
+
+def update() -> None:
+    record = {str(case): loops(case) for case in RECORDED}
+    text = json.dumps(record, indent=1, ensure_ascii=False)
+    RECORD.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--update"]:
+        sys.exit("expected --update, which records static.json anew")
+    update()

@@ -1,0 +1,191 @@
+"""CupyBackend: the operations of a Mistral forward pass on an NVIDIA GPU.
+
+Matrix products are cuBLAS's, called by CuPy; gathering and sums of the model's own are CuPy's; all
+else is one kernel of `mistral.cu` each. Weights lie on the card in the backend's dtype. Arrays are
+CuPy's and stay on the card; positions, slots and ids, which the host counts, follow by `Upload`.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from tinymistral.backend import Array, Backend, BackendUnavailable
+from tinymistral_cupy.card import (
+    INSTALL,
+    OutOfMemoryInOneLine,
+    check_card,
+    check_room,
+    first_line,
+    import_cupy,
+)
+from tinymistral_cupy.kernels import Kernels
+from tinymistral_cupy.uploads import Upload
+
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+Table = tuple[Array, Array]  # cosines and sines (B, T, d/2) in float32
+
+
+class CupyBackend(Backend):
+    """CuPy, cuBLAS and our own kernels. Sums, norms and softmax are float32 in every dtype.
+
+    One object serves one stream, in whose order its kept memory is written and read.
+    """
+
+    name = "cupy"
+    dtypes = tuple(DTYPES)
+    head_dims = range(2, 257, 2)
+    narrow_weights = False  # cuBLAS multiplies two matrices of one dtype
+
+    @classmethod
+    def module(cls) -> Any:
+        """Return cupy, or what stands in for it; BackendUnavailable where it is not installed."""
+        return import_cupy()
+
+    @classmethod
+    def device(cls) -> str:
+        return check_card(cls.module())
+
+    def __init__(self, dtype: str | None = None):
+        """Compile the kernels for the card; BackendUnavailable where that fails."""
+        super().__init__(dtype)
+        self._cp = cp = self.module()
+        self._dtype = DTYPES[self.dtype]
+        self._kernels = _compiled(cp, self.dtype)
+        self._memory = OutOfMemoryInOneLine(cp)
+        self._ids, self._indices, self._slots = Upload(cp), Upload(cp), Upload(cp)
+        self._q_positions, self._k_positions = Upload(cp), Upload(cp)
+
+    # Arrays
+
+    def check_memory(self, nbytes: int) -> None:
+        check_room(self._cp, nbytes, self.dtype)
+
+    def asarray(self, array: np.ndarray, dtype: str | None = None) -> Array:
+        with self._memory:
+            return self._cp.asarray(array, dtype=DTYPES[dtype] if dtype else None)
+
+    def to_numpy(self, array: Array) -> np.ndarray:
+        with self._memory:  # a slice that is not contiguous is copied on the card first
+            return array.get()
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
+        with self._memory:
+            return self._cp.zeros(shape, dtype=DTYPES[dtype])
+
+    def take(self, array: Array, indices: np.ndarray, axis: int) -> Array:
+        with self._memory:
+            return self._cp.take(array, self._indices(indices), axis=axis)
+
+    # A token by itself
+
+    def embedding(self, table: Array, ids: np.ndarray) -> Array:
+        with self._memory:
+            return self._cp.take(table, self._ids(ids), axis=0)
+
+    def linear(self, x: Array, weight: Array) -> Array:
+        (m, n), rows = weight.shape, prod(x.shape[:-1])
+        with self._memory:
+            flat = x.reshape(rows, n)  # of more dimensions CuPy 14 multiplies no bfloat16
+            if rows == m == 1:
+                # CuPy sums one dot product in its dtype, but a matrix of them in float32.
+                twice = self._cp.take(flat, self._indices(np.zeros(2, dtype=np.int64)), axis=0)
+                out = self._cp.matmul(twice, weight.T)[:1]
+            else:
+                out = self._cp.matmul(flat, weight.T)
+            return out.reshape(*x.shape[:-1], m)
+
+    def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
+        with self._memory:
+            return self._kernels.rms_norm(self._whole(x), weight, eps)
+
+    def add_rms_norm(
+        self, x: Array, residual: Array, weight: Array, eps: float
+    ) -> tuple[Array, Array]:
+        with self._memory:
+            return self._kernels.add_rms_norm(self._whole(x), self._whole(residual), weight, eps)
+
+    def silu_mul(self, gate: Array, up: Array) -> Array:
+        with self._memory:
+            return self._kernels.silu_mul(self._whole(gate), self._whole(up))
+
+    # Its position
+
+    def rope_table(self, positions: np.ndarray, theta: float, d: int) -> Table:
+        frequencies = theta ** (-np.arange(0, d, 2, dtype=np.float64) / d)
+        angles = positions[:, :, None] * frequencies
+        # New memory each time, in one piece: whoever asked may hold on to it.
+        table = np.empty((2, *angles.shape), dtype=np.float32)
+        table[0], table[1] = np.cos(angles), np.sin(angles)
+        with self._memory:
+            cos_sin = self._cp.asarray(table)
+        return cos_sin[0], cos_sin[1]
+
+    def rope(self, x: Array, table: Table) -> Array:
+        with self._memory:
+            return self._kernels.rope(self._whole(x), *table)
+
+    # Tokens together
+
+    def attention(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        q_positions: np.ndarray,
+        k_positions: np.ndarray,
+        window: int | None,
+    ) -> Array:
+        with self._memory:
+            if not (_rows_are_whole(k) and _rows_are_whole(v) and k.strides == v.strides):
+                k, v = self._whole(k), self._whole(v)
+            where = (self._q_positions(q_positions), self._k_positions(k_positions), window)
+            return self._kernels.attention(self._whole(q), k, v, *where)
+
+    # The cache
+
+    def scatter(self, cache: Array, slots: np.ndarray, new: Array) -> Array:
+        with self._memory:
+            cache = self._whole(cache)
+            self._kernels.scatter(cache, self._slots(slots), self._whole(new))
+            return cache
+
+    def store(
+        self, k: Array, v: Array, table: Table, cache: tuple[Array, Array], slots: np.ndarray
+    ) -> tuple[Array, Array]:
+        with self._memory:
+            k, v = self._whole(k), self._whole(v)
+            k_cache, v_cache = (self._whole(array) for array in cache)
+            self._kernels.store(k, v, *table, k_cache, v_cache, self._slots(slots))
+            return k_cache, v_cache
+
+    def _whole(self, array: Array) -> Array:
+        """Return the array as kernels take it: itself, or a copy if it is a slice with gaps."""
+        return self._cp.ascontiguousarray(array)
+
+
+def _rows_are_whole(array: Array) -> bool:
+    """Tell whether (B, S, K, d) is contiguous but for what may lie between its B rows."""
+    _, _, K, d = array.shape
+    return array.strides[1:] == (K * d * array.itemsize, d * array.itemsize, array.itemsize)
+
+
+def _compiled(cp: Any, dtype: str) -> Kernels:
+    """Compile the kernels, and see that CuPy finds cuBLAS: it looks for both when they are used."""
+    try:
+        kernels = Kernels(cp, dtype)
+        _ = cp.cuda.Device().cublas_handle
+    except (cp.cuda.compiler.CompileException, ImportError, RuntimeError) as error:
+        raise BackendUnavailable(
+            f"on the {check_card(cp)} NVRTC or cuBLAS fails: {first_line(error)}",
+            f"see that CUDA's libraries are there: {INSTALL}",
+        ) from error
+    return kernels

@@ -1,0 +1,310 @@
+"""Kernels: compiles `mistral.cu` for what is asked of it, and launches its kernels.
+
+Written against a module `cp`, which is cupy or what stands in for it. The letters B, T, S, ... are
+explained at the top of `mistral.cu`. All arrays are on the card and contiguous, but for `k` and `v`
+of `attention`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gcd
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from tinymistral.backend import Array
+
+SOURCE = Path(__file__).with_name("mistral.cu")
+
+DTYPES = {  # what is stored, and its name in the source
+    "float32": (np.dtype(np.float32), 32),
+    "float16": (np.dtype(np.float16), 16),
+    "bfloat16": (np.dtype(ml_dtypes.bfloat16), -16),
+}
+
+LANES = 32  # of a warp
+KEYS = LANES  # of a tile
+VECTOR_BYTES = 16  # the most that a thread loads at once
+THREADS = 256  # of a block, at most, in kernels on single tokens
+SPLIT_WARPS = 4  # of a block of `attention_split_4` and `_8`
+
+# Up to so many rows, tokens times heads that share keys, go by splits: these keep the whole card
+# busy, also when they read keys and values once more for every 8 rows. More rows than are in a tile
+# of `attention` go by tiles.
+MOST_SPLIT_ROWS = 32
+
+NO_WINDOW = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A block of `attention`: its warps, and the rows of each."""
+
+    warps: int
+    rows: int
+
+
+def attention_tile(d: int) -> Tile:
+    """Return the largest tile whose queries and keys, in float32, are within 48 KB."""
+    return Tile(warps=8, rows=4) if d <= 128 else Tile(warps=4, rows=2)
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """How many blocks of a kernel a multiprocessor holds at once, and what a block may so take.
+
+    A multiprocessor has 65,536 registers. Of shared memory it has 228 KB (sm_90 and 100), 164
+    (sm_80), 100 (sm_120) or 64 (sm_75); where that is too little, `blocks_sm_75` says what fits.
+    """
+
+    threads: int  # of a block
+    registers: int  # of a thread
+    shared: int  # bytes of a block
+    blocks: int
+    blocks_sm_75: int
+
+
+OCCUPANCY = {
+    "rms_norm": Occupancy(THREADS, 64, 128, blocks=4, blocks_sm_75=4),
+    "add_rms_norm": Occupancy(THREADS, 64, 128, blocks=4, blocks_sm_75=4),
+    "silu_mul": Occupancy(THREADS, 64, 0, blocks=4, blocks_sm_75=4),
+    "rope": Occupancy(THREADS, 64, 0, blocks=4, blocks_sm_75=4),
+    "store_rotated": Occupancy(THREADS, 64, 0, blocks=4, blocks_sm_75=4),
+    "scatter": Occupancy(THREADS, 64, 0, blocks=4, blocks_sm_75=4),
+    "attention": Occupancy(256, 128, 42 * 1024, blocks=2, blocks_sm_75=1),
+    "attention_split_4": Occupancy(128, 200, 17 * 1024, blocks=2, blocks_sm_75=2),
+    "attention_split_8": Occupancy(128, 255, 33 * 1024, blocks=2, blocks_sm_75=1),
+    "attention_combine": Occupancy(256, 64, 0, blocks=4, blocks_sm_75=4),
+}
+
+
+class Kernels:
+    """The kernels for one storage dtype of activations, weights and cache.
+
+    A source is compiled when it is first needed for a width of loads, and of heads. `attention`
+    keeps its scratch memory, so one object serves one stream.
+    """
+
+    def __init__(self, cp: Any, dtype: str):
+        """Compile the kernels on single tokens; the rest is compiled when it is needed.
+
+        `cp` is cupy, or what stands in for it; `dtype` is "float32", "float16" or "bfloat16".
+        Raises ValueError for another.
+        """
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype {dtype!r}: the kernels are for {', '.join(DTYPES)}")
+        self._cp = cp
+        self._dtype, self._number = DTYPES[dtype]
+        self._code = SOURCE.read_text(encoding="utf-8")
+        self._modules: dict[tuple[int, int], Any] = {}
+        self._functions: dict[tuple[str, int, int], Any] = {}
+        self._multiprocessors = cp.cuda.Device().attributes["MultiProcessorCount"]
+        self._scratch = cp.empty(0, dtype=np.float32)
+        self._function("rms_norm", VECTOR_BYTES // self._dtype.itemsize)
+
+    # A token by itself
+
+    def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
+        """Norm x (..., D) by weight (D,) -> (..., D); a block for each row."""
+        self._check(x=x, weight=weight)
+        out = self._cp.empty(x.shape, dtype=x.dtype)
+        if x.size:
+            D = x.shape[-1]
+            vector = self._vector(D, x, weight)
+            args = (x, weight, out, np.int32(D), np.float32(eps))
+            self._launch("rms_norm", vector, (x.size // D,), _threads(D // vector), args)
+        return out
+
+    def add_rms_norm(
+        self, x: Array, residual: Array, weight: Array, eps: float
+    ) -> tuple[Array, Array]:
+        """Return x + residual (..., D), rounded, and the norm of that; a block for each row."""
+        self._check(x=x, residual=residual, weight=weight)
+        total, out = (self._cp.empty(x.shape, dtype=x.dtype) for _ in range(2))
+        if x.size:
+            D = x.shape[-1]
+            vector = self._vector(D, x, residual, weight)
+            args = (x, residual, weight, total, out, np.int32(D), np.float32(eps))
+            self._launch("add_rms_norm", vector, (x.size // D,), _threads(D // vector), args)
+        return total, out
+
+    def silu_mul(self, gate: Array, up: Array) -> Array:
+        """Return silu(gate) · up, of any shape; a thread for each vector."""
+        self._check(gate=gate, up=up)
+        out = self._cp.empty(gate.shape, dtype=gate.dtype)
+        if gate.size:
+            vector = self._vector(gate.size, gate, up)
+            threads = _threads(gate.size // vector)
+            grid = (_ceil(gate.size // vector, threads),)
+            self._launch("silu_mul", vector, grid, threads, (gate, up, out, np.int64(gate.size)))
+        return out
+
+    # Its position
+
+    def rope(self, x: Array, cos: Array, sin: Array) -> Array:
+        """Rotate x (B, T, H, d) by cos and sin (B, T, d/2), float32; a block for each token."""
+        self._check(x=x)
+        out = self._cp.empty(x.shape, dtype=x.dtype)
+        if x.size:
+            B, T, H, d = x.shape
+            vector = self._vector(d // 2, x, cos, sin)
+            args = (x, cos, sin, out, np.int32(H), np.int32(d // 2))
+            self._launch("rope", vector, (B * T,), _threads(H * d // 2 // vector), args)
+        return out
+
+    def store(
+        self,
+        k: Array,
+        v: Array,
+        cos: Array,
+        sin: Array,
+        k_cache: Array,
+        v_cache: Array,
+        slots: Array,
+    ) -> None:
+        """Rotate k (B, T, K, d), write it and v into slots (B, T) int64 of (B, S, K, d), in place.
+
+        Slot -1 writes nothing. A block for each token.
+        """
+        self._check(k=k, v=v, k_cache=k_cache, v_cache=v_cache)
+        if k.size:
+            B, T, K, d = k.shape
+            vector = self._vector(d // 2, k, v, cos, sin, k_cache, v_cache)
+            sizes = (np.int32(T), np.int32(k_cache.shape[1]), np.int32(K), np.int32(d // 2))
+            args = (k, v, cos, sin, k_cache, v_cache, slots, *sizes)
+            self._launch("store_rotated", vector, (B * T,), _threads(K * d // 2 // vector), args)
+
+    def scatter(self, cache: Array, slots: Array, new: Array) -> None:
+        """Write new (B, T, K, d) into slots (B, T) int64 of cache (B, S, K, d), in place.
+
+        Slot -1 writes nothing. A block for each token.
+        """
+        self._check(cache=cache, new=new)
+        if new.size:
+            B, T, K, d = new.shape
+            vector = self._vector(K * d, cache, new)
+            sizes = (np.int32(T), np.int32(cache.shape[1]), np.int32(K * d))
+            args = (cache, slots, new, *sizes)
+            self._launch("scatter", vector, (B * T,), _threads(K * d // vector), args)
+
+    # Tokens together
+
+    def attention(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        q_positions: Array,
+        k_positions: Array,
+        window: int | None,
+    ) -> Array:
+        """Attend: q (B, T, H, d), k and v (B, S, K, d), positions (B, T), (B, S) -> (B, T, H, d).
+
+        k and v may be `cache[:, :used]` of a contiguous cache, both of the same strides. Which
+        kernel does it depends on how many rows, tokens times heads, share a key.
+        """
+        self._check(q=q, k=k, v=v)
+        (B, T, H, d), (S, K) = q.shape, k.shape[1:3]
+        if q.size == 0 or S == 0:
+            return self._cp.zeros(q.shape, dtype=q.dtype)
+        out = self._cp.empty(q.shape, dtype=q.dtype)
+        vector = self._vector(d, q, k, v)
+        where = (k.data, v.data, q_positions, k_positions)  # addresses: views have gaps
+        sizes = (np.int32(T), np.int32(S), np.int32(H), np.int32(K))
+        stride = np.int64(k.strides[0] // k.itemsize)
+        last = (*sizes, stride, np.int64(NO_WINDOW if window is None else min(window, NO_WINDOW)))
+        rows = T * (H // K)
+        if rows <= MOST_SPLIT_ROWS:
+            self._attention_split(q, where, last, out, vector, rows)
+        else:
+            tile = attention_tile(d)
+            grid = (_ceil(rows, tile.warps * tile.rows), K, B)
+            self._launch("attention", vector, grid, tile.warps * LANES, (q, *where, out, *last), d)
+        return out
+
+    def _attention_split(
+        self, q: Array, where: tuple, last: tuple, out: Array, vector: int, rows: int
+    ) -> None:
+        """Attend in two launches: each split of the slots by itself, then their merging."""
+        (B, T, H, d), (_, S, _, K) = q.shape, last[:4]
+        name = "attention_split_4" if rows <= 4 else "attention_split_8"
+        heads = K * _ceil(rows, 4 if rows <= 4 else 8)  # times blocks of rows
+        # As many blocks as the card holds at once, but none without a tile for each of its warps.
+        blocks = self._multiprocessors * OCCUPANCY[name].blocks
+        splits = max(1, min(blocks // int(heads * B), _ceil(int(S), SPLIT_WARPS * KEYS)))
+        parts = self._parts(splits * B * T * H * (d + 2))
+        grid, threads = (splits, int(heads), B), SPLIT_WARPS * LANES
+        self._launch(name, vector, grid, threads, (q, *where, parts, *last), d)
+        args = (parts, out, np.int32(splits), np.int32(T), np.int32(H), np.int32(K))
+        # A thread for each column, a block for each row; loads are of single numbers.
+        self._launch("attention_combine", vector, (B * T * H,), _ceil(d, LANES) * LANES, args, d)
+
+    def _parts(self, numbers: int) -> Array:
+        """Return scratch memory for so many float32; it only ever grows."""
+        if self._scratch.size < numbers:
+            self._scratch = self._cp.empty(max(numbers, 2 * self._scratch.size), dtype=np.float32)
+        return self._scratch
+
+    # Compiling and launching
+
+    def _check(self, **arrays: Array) -> None:
+        """Raise ValueError for an array of another dtype, whose bits would be misread."""
+        for name, array in arrays.items():
+            if array.dtype != self._dtype:
+                raise ValueError(
+                    f"{name} is {array.dtype}, but these kernels are for {self._dtype}; convert it"
+                )
+
+    def _vector(self, numbers: int, *arrays: Array) -> int:
+        """Return how many numbers can be loaded at once, of rows of `numbers` in the arrays.
+
+        It divides a row, and each array's address, which is counted in numbers of its dtype.
+        """
+        addresses = (array.data.ptr // array.itemsize for array in arrays)
+        return gcd(VECTOR_BYTES // self._dtype.itemsize, numbers, *addresses)
+
+    def _launch(
+        self,
+        name: str,
+        vector: int,
+        grid: tuple[int, ...],
+        threads: int,
+        args: tuple,
+        head_width: int = 0,
+    ) -> None:
+        self._function(name, vector, head_width)(grid, (threads,), args)
+
+    def _function(self, name: str, vector: int, head_width: int = 0) -> Any:
+        """Return a kernel, compiled with this VECTOR and HEAD_WIDTH (0: without attention)."""
+        function = self._functions.get((name, vector, head_width))
+        if function is None:
+            module = self._modules.get((vector, head_width))
+            if module is None:
+                options = compile_options(self._number, vector, head_width)
+                module = self._cp.RawModule(code=self._code, options=options, backend="nvrtc")
+                self._modules[vector, head_width] = module
+            function = self._functions[name, vector, head_width] = module.get_function(name)
+        return function
+
+
+def compile_options(number: int, vector: int, head_width: int = 0) -> tuple[str, ...]:
+    """Return what `mistral.cu` is compiled with: DTYPE, VECTOR, and for attention HEAD_WIDTH."""
+    options = (f"-DDTYPE={number}", f"-DVECTOR={vector}")
+    if not head_width:
+        return options
+    tile = attention_tile(head_width)
+    sizes = (f"-DWARPS={tile.warps}", f"-DROWS={tile.rows}", f"-DSPLIT_WARPS={SPLIT_WARPS}")
+    return (*options, f"-DHEAD_WIDTH={head_width}", *sizes)
+
+
+def _threads(items: int) -> int:
+    """Return the threads of a block for so many items, in whole warps."""
+    return min(THREADS, _ceil(items, LANES) * LANES)
+
+
+def _ceil(number: int, divisor: int) -> int:
+    """Divide and round up."""
+    return -(-number // divisor)

@@ -1,0 +1,716 @@
+// What a GPU computes of Mistral beside its matrix products, to be read from the top.
+//
+// The letters are those of tinymistral's model.py:
+//
+//     B  batch: rows of tokens              d  width of a head
+//     T  new tokens of a row                D  width of the model
+//     S  slots of the cache, of a row       W  window: keys that a query sees, its own included
+//     H  query heads                        K  key/value heads; H/K query heads share one
+//
+// Arrays lie in memory as in NumPy, the last index fastest. A kernel is a function that a grid of
+// blocks executes; a block is some warps that have fast memory in common and can wait for each
+// other; a warp is 32 threads, its lanes, that go in step. A block finds its work by `blockIdx`.
+//
+// What one compilation is for, given by -D:
+//
+//     DTYPE          32, 16 or -16: what is stored is float32, float16 or bfloat16
+//     VECTOR         how many numbers are loaded at once: 16 bytes of them, fewer where the width
+//                    of a row, or an address, is no multiple of that
+//     HEAD_WIDTH     d; without it there is no attention
+//     WARPS, ROWS, SPLIT_WARPS    the sizes of attention's tiles, see kernels.py
+//
+// Whatever is stored, everything is computed in float32, and a result is rounded once.
+
+typedef long long int64;
+
+constexpr int LANES = 32;             // threads in a warp
+constexpr unsigned ALL = 0xffffffff;  // all lanes of a warp
+
+// Registers cannot be counted through while a kernel runs. So a loop over an array that shall be in
+// registers has to be written out by the compiler, which does so with short ones unasked.
+#define UNROLL _Pragma("unroll")
+
+
+// 1. Numbers in memory: to float32 and back, in one place each
+
+#if DTYPE == 32
+typedef float storage;
+__device__ float widen(storage x) { return x; }
+__device__ storage narrow(float x) { return x; }
+
+#elif DTYPE == 16
+typedef unsigned short storage;  // the bits of a float16
+__device__ float widen(storage x)
+{
+    float wide;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x));
+    return wide;
+}
+__device__ storage narrow(float x)  // to the nearest; halfway, to the even one
+{
+    storage bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+    return bits;
+}
+
+#else
+typedef unsigned short storage;  // the bits of a bfloat16: the upper half of a float32
+__device__ float widen(storage x) { return __uint_as_float((unsigned)x << 16); }
+__device__ storage narrow(float x)
+{
+    const unsigned bits = __float_as_uint(x);
+    // Half of the last place that stays is added, less a bit if that place is even: so what is
+    // halfway goes to the even one. A carry goes into the exponent, up to infinity, as it should.
+    const unsigned rounded = bits + 0x7fff + (bits >> 16 & 1);
+    // What makes NaN one may be in the half that goes.
+    return (x != x ? bits | 0x400000 : rounded) >> 16;
+}
+#endif
+
+// N numbers side by side, at an address that is a multiple of all their bytes, or of 16 if they have
+// more. VECTOR is chosen so that rows begin at such addresses.
+template <typename Number, int N>
+struct alignas(N * sizeof(Number) < 16 ? N * sizeof(Number) : 16) Pack { Number at[N]; };
+
+// They are moved as a whole, by instructions of 16 bytes or of all that they have. The compiler has
+// to be told where they lie: where it cannot see that, it moves the parts one by one.
+template <int BYTES> struct Whole { uint4 words[BYTES / 16]; };
+template <> struct Whole<8> { uint2 words; };
+template <> struct Whole<4> { unsigned words; };
+template <> struct Whole<2> { unsigned short words; };
+
+template <int BYTES>
+__device__ Whole<BYTES>& whole(void* p)
+{
+    return *static_cast<Whole<BYTES>*>(__builtin_assume_aligned(p, BYTES < 16 ? BYTES : 16));
+}
+
+template <int BYTES>
+__device__ const Whole<BYTES>& whole(const void* p) { return whole<BYTES>(const_cast<void*>(p)); }
+
+template <int N>
+__device__ void load(float (&to)[N], const storage* from)
+{
+    Pack<storage, N> x;
+    reinterpret_cast<Whole<sizeof(x)>&>(x) = whole<sizeof(x)>(from);
+    for (int n = 0; n < N; n++) to[n] = widen(x.at[n]);
+}
+
+template <int N>
+__device__ void store(storage* to, const float (&from)[N])
+{
+    // All are made before the first is put where they are moved from: `asm` might touch memory, for
+    // all that the compiler knows, which would have to be real memory then, and not registers.
+    storage narrowed[N];
+    for (int n = 0; n < N; n++) narrowed[n] = narrow(from[n]);
+    Pack<storage, N> x;
+    for (int n = 0; n < N; n++) x.at[n] = narrowed[n];
+    whole<sizeof(x)>(to) = whole<sizeof(x)>(&x);
+}
+
+// The same of numbers that are float32 whatever the storage: of angles, and in shared memory. With
+// 16 bits stored, VECTOR of them are two times 16 bytes, and lanes are 32 bytes apart. So each of
+// two instructions uses half of every sector of 32 bytes, or half of the banks of shared memory,
+// and takes twice as long as it could. That is little beside the rest.
+template <int N>
+__device__ void load_floats(float (&to)[N], const float* from)
+{
+    Pack<float, N> x;
+    reinterpret_cast<Whole<sizeof(x)>&>(x) = whole<sizeof(x)>(from);
+    for (int n = 0; n < N; n++) to[n] = x.at[n];
+}
+
+template <int N>
+__device__ void store_floats(float* to, const float (&from)[N])
+{
+    Pack<float, N> x;
+    for (int n = 0; n < N; n++) x.at[n] = from[n];
+    whole<sizeof(x)>(to) = whole<sizeof(x)>(&x);
+}
+
+// Copy VECTOR numbers as they are, to the bit.
+__device__ void copy(storage* to, const storage* from)
+{
+    constexpr int BYTES = VECTOR * sizeof(storage);
+    whole<BYTES>(to) = whole<BYTES>(from);
+}
+
+// The sum, or the largest, of a number that each lane has; every lane gets it. In each step a lane
+// adds what the lane `step` away has: pairs, fours, ..., all. `from` and `until`: among how many.
+__device__ float lanes_sum(float x, int from = 1, int until = LANES)
+{
+    for (int step = from; step < until; step *= 2) x += __shfl_xor_sync(ALL, x, step);
+    return x;
+}
+
+__device__ float lanes_max(float x)
+{
+    for (int step = 1; step < LANES; step *= 2) x = fmaxf(x, __shfl_xor_sync(ALL, x, step));
+    return x;
+}
+
+
+// 2. A token by itself
+
+// x / sqrt(mean(x²) + eps) · weight for each row of D numbers; a block takes one row. With ADD the
+// row is x + residual, rounded as it is stored in `total`: the norm is of that.
+template <bool ADD>
+__device__ void norm(const storage* x, const storage* residual, const storage* weight,
+                     storage* total, storage* out, int D, float eps)
+{
+    const int64 row = (int64)blockIdx.x * D;
+    float squares = 0;
+    for (int column = threadIdx.x * VECTOR; column < D; column += blockDim.x * VECTOR) {
+        float a[VECTOR];
+        load(a, x + row + column);
+        if (ADD) {
+            float b[VECTOR];
+            load(b, residual + row + column);
+            for (int n = 0; n < VECTOR; n++) {
+                const storage sum = narrow(a[n] + b[n]);
+                a[n] = widen(sum);
+            }
+            store(total + row + column, a);  // rounds nothing a second time
+        }
+        for (int n = 0; n < VECTOR; n++) squares += a[n] * a[n];
+    }
+
+    // Each warp's sum goes through shared memory, where every thread adds up all of them.
+    __shared__ float sums[LANES];  // a block has at most 32 warps
+    squares = lanes_sum(squares);
+    if (threadIdx.x % LANES == 0) sums[threadIdx.x / LANES] = squares;
+    __syncthreads();
+    squares = 0;
+    for (int warp = 0; warp < blockDim.x / LANES; warp++) squares += sums[warp];
+    const float scale = rsqrtf(squares / D + eps);
+
+    // A thread reads again what it read, or wrote, itself; that is still in the cache.
+    for (int column = threadIdx.x * VECTOR; column < D; column += blockDim.x * VECTOR) {
+        float a[VECTOR], w[VECTOR];
+        load(a, (ADD ? total : x) + row + column);
+        load(w, weight + column);
+        for (int n = 0; n < VECTOR; n++) a[n] = a[n] * scale * w[n];
+        store(out + row + column, a);
+    }
+}
+
+extern "C" __global__ void rms_norm(const storage* x, const storage* weight, storage* out, int D,
+                                    float eps)
+{
+    norm<false>(x, nullptr, weight, nullptr, out, D, eps);
+}
+
+extern "C" __global__ void add_rms_norm(const storage* x, const storage* residual,
+                                        const storage* weight, storage* total, storage* out, int D,
+                                        float eps)
+{
+    norm<true>(x, residual, weight, total, out, D, eps);
+}
+
+// exp(x) is 2^(x · log2(e)): a power of 2 is what the hardware has.
+#define LOG2_E 1.4426950408889634
+
+// silu(gate) · up of `size` numbers, silu(x) = x / (1 + exp(-x)). Where exp(-x) is infinite, or
+// nearly, __fdividef gives 0, as it should be; it is off by 2 units in the last place at most.
+extern "C" __global__ void silu_mul(const storage* gate, const storage* up, storage* out,
+                                    int64 size)
+{
+    const int64 at = ((int64)blockIdx.x * blockDim.x + threadIdx.x) * VECTOR;
+    if (at >= size) return;
+    float g[VECTOR], u[VECTOR];
+    load(g, gate + at);
+    load(u, up + at);
+    for (int n = 0; n < VECTOR; n++)
+        g[n] = __fdividef(g[n], 1 + exp2f(-g[n] * (float)LOG2_E)) * u[n];
+    store(out + at, g);
+}
+
+
+// 3. Its position: rotation, and the way into the cache
+
+// Turn pairs (m, m + d/2) of a head by the angles of its position, for VECTOR of m at once.
+__device__ void rotate(storage* to, const storage* from, const float* cos, const float* sin,
+                       int half, int m)
+{
+    float x[VECTOR], y[VECTOR], c[VECTOR], s[VECTOR];
+    load(x, from + m);
+    load(y, from + half + m);
+    load_floats(c, cos + m);
+    load_floats(s, sin + m);
+    float turned[VECTOR];
+    for (int n = 0; n < VECTOR; n++) turned[n] = x[n] * c[n] - y[n] * s[n];
+    store(to + m, turned);
+    for (int n = 0; n < VECTOR; n++) turned[n] = y[n] * c[n] + x[n] * s[n];
+    store(to + half + m, turned);
+}
+
+// x (tokens, heads, 2 · half) -> out; cos and sin (tokens, half). A block takes a token, a thread
+// VECTOR pairs at a time.
+extern "C" __global__ void rope(const storage* x, const float* cos, const float* sin, storage* out,
+                                int heads, int half)
+{
+    const int64 token = blockIdx.x, first = token * heads * 2 * half;
+    const int packs = half / VECTOR;  // of a half head
+    for (int n = threadIdx.x; n < heads * packs; n += blockDim.x) {
+        const int head = n / packs * 2 * half, m = n % packs * VECTOR;
+        rotate(out + first + head, x + first + head, cos + token * half, sin + token * half, half,
+               m);
+    }
+}
+
+// Rotate new keys (B, T, K, d) and put them, and the values (B, T, K, d) as they are, into the
+// slots (B, T) of the caches (B, S, K, d); slot -1 is nowhere. A block takes a token.
+extern "C" __global__ void store_rotated(const storage* k, const storage* v, const float* cos,
+                                         const float* sin, storage* k_cache, storage* v_cache,
+                                         const int64* slots, int T, int S, int K, int half)
+{
+    const int64 token = blockIdx.x, slot = slots[token];
+    if (slot < 0) return;
+    const int64 from = token * K * 2 * half, to = ((int)token / T * (int64)S + slot) * K * 2 * half;
+    const int packs = half / VECTOR;
+    for (int n = threadIdx.x; n < K * packs; n += blockDim.x) {
+        const int head = n / packs * 2 * half, m = n % packs * VECTOR;
+        rotate(k_cache + to + head, k + from + head, cos + token * half, sin + token * half, half,
+               m);
+        copy(v_cache + to + head + m, v + from + head + m);
+        copy(v_cache + to + head + half + m, v + from + head + half + m);
+    }
+}
+
+// Put rows of n numbers, new (B, T, n), into slots (B, T) of cache (B, S, n); slot -1 is nowhere.
+// A block takes a row.
+extern "C" __global__ void scatter(storage* cache, const int64* slots, const storage* fresh, int T,
+                                   int S, int n)
+{
+    const int64 token = blockIdx.x, slot = slots[token];
+    if (slot < 0) return;
+    const int64 from = token * n, to = ((int)token / T * (int64)S + slot) * n;
+    for (int column = threadIdx.x * VECTOR; column < n; column += blockDim.x * VECTOR)
+        copy(cache + to + column, fresh + from + column);
+}
+
+
+// 4. Attention
+
+// The one rule of masking, windows, caches and padding: whether the query at position i sees the
+// key at position j. Padding and empty slots have position -1; no window is one of 2^63 - 1. Of
+// positions up to 2^62 no difference overflows.
+__device__ bool visible(int64 i, int64 j, int64 window)
+{
+    return j >= 0 && 0 <= i - j && i - j < window;
+}
+
+#ifdef HEAD_WIDTH
+
+constexpr int d = HEAD_WIDTH;
+constexpr int PACKS = d / VECTOR;  // of a row of d numbers
+constexpr int KEYS = LANES;        // a tile of keys: one for each lane
+
+__device__ float nothing() { return __int_as_float(0xff800000); }  // -infinity, an unseen score
+
+// Scores are divided by sqrt(d), and softmax is made of powers of 2; queries are multiplied by what
+// both take at once.
+__device__ float query_scale() { return LOG2_E / sqrt((double)d); }
+
+// Which keys of a tile a query sees, a bit for each: every lane asks about its own.
+__device__ unsigned keys_seen(int64 i, int64 j, int64 window)
+{
+    return __ballot_sync(ALL, visible(i, j, window));
+}
+
+__device__ bool among(int key, unsigned seen) { return seen & 1u << key; }
+
+// Softmax in one pass (Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867): weights are
+// 2^(score - largest), so that none overflows, `largest` being that of the keys so far. When a
+// larger one comes, all that was summed up shrinks by 2^(before - after).
+//
+// Every lane has the score of one key, `nothing()` where it is not seen, and gets its weight; once
+// a tile, for all of its keys. `sum` is of this lane's keys alone, until the end. A row that
+// has seen nothing yet has a largest score of -infinity, which must not be taken off itself.
+__device__ float weigh(float score, float& largest, float& sum, float& shrink)
+{
+    const float before = largest;
+    largest = fmaxf(before, lanes_max(score));
+    const float base = largest == nothing() ? 0 : largest;
+    shrink = exp2f(before - base);
+    const float weight = exp2f(score - base);
+    sum = sum * shrink + weight;
+    return weight;
+}
+
+// One over the sum of the weights; 0 for a row that saw nothing, which so becomes zeros.
+__device__ float inverse(float sum) { return sum == 0 ? 0 : 1 / sum; }
+
+// 4a. Of many queries
+//
+// The rows of a key/value head are its queries: T tokens times the H/K heads that share it, row
+// t · (H/K) + g. A block takes WARPS · ROWS rows and goes through all keys, a tile of 32 at a time:
+// it fetches the tile once for all of its rows, if one of them sees any of it. Each warp has ROWS
+// rows of its own, and all that is to be known of a row is within its warp:
+//
+//     scores     a lane has one key, and multiplies it with every row
+//     softmax    across the lanes
+//     mix        a lane has four columns of the values, and sums them up over the keys
+//
+// In shared memory a row of a tile is QUADS times 4 floats, and a quad is left free if that is
+// even: when 8 lanes read a quad each, of 8 keys one below another, an odd distance puts them in
+// different banks, which can be read at once.
+constexpr int QUADS = (d + 3) / 4;
+constexpr int STRIDE = QUADS | 1;
+constexpr int QUADS_A_LANE = (QUADS + LANES - 1) / LANES;
+constexpr int THREADS = WARPS * LANES;
+
+// Fetch N rows of d numbers, the n-th at address(n), into shared memory; after the last of `count`
+// rows comes the last again. Lanes take packs side by side.
+template <int N, typename Address>
+__device__ void fetch(float4* tile, int count, float scale, Address address)
+{
+    for (int n = threadIdx.x; n < N * PACKS; n += THREADS) {
+        const int row = n / PACKS, column = n % PACKS * VECTOR;
+        float x[VECTOR];
+        load(x, address(min(row, count - 1)) + column);
+        for (int m = 0; m < VECTOR; m++) x[m] *= scale;
+        store_floats(reinterpret_cast<float*>(tile + row * STRIDE) + column, x);
+    }
+}
+
+// Add the values of a tile to the mix of each row, by their weights. What a row does not see it
+// must not even multiply by 0, for 0 · NaN is NaN; where all rows see all keys (WHOLE), as they do
+// in most tiles, nobody has to ask.
+template <bool WHOLE>
+__device__ void add_values(float (&mix)[ROWS][QUADS_A_LANE][4], const float4* tile,
+                           const float (&weights)[ROWS][KEYS], const unsigned (&seen)[ROWS])
+{
+    const int lane = threadIdx.x % LANES;
+    for (int key = 0; key < KEYS; key += 4) {
+        float w[ROWS][4];
+        UNROLL for (int r = 0; r < ROWS; r++) load_floats(w[r], &weights[r][key]);
+        UNROLL for (int n = 0; n < 4; n++)
+            for (int c = 0; c < QUADS_A_LANE; c++) {
+                const int quad = c * LANES + lane;
+                if (QUADS % LANES != 0 && quad >= QUADS) continue;
+                const float4 v = tile[(key + n) * STRIDE + quad];
+                UNROLL for (int r = 0; r < ROWS; r++) {
+                    const float weight = w[r][n];
+                    if (WHOLE || among(key + n, seen[r])) {
+                        mix[r][c][0] += weight * v.x;
+                        mix[r][c][1] += weight * v.y;
+                        mix[r][c][2] += weight * v.z;
+                        mix[r][c][3] += weight * v.w;
+                    }
+                }
+            }
+    }
+}
+
+// q (B, T, H, d), k and v (B, S, K, d) with `stride` numbers from one row of the batch to the next,
+// q_positions (B, T), k_positions (B, S) -> out (B, T, H, d). The bounds: a block has so many
+// threads, and a thread so few registers that a multiprocessor can hold two blocks.
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+attention(const storage* q, const storage* k, const storage* v, const int64* q_positions,
+          const int64* k_positions, storage* out, int T, int S, int H, int K, int64 stride,
+          int64 window)
+{
+    __shared__ float4 queries[WARPS * ROWS * STRIDE];
+    __shared__ float4 tile[KEYS * STRIDE];  // of keys, then of values
+    __shared__ alignas(16) float weights[WARPS][ROWS][KEYS];
+
+    const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
+    const int kv_head = blockIdx.y, b = blockIdx.z;
+    const int group = H / K, rows = T * group, first_row = blockIdx.x * WARPS * ROWS;
+    const auto query = [&](int row) {  // where a row's query, and its result, begins
+        return (((int64)b * T + row / group) * H + kv_head * group + row % group) * d;
+    };
+    k += b * stride + kv_head * d;
+    v += b * stride + kv_head * d;
+
+    if (QUADS * 4 != d) {  // the columns from d on, which nothing else writes, must multiply to 0
+        for (int n = threadIdx.x; n < WARPS * ROWS * STRIDE; n += THREADS) queries[n] = {};
+        for (int n = threadIdx.x; n < KEYS * STRIDE; n += THREADS) tile[n] = {};
+        __syncthreads();
+    }
+    fetch<WARPS * ROWS>(queries, rows - first_row, query_scale(),
+                        [&](int row) { return q + query(first_row + row); });
+
+    int64 i[ROWS];  // the rows' positions; after the last row comes the last again
+    float largest[ROWS], sum[ROWS], mix[ROWS][QUADS_A_LANE][4] = {};
+    UNROLL for (int r = 0; r < ROWS; r++) {
+        const int row = min(first_row + warp * ROWS + r, rows - 1);
+        i[r] = q_positions[(int64)b * T + row / group];
+        largest[r] = nothing();
+        sum[r] = 0;
+    }
+
+    for (int first = 0; first < S; first += KEYS) {
+        const int64 j = first + lane < S ? k_positions[(int64)b * S + first + lane] : -1;
+        unsigned seen[ROWS], any = 0, all = ALL;
+        UNROLL for (int r = 0; r < ROWS; r++) {
+            seen[r] = keys_seen(i[r], j, window);
+            any |= seen[r];
+            all &= seen[r];
+        }
+        // Here all wait for all, for the values of the last tile are still in use until then.
+        if (!__syncthreads_or(any)) continue;  // nobody sees any of it: it is not fetched
+        const auto key = [&](int s) { return k + (int64)(first + s) * K * d; };
+        const auto value = [&](int s) { return v + (int64)(first + s) * K * d; };
+
+        fetch<KEYS>(tile, S - first, 1, key);
+        __syncthreads();
+        if (any) {
+            float score[ROWS] = {};
+            #pragma unroll 4
+            for (int quad = 0; quad < QUADS; quad++) {
+                const float4 y = tile[lane * STRIDE + quad];
+                UNROLL for (int r = 0; r < ROWS; r++) {
+                    const float4 x = queries[(warp * ROWS + r) * STRIDE + quad];
+                    score[r] += x.x * y.x;
+                    score[r] += x.y * y.y;
+                    score[r] += x.z * y.z;
+                    score[r] += x.w * y.w;
+                }
+            }
+            UNROLL for (int r = 0; r < ROWS; r++) {
+                float shrink;
+                if (!among(lane, seen[r])) score[r] = nothing();  // whatever it is, be it NaN
+                weights[warp][r][lane] = weigh(score[r], largest[r], sum[r], shrink);
+                for (int c = 0; c < QUADS_A_LANE; c++)
+                    for (int n = 0; n < 4; n++) mix[r][c][n] *= shrink;
+            }
+        }
+        __syncthreads();
+        fetch<KEYS>(tile, S - first, 1, value);
+        __syncthreads();
+        if (all == ALL)
+            add_values<true>(mix, tile, weights[warp], seen);
+        else if (any)
+            add_values<false>(mix, tile, weights[warp], seen);
+    }
+
+    constexpr int N = VECTOR < 4 ? VECTOR : 4;  // numbers that a lane stores at once
+    UNROLL for (int r = 0; r < ROWS; r++) {
+        const int row = first_row + warp * ROWS + r;
+        const float scale = inverse(lanes_sum(sum[r]));
+        for (int c = 0; c < QUADS_A_LANE; c++)
+            for (int n = 0; n < 4; n += N) {
+                const int column = (c * LANES + lane) * 4 + n;
+                float x[N];
+                for (int m = 0; m < N; m++) x[m] = mix[r][c][n + m] * scale;
+                if (row < rows && column < d) store(out + query(row) + column, x);
+            }
+    }
+}
+
+// 4b. Of a token or a few: decoding
+//
+// There is next to nothing to compute now; what takes time is to read the keys and values once. So
+// they go from memory to registers and nowhere else, and to have the whole card read, the slots are
+// split between blocks and the results put together afterwards.
+//
+// A row of d numbers is read by TEAM neighbouring lanes, 16 bytes each, so that LANES / TEAM keys
+// are read at a time and each lane has its columns of every query and of every mix. A warp takes 32
+// keys a round, and does softmax when it has their scores, a key a lane:
+//
+//     d = 128 in 16 bits: TEAM = 16, two teams. Team 0 reads key 0, 1, ..., 15, team 1 key 16, ...
+//
+// so key TEAM · team + step is lane number TEAM · team + step: its score need not go anywhere.
+constexpr int power_of_2(int least) { int n = 1; while (n < least && n < LANES) n *= 2; return n; }
+constexpr int TEAM = power_of_2(PACKS);
+constexpr int PACKS_A_LANE = (PACKS + TEAM - 1) / TEAM;
+constexpr int COLUMNS = PACKS_A_LANE * VECTOR;  // that a lane has
+
+// The column where the n-th pack of a member of a team begins.
+__device__ int pack_column(int n, int member) { return (n * TEAM + member) * VECTOR; }
+
+// Load a lane's columns of a row; where it has none, zeros.
+__device__ void load_columns(float (&to)[COLUMNS], const storage* row, int member)
+{
+    for (int n = 0; n < PACKS_A_LANE; n++) {
+        const int column = pack_column(n, member);
+        const bool inside = PACKS % TEAM == 0 || column < d;
+        float x[VECTOR];
+        load(x, row + (inside ? column : 0));
+        for (int m = 0; m < VECTOR; m++) to[n * VECTOR + m] = inside ? x[m] : 0;
+    }
+}
+
+// Add the values of a tile to a lane's columns of each row's mix; see `add_values` above.
+// The weights are of each lane's own key, from where all get them.
+template <bool WHOLE, int N, typename Address>
+__device__ void add_columns(float (&mix)[N][COLUMNS], const float (&weights)[N],
+                            const unsigned (&seen)[N], Address address)
+{
+    const int lane = threadIdx.x % LANES, team = lane / TEAM, member = lane % TEAM;
+    #pragma unroll (16 / N)  // so many loads are under way, as far as registers go
+    for (int step = 0; step < TEAM; step++) {
+        const int key = team * TEAM + step;
+        float x[COLUMNS];
+        load_columns(x, address(key), member);
+        UNROLL for (int r = 0; r < N; r++) {
+            const float weight = __shfl_sync(ALL, weights[r], key);
+            if (WHOLE || among(key, seen[r]))
+                for (int c = 0; c < COLUMNS; c++) mix[r][c] += weight * x[c];
+        }
+    }
+}
+
+// Put together what parts of the keys gave for one column of one row. A part's weights are relative
+// to its own largest score; relative to the largest of all they shrink, as in `weigh`. Part p has
+// largest[p · step], sum[p · step] and mix[p · step · d].
+__device__ void merge(const float* largest, const float* sum, const float* mix, int parts, int step,
+                      float& all_largest, float& all_sum, float& all_mix)
+{
+    all_largest = nothing();
+    for (int p = 0; p < parts; p++) all_largest = fmaxf(all_largest, largest[p * step]);
+    const float base = all_largest == nothing() ? 0 : all_largest;
+    all_sum = all_mix = 0;
+    for (int p = 0; p < parts; p++) {
+        const float shrink = exp2f(largest[p * step] - base);
+        all_sum += sum[p * step] * shrink;
+        all_mix += mix[(int64)p * step * d] * shrink;
+    }
+}
+
+// As `attention`, for up to N rows a block; blockIdx.x is the split, and blockIdx.y a key/value
+// head and N of its rows. With all rows of all heads and the batch counted through, in the order
+// (B, K, T · H/K), a split leaves for each row d mixed columns, not divided yet, then, after those
+// of all rows, the largest score of each, and then the sum of its weights: parts (splits, rows, d),
+// (splits, rows), (splits, rows).
+template <int N>
+__device__ void split(const storage* q, const storage* k, const storage* v,
+                      const int64* q_positions, const int64* k_positions, float* parts, int T,
+                      int S, int H, int K, int64 stride, int64 window)
+{
+    const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
+    const int team = lane / TEAM, member = lane % TEAM;
+    const int group = H / K, rows = T * group, blocks = (rows + N - 1) / N;
+    const int kv_head = blockIdx.y / blocks, first_row = blockIdx.y % blocks * N, b = blockIdx.z;
+    k += b * stride + kv_head * d;
+    v += b * stride + kv_head * d;
+
+    int64 i[N];  // positions; after the last row comes the last again
+    float queries[N][COLUMNS], mix[N][COLUMNS] = {}, largest[N], sum[N];
+    UNROLL for (int r = 0; r < N; r++) {
+        const int row = min(first_row + r, rows - 1);
+        const int64 token = (int64)b * T + row / group, head = kv_head * group + row % group;
+        i[r] = q_positions[token];
+        load_columns(queries[r], q + (token * H + head) * d, member);
+        for (int c = 0; c < COLUMNS; c++) queries[r][c] *= query_scale();
+        largest[r] = nothing();
+        sum[r] = 0;
+    }
+
+    for (int first = (blockIdx.x * SPLIT_WARPS + warp) * KEYS; first < S;
+         first += gridDim.x * SPLIT_WARPS * KEYS) {
+        const int64 j = first + lane < S ? k_positions[(int64)b * S + first + lane] : -1;
+        unsigned seen[N], any = 0, all = ALL;
+        UNROLL for (int r = 0; r < N; r++) {
+            seen[r] = keys_seen(i[r], j, window);
+            any |= seen[r];
+            all &= seen[r];
+        }
+        if (any == 0) continue;
+        // In place of a key that nobody sees, or that is not there, the last that somebody sees
+        // is read once more: that costs nothing, and all loads can be under way at once.
+        const int instead = LANES - 1 - __clz(any);
+        const auto offset = [&](int key) {
+            return (int64)(first + (among(key, any) ? key : instead)) * K * d;
+        };
+
+        float score[N];
+        #pragma unroll (16 / N)
+        for (int step = 0; step < TEAM; step++) {
+            const int key = team * TEAM + step;
+            float x[COLUMNS];
+            load_columns(x, k + offset(key), member);
+            UNROLL for (int r = 0; r < N; r++) {
+                float product = 0;
+                for (int c = 0; c < COLUMNS; c++) product += queries[r][c] * x[c];
+                product = lanes_sum(product, 1, TEAM);
+                if (lane == key) score[r] = product;
+            }
+        }
+        float weights[N];
+        UNROLL for (int r = 0; r < N; r++) {
+            float shrink;
+            if (!among(lane, seen[r])) score[r] = nothing();
+            weights[r] = weigh(score[r], largest[r], sum[r], shrink);
+            for (int c = 0; c < COLUMNS; c++) mix[r][c] *= shrink;
+        }
+        const auto value = [&](int key) { return v + offset(key); };
+        if (all == ALL)
+            add_columns<true>(mix, weights, seen, value);
+        else
+            add_columns<false>(mix, weights, seen, value);
+    }
+
+    // The teams' sums are added, for they have the same largest score; then the warps' are merged.
+    __shared__ alignas(16) float warp_mix[SPLIT_WARPS][N][d];
+    __shared__ float warp_largest[SPLIT_WARPS][N], warp_sum[SPLIT_WARPS][N];
+    UNROLL for (int r = 0; r < N; r++) {
+        const float warps_sum = lanes_sum(sum[r]);
+        if (lane == 0) {
+            warp_largest[warp][r] = largest[r];
+            warp_sum[warp][r] = warps_sum;
+        }
+        for (int n = 0; n < PACKS_A_LANE; n++) {
+            const int column = pack_column(n, member);
+            float x[VECTOR];
+            for (int m = 0; m < VECTOR; m++)
+                x[m] = lanes_sum(mix[r][n * VECTOR + m], TEAM, LANES);
+            if (team == 0 && column < d) store_floats(&warp_mix[warp][r][column], x);
+        }
+    }
+    __syncthreads();
+    const int64 rows_of_all = (int64)gridDim.z * K * rows, in_all = gridDim.x * rows_of_all;
+    float* const largest_parts = parts + in_all * d;
+    float* const sum_parts = largest_parts + in_all;
+    for (int n = threadIdx.x; n < N * d && first_row + n / d < rows; n += SPLIT_WARPS * LANES) {
+        const int r = n / d, column = n % d;
+        float one_largest, one_sum, one_mix;
+        merge(&warp_largest[0][r], &warp_sum[0][r], &warp_mix[0][r][column], SPLIT_WARPS, N,
+              one_largest, one_sum, one_mix);
+        const int64 row = ((int64)b * K + kv_head) * rows + first_row + r;
+        const int64 part = blockIdx.x * rows_of_all + row;
+        parts[part * d + column] = one_mix;
+        if (column == 0) {
+            largest_parts[part] = one_largest;
+            sum_parts[part] = one_sum;
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(SPLIT_WARPS * LANES, 2)
+attention_split_4(const storage* q, const storage* k, const storage* v, const int64* q_positions,
+                  const int64* k_positions, float* parts, int T, int S, int H, int K,
+                  int64 stride, int64 window)
+{
+    split<4>(q, k, v, q_positions, k_positions, parts, T, S, H, K, stride, window);
+}
+
+extern "C" __global__ void __launch_bounds__(SPLIT_WARPS * LANES, 2)
+attention_split_8(const storage* q, const storage* k, const storage* v, const int64* q_positions,
+                  const int64* k_positions, float* parts, int T, int S, int H, int K,
+                  int64 stride, int64 window)
+{
+    split<8>(q, k, v, q_positions, k_positions, parts, T, S, H, K, stride, window);
+}
+
+// Merge the splits of a row, and divide: a block a row, in the order (B, K, T · H/K), a thread for
+// each column.
+extern "C" __global__ void attention_combine(const float* parts, storage* out, int splits, int T,
+                                             int H, int K)
+{
+    const int group = H / K, rows = T * group;
+    const int row = blockIdx.x % rows, kv_head = blockIdx.x / rows % K;
+    const int64 b = blockIdx.x / rows / K, in_all = (int64)splits * gridDim.x;
+    const float* const largest = parts + in_all * d + blockIdx.x;
+    const int column = threadIdx.x;
+    if (column >= d) return;
+    float all_largest, sum, mix;
+    merge(largest, largest + in_all, parts + (int64)blockIdx.x * d + column, splits, gridDim.x,
+          all_largest, sum, mix);
+    const int64 token = b * T + row / group, head = kv_head * group + row % group;
+    out[(token * H + head) * d + column] = narrow(mix * inverse(sum));
+}
+
+#endif
