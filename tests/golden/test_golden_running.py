@@ -28,8 +28,9 @@ def distances(case, results):
     for name, exact in arrays.expected.items():
         assert results[name].shape == exact.shape, name
         where = counted(case, arrays.inputs, name, exact.shape)
-        error = np.abs(results[name].astype(np.float64) - exact)[where].max(initial=0)
-        found[name] = np.nan_to_num(error, nan=np.inf)
+        error = np.abs(results[name].astype(np.float64) - exact)
+        error[np.isnan(results[name]) & np.isnan(exact)] = 0
+        found[name] = np.nan_to_num(error[where].max(initial=0), nan=np.inf)
     return found
 
 
@@ -95,10 +96,12 @@ class AsTransformers(NumpyBackend):
 def test_who_rounds_as_often_as_transformers_is_within_the_tolerances(case, dtype):
     if case.kind == "generate" and dtype not in case.expected["sequences"].dtypes:
         pytest.skip("rounding may lead elsewhere")
+    if case.id in ("attention-hidden-nan", "attention-visible-nan"):
+        pytest.skip("there 0 times NaN is NaN")
     found = distances(case, run_case(SUITE, case, AsTransformers(dtype)))
     assert found.pop("sequences", 0) == 0
     ratios = {n: float(d) / case.expected[n].tolerance[dtype] for n, d in found.items()}
-    assert max(ratios.values()) <= 1, max(ratios, key=ratios.get)
+    assert max(ratios.values()) <= 0.75, max(ratios, key=ratios.get)
 
 
 def test_a_case_of_another_kind_is_no_backends():

@@ -22,7 +22,8 @@ def test_every_case_of_v1_can_be_read():
     for case in ARRAYS:
         arrays = V1_SUITE.read(case)
         assert arrays.expected.keys() == case.expected.keys(), case.id
-        assert all(np.isfinite(x).all() for x in arrays.expected.values()), case.id
+        finite = all(np.isfinite(x).all() for x in arrays.expected.values())
+        assert finite == (case.id != "attention-visible-nan"), case.id
     for case in V1_SUITE.manifest.cases.values():
         if case.expected is None:
             assert V1_SUITE.document(case), case.id

@@ -16,7 +16,7 @@ from tinymistral.golden.making import suite_files as making
 from tinymistral.golden.making.drawing import exact, integers, normal
 from tinymistral.golden.making.models import MODELS, Tiny
 from tinymistral.golden.making.permuting import Angles, Permuted
-from tinymistral.golden.making.tolerances import FACTOR, UNIT, rounded_up
+from tinymistral.golden.making.tolerances import UNIT, rounded_up
 from tinymistral.golden.running import run_calls, run_case
 from tinymistral.golden.suite import V1, read_suite
 from tinymistral.golden.where import counted
@@ -136,13 +136,20 @@ def holds(x, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_16_bits_hold_all_weights_and_inputs(dtype):
+def test_16_bits_hold_all_weights_and_inputs_but_those_that_they_are_not_to(dtype):
     for model in TINY:
-        for name, tensor in model.tensors.items():
-            assert holds(tensor.astype(np.float64), dtype), f"{model.id} {name}"
+        held = {n: holds(x.astype(np.float64), dtype) for n, x in model.tensors.items()}
+        assert not any(held.values()) if model.id == "one-to-one" else all(held.values()), model.id
     for draft in making.DRAFTS:
-        for name, array in draft.inputs.items():
-            assert array.dtype == np.int64 or holds(array, dtype), f"{draft.id} {name}"
+        numbers = [np.nan_to_num(x) for x in draft.inputs.values() if x.dtype == np.float64]
+        exact = draft.id != "linear-not-exact-in-16-bits"
+        assert [holds(x, dtype) for x in numbers] == [exact] * len(numbers), draft.id
+
+
+def test_float32_holds_what_16_bits_do_not():
+    (draft,) = (draft for draft in making.DRAFTS if draft.id == "linear-not-exact-in-16-bits")
+    assert all(holds(array, "float32") for array in draft.inputs.values())
+    assert all(tensor.dtype == np.float32 for tensor in MODELS["one-to-one"].tensors.values())
 
 
 # Tiny, but not tame
@@ -227,8 +234,9 @@ def caught(case, mistake, dtype):
         if results[name].shape != exact.shape:
             return True
         where = counted(case, arrays.inputs, name, exact.shape)
-        error = np.abs(results[name].astype(np.float64) - exact)[where].max(initial=0)
-        if not error <= how.tolerance.get(dtype, 0):
+        error = np.abs(results[name].astype(np.float64) - exact)
+        error[np.isnan(results[name]) & np.isnan(exact)] = 0
+        if not error[where].max(initial=0) <= how.tolerance.get(dtype, 0):
             return True
     return False
 
@@ -258,15 +266,13 @@ def test_a_case_catches_what_it_is_about(case, name):
 
 
 # Not what others get wrong when they write a Mistral, but what only a backend of tinymistral can;
-# what needs a text longer than 2^24 tokens, a draft or a checkpoint of gigabytes; what rounds.
+# what needs a draft or a checkpoint of gigabytes; what rounds.
 NOT_TOLD = set(
     """
     bfloat16-read-as-float16 copy-shares-memory draft-not-forgotten embedding-not-converted
-    endless-cache float32-on-the-host nan-swallowed positions-in-float32-compared
-    positions-not-reordered rope-angles-in-float32 rope-not-set-at-padding
-    rope-positions-in-float32 strides-ignored take-along-the-first-axis take-gives-a-view
-    take-in-order weights-converted-unasked widened-in-the-wrong-order window-in-32-bits
-    zero-times-nan zeros-not-set
+    endless-cache float32-on-the-host positions-not-reordered rope-not-set-at-padding
+    strides-ignored take-along-the-first-axis take-gives-a-view take-in-order
+    weights-converted-unasked widened-in-the-wrong-order zeros-not-set
     """.split()
 )
 SMALL = [case for case in CASES.values() if case.model != "demo"]
@@ -299,24 +305,36 @@ def test_a_tolerance_is_a_rounding_at_least_and_wider_in_fewer_bits():
         for name, how in case.expected.items():
             if how.exact:
                 continue
-            largest = np.abs(arrays[name]).max()
+            largest = np.nanmax(np.abs(arrays[name]))
             for dtype, unit in UNIT.items():
-                assert how.tolerance[dtype] >= unit * largest, f"{case.id} {name}"
+                least = (8 if dtype == "float32" else 1) * unit * largest
+                assert how.tolerance[dtype] >= least, f"{case.id} {name}"
             ordered = [how.tolerance[dtype] for dtype in ("float32", "float16", "bfloat16")]
             assert ordered == sorted(ordered), f"{case.id} {name}"
 
 
-def test_a_tolerance_is_eight_times_an_error():
+def test_a_tolerance_is_four_times_an_error():
     # Embeddings are exact: what is left is one roundoff of the largest number, 2^-8 of it.
     case = SUITE.case("embedding")
     largest = np.abs(SUITE.read(case).expected["out"]).max()
     assert case.expected["out"].tolerance["bfloat16"] == pytest.approx(largest / 256, rel=0.1)
-    # A product with one rounding: the largest error is half an ulp of some number, times 8.
+    # Silu may be rounded, then its product with up is: the largest error of either way, times 4.
     case = SUITE.case("silu-mul")
     arrays = SUITE.read(case)
-    out = oracle.silu_mul(arrays.inputs["gate"], arrays.inputs["up"])
-    error = np.abs(out.astype(np.float16).astype(np.float64) - out).max()
-    assert case.expected["out"].tolerance["float16"] == pytest.approx(FACTOR * error, rel=0.1)
+    gate, up = arrays.inputs["gate"], arrays.inputs["up"]
+    out = gate / (1 + np.exp(-gate)) * up
+    silu = (gate / (1 + np.exp(-gate))).astype(np.float16).astype(np.float64)
+    errors = [np.abs(x.astype(np.float16).astype(np.float64) - out) for x in (out, silu * up)]
+    assert case.expected["out"].tolerance["float16"] == pytest.approx(4 * np.max(errors), rel=0.1)
+
+
+def test_past_2_24_angles_of_float32_are_not_allowed_for():
+    """One turned by an angle that is off by 1 is off by its own length."""
+    case = SUITE.case("rope-past-2-24")
+    assert case.expected["out"].tolerance["float32"] < 1e-5
+    (of_text,) = (d for d in making.DRAFTS if d.id == "positions-past-2-24")
+    assert of_text.exact_angles
+    assert not next(d for d in making.DRAFTS if d.id == "far-positions").exact_angles
 
 
 def test_far_positions_allow_for_angles_in_float32_and_near_ones_do_not():
@@ -324,7 +342,7 @@ def test_far_positions_allow_for_angles_in_float32_and_near_ones_do_not():
         SUITE.case(name).expected["out"].tolerance["float32"] for name in ("rope", "rope-far")
     )
     assert near < 1e-5
-    assert 1e-3 < far < 5e-2  # an angle of 32767 is off by up to 2^-10, times 8 and a number of 3
+    assert 1e-3 < far < 5e-2  # an angle of 32767 is off by up to 2^-10, times 4 and a number of 3
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -11,6 +11,8 @@ import dataclasses
 import numpy as np
 import pytest
 from goldens import FIXTURES, read_json
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from tinymistral import sampling
@@ -19,6 +21,7 @@ from tinymistral.golden.suite import Case, read_suite
 from tinymistral.golden.vectors import definition
 from tinymistral.golden.vectors.mistakes import MISTAKES
 from tinymistral.golden.vectors.running import run_sampling
+from tinymistral.golden.vectors.sampling import bounds, tolerance
 
 SUITE = read_suite()
 SAMPLING = [case for case in SUITE.manifest.cases.values() if case.kind == "sampling"]
@@ -63,6 +66,51 @@ def test_there_are_cases_for_each_parameter_alone_and_for_all_at_once() -> None:
     assert {frozenset({name}) for name in names} <= set(of_cases)
     assert frozenset(names) in of_cases
     assert frozenset() in of_cases
+
+
+# ---- tolerances
+
+
+def test_a_tolerance_is_a_bound_that_one_can_work_out() -> None:
+    """Of two equal logits each probability is 1/2 · (8 + 8 + 4) roundoffs off at most."""
+    inputs = {"logits": np.zeros((1, 2)), "previous_ids": np.array([[0]])}
+    found = tolerance(inputs, {}, np.array([[0.5, 0.5]]))
+    assert found == {"float32": 6e-7, "float16": 0.00025, "bfloat16": 0.002}  # 10 · 2^-24; 2^-12
+    # A temperature is rounded, and divides: 2 · (1 + 1) more where a score of 1 is the largest.
+    inputs = {"logits": np.ones((1, 2)), "previous_ids": np.array([[0]])}
+    bound = bounds(inputs, {"temperature": 1.0}, np.array([[0.5, 0.5]]))
+    np.testing.assert_allclose(bound, [[14 * 2.0**-24] * 2], rtol=1e-12)
+
+
+ONE_AFTER_THE_OTHER = "one after the other"
+
+
+@given(
+    case=st.sampled_from(SAMPLING),
+    seed=st.integers(0, 10**6),
+    base=st.sampled_from([np.e, 2]),
+    sums=st.sampled_from(["pairs", ONE_AFTER_THE_OTHER]),
+    reciprocal=st.booleans(),
+)
+def test_right_programs_in_float32_are_within_them(case, seed, base, sums, reciprocal) -> None:
+    """Scores kept by the definition, then a softmax in another order and by other formulas."""
+    inputs, expected, near = of(case)
+    how, one = case.parameters, np.float32(1)
+    for b, row in enumerate(inputs["logits"]):
+        kept = np.flatnonzero(expected[b])
+        kept = np.random.default_rng(seed).permutation(kept)
+        scores = row[kept].astype(np.float32)
+        seen = np.isin(kept, inputs["previous_ids"][b])
+        penalty = np.float32(how.get("repetition_penalty", 1))
+        scores = np.where(seen, np.where(scores < 0, scores * penalty, scores / penalty), scores)
+        temperature = np.float32(how.get("temperature", 1))
+        scores = scores * (one / temperature) if reciprocal else scores / temperature
+        scores -= scores.max()
+        exps = np.exp(scores) if base != 2 else np.exp2(scores * np.float32(np.log2(np.e)))
+        assert exps.dtype == np.float32
+        total = np.cumsum(exps)[-1] if sums == ONE_AFTER_THE_OTHER else exps.sum()
+        found = exps * (one / total) if reciprocal else exps / total
+        assert np.abs(found - expected[b, kept]).max() <= near
 
 
 # ---- mistakes

@@ -24,7 +24,7 @@ from tinymistral.golden.vectors.running import open_vocabulary
 COMMON = Path(str(importlib.resources.files("mistral_common") / "data"))
 SUITE = read_suite()
 TOKENIZERS = ["tokenizer-v1", "tokenizer-demo"]
-CHATS = ["chat-v1", "chat-v2", "chat-v3"]
+CHATS = ["chat-v1", "chat-v2", "chat-v3", "chat-demo"]
 
 every_tokenizer = pytest.mark.parametrize("name", TOKENIZERS)
 every_document = pytest.mark.parametrize("name", DOCUMENTS)

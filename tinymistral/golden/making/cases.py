@@ -23,7 +23,10 @@ def calls(
     seed: int,
     first: int = 0,
 ) -> Draft:
-    """Draft calls: for each the mask of each row, "0011" being two tokens after padding."""
+    """Draft calls: for each the mask of each row, "0011" being two tokens after padding.
+
+    Positions begin at `first`.
+    """
     config = MODELS[model].config
     rows = ["".join(parts) for parts in zip(*masks, strict=True)]
     real = np.array([[int(digit) for digit in row] for row in rows], dtype=np.int64)
@@ -32,7 +35,15 @@ def calls(
         [200, seed], config.vocab_size, *real.shape
     )  # in padding too, so that a look shows
     inputs = inputs_of(ids, positions, [len(call[0]) for call in masks], config.sliding_window)
-    return Draft(name, "model", says, tuple(catches.split()), inputs, model=model)
+    return Draft(
+        name,
+        "model",
+        says,
+        tuple(catches.split()),
+        inputs,
+        model=model,
+        exact_angles=bool(positions.max() >= 2**24),
+    )
 
 
 def greedy(
@@ -116,7 +127,8 @@ CALLS = [
     ),
     calls(
         "window-1",
-        "a window of 1: a prompt and two more tokens, none of which sees another",
+        "a window of 1: a prompt and two more tokens, none of which sees another; transformers' "
+        "cache keeps every key where the window is 1, and lets later calls see them all",
         "inclusive-window no-window",
         "window-1",
         [("11111",), ("1",), ("1",)],
@@ -141,7 +153,8 @@ CALLS = [
     ),
     calls(
         "right-padding",
-        "texts of 7, 4 and 1 tokens with padding on the right",
+        "texts of 7, 4 and 1 tokens with padding on the right; a cache that keeps the last columns "
+        "of the batch rather than the last tokens of each row, as transformers' does, holds less",
         "padding-seen",
         "window",
         [("1111111", "1111000", "1000000")],
@@ -149,7 +162,8 @@ CALLS = [
     ),
     calls(
         "ragged-chunks",
-        "rows that go on by different numbers of tokens in each call",
+        "rows that go on by different numbers of tokens in each call; a window counts a row's own "
+        "tokens, where transformers' counts columns of the batch, padding too, and differs",
         "padding-takes-slots slots-of-the-first-row padding-written-to-the-last-slot "
         "padding-stored",
         "window",
@@ -158,7 +172,8 @@ CALLS = [
     ),
     calls(
         "one-to-one",
-        "as many key/value heads as query heads, past a window of 4",
+        "as many key/value heads as query heads, past a window of 4; weights that 16 bits do not "
+        "hold, so that whoever computes in 16 bits rounds them",
         "one-head-for-all inclusive-window",
         "one-to-one",
         [("111111",), ("1",)],
@@ -166,8 +181,9 @@ CALLS = [
     ),
     calls(
         "four-to-one",
-        "four query heads to a key/value head, of width 4, theta 1000000, past a window of 6",
-        "tiled-heads one-head-for-all rope-theta-ignored",
+        "four query heads to a key/value head, theta 1000000, past a window of 6; odd widths, and "
+        "activations so small that an epsilon of 1e-6 is felt",
+        "tiled-heads one-head-for-all rope-theta-ignored eps-outside-the-root odd-weight-forgotten",
         "four-to-one",
         [("1111111",), ("1",)],
         14,
@@ -198,8 +214,9 @@ CALLS = [
     ),
     calls(
         "float16-weights",
-        "weights stored in float16, past a window of 3",
-        "inclusive-window",
+        "weights stored in float16, past a window of 3; a number in what is normed is large, and "
+        "whoever rounds to 8 bits with one scale loses the others",
+        "inclusive-window one-scale-for-the-batch",
         "float16",
         [("11111",), ("1",)],
         18,
@@ -207,11 +224,38 @@ CALLS = [
     calls(
         "far-positions",
         "a text at positions 32756 to 32767, in calls of 8 and 4: distances alone count",
-        "inclusive-window rope-theta-grows",
-        "window",
+        "rope-theta-grows rope-theta-ignored",
+        "no-window",
         [("1" * 8,), ("1111",)],
         19,
         first=32756,
+    ),
+    calls(
+        "positions-past-2-24",
+        "a text whose positions begin at 2^24 - 3, past a window of 5: float32 cannot count them; "
+        "transformers and llama.cpp make angles in float32, and differ",
+        "rope-positions-in-float32 rope-angles-in-float32 positions-in-float32-compared",
+        "far",
+        [("1" * 8,), ("1",)],
+        21,
+        first=2**24 - 3,
+    ),
+    calls(
+        "large-numbers",
+        "squares, scores and gates so large that float16 does not hold the squares, and float32 "
+        "not exp of the others",
+        "softmax-overflows silu-overflows maximum-of-hidden-scores squares-in-16-bits",
+        "large",
+        [("1111",), ("1",)],
+        24,
+    ),
+    calls(
+        "long-sums",
+        "sums of 256 numbers, of which the first is large: sums in 16 bits lose the others",
+        "sums-in-16-bits",
+        "long-sums",
+        [("111",)],
+        25,
     ),
     calls(
         "raw-twin",

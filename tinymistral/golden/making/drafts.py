@@ -23,6 +23,8 @@ class Draft:
     model: str | None = None
     operation: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    # Positions are past 2^24, so angles that are made in float32 are a mistake there.
+    exact_angles: bool = False
 
     @property
     def case(self) -> Case:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tinymistral.golden.checking.closeness import errors_of
 from tinymistral.golden.making import tolerances, truth
 from tinymistral.golden.making.drafts import Draft
 from tinymistral.golden.making.models import MODELS
@@ -20,6 +21,7 @@ Arrays = dict[str, np.ndarray]
 
 AGREEMENT = 1e-11  # of the oracle and the numpy backend, both in float64
 SMALLEST_GAP = 50  # tolerances of a logit in float32, between the likeliest token and the next
+LEFT = 0.5  # of its lead, at the least, in whatever way it is computed, so that ids are exact
 
 
 @dataclass(frozen=True)
@@ -62,20 +64,24 @@ def _generate(draft: Draft) -> Finished:
     model = _model(draft, "float64")
     found = run_generate(model, draft.inputs, draft.parameters)
     sequences, mask = found["sequences"], draft.inputs["attention_mask"]
+    chosen = sequences[:, mask.shape[1] :]
     exact = truth.of_continuation(model.config, model.tensors, sequences, mask)
-    finished = _settle(
-        draft,
-        exact,
-        found | {"scores": exact["scores"]},
-        lambda d: tolerances.of_continuation(model.config, model.tensors, draft, sequences, d),
-    )
-    gap = _smallest_gap(exact["scores"], sequences[:, mask.shape[1] :])
+    leads = _leads(exact["scores"], chosen)
+    left: dict[str, float] = {}
+
+    def tries(dtype: str) -> Iterator[Arrays]:
+        for got in tolerances.of_continuation(model.config, model.tensors, draft, sequences, dtype):
+            least = float((_leads(got["scores"], chosen) / leads).min())
+            left[dtype] = min(left.get(dtype, 1.0), least)
+            yield got
+
+    finished = _settle(draft, exact, found | {"scores": exact["scores"]}, tries)
+    gap = float(leads.min())
     near = finished.how.pop("scores")["tolerance"]
     del finished.expected["scores"]
     if gap < SMALLEST_GAP * near["float32"]:
         raise ValueError(f"case {draft.id}: two tokens are nearly as likely; choose another seed")
-    # Where no two logits can change places by errors as large as those that were measured.
-    dtypes = [dtype for dtype in near if gap > 2 * near[dtype] / tolerances.FACTOR]
+    dtypes = [dtype for dtype in near if left[dtype] >= LEFT]
     for dtype in dtypes:
         again = run_generate(_model(draft, dtype), draft.inputs, draft.parameters)
         if not np.array_equal(again["sequences"], sequences):
@@ -85,12 +91,12 @@ def _generate(draft: Draft) -> Finished:
     return finished
 
 
-def _smallest_gap(scores: np.ndarray, chosen: np.ndarray) -> float:
-    """Return by how much the chosen tokens (B, n) are likelier than all others, at the least."""
+def _leads(scores: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Return by how much logits of the chosen tokens (B, n) are above all others."""
     others = scores.copy()
     np.put_along_axis(others, chosen[..., None], -np.inf, axis=-1)
     best = np.take_along_axis(scores, chosen[..., None], axis=-1)[..., 0]
-    return float((best - others.max(axis=-1)).min())
+    return np.asarray(best - others.max(axis=-1))
 
 
 def _model(draft: Draft, dtype: str) -> MistralForCausalLM:
@@ -109,7 +115,7 @@ def _settle(
     for name, numbers in exact.items():
         where = counted(draft.case, draft.inputs, name, numbers.shape)
         expected[name] = np.where(where, numbers, 0.0)
-        error = np.abs(found[name] - numbers)[where].max(initial=0)
+        error = errors_of(found[name], numbers)[where].max(initial=0)
         if not error <= AGREEMENT:
             raise ValueError(f"case {draft.id}: {name}: the oracle and numpy are {error:g} apart")
     measured = tolerances.tolerances(draft, expected, tries)

@@ -46,6 +46,10 @@ class Tiny:
     stored: str = "float32"
     layout: str = "hf"
     size: float = 1.0  # of what goes from layer to layer
+    sharp: float = 1.0  # queries and keys are so many times larger
+    gates: float = 1.0  # what `gate_proj` makes is, and `down_proj` makes it smaller again
+    exact: bool = True  # 16 bits hold the weights
+    longest: int = 32_768  # max_position_embeddings
 
     @property
     def config(self) -> MistralConfig:
@@ -65,6 +69,7 @@ class Tiny:
             bos_token_id=None,
             eos_token_id=None,
             dtype=self.stored,
+            max_position_embeddings=self.longest,
         )
 
     @property
@@ -74,10 +79,11 @@ class Tiny:
         gains = {  # of matrices whose rows have length 1
             "embed_tokens": 2.0 if self.tied else 0.7 * self.size * D,
             "lm_head": 2.5,
-            "q_proj": 1.4,
-            "k_proj": 1.4,
+            "q_proj": 1.4 * self.sharp,
+            "k_proj": 1.4 * self.sharp,
             "o_proj": 1.2 * self.size,
-            "down_proj": 1.2 * self.size,
+            "gate_proj": 1.2 * self.gates,
+            "down_proj": 1.2 * self.size / self.gates,
         }
         tensors = {}
         shapes = MistralForCausalLM.parameter_shapes(self.config)
@@ -87,8 +93,13 @@ class Tiny:
                 numbers = np.exp2(0.5 * numbers)
             else:
                 numbers = numbers * gains.get(name.split(".")[-2], 1.2) / shape[1] ** 0.5
-            tensors[name] = exact(numbers).astype(NUMPY_DTYPES[self.stored])
+            numbers = self.changed(name, exact(numbers) if self.exact else numbers)
+            tensors[name] = numbers.astype(NUMPY_DTYPES[self.stored])
         return tensors
+
+    def changed(self, name: str, numbers: np.ndarray) -> np.ndarray:
+        """Return what a model has for the weight of this name, drawn as it is."""
+        return numbers
 
     @property
     def file(self) -> str:
@@ -111,6 +122,43 @@ class Tiny:
             raw_name(name): pair_rows(tensor, self.d) if name.endswith(turned) else tensor
             for name, tensor in self.tensors.items()
         }
+
+
+@dataclass(frozen=True)
+class Outlier(Tiny):
+    """Numbers of which the first is large, as in trained models, and the others have one sign.
+
+    A logit is a hundred, and then hundreds of numbers that are each too small to change a hundred
+    in 16 bits, but not together.
+    """
+
+    def changed(self, name: str, numbers: np.ndarray) -> np.ndarray:
+        """Make the embedding and the head of one sign, after the first number."""
+        if name not in ("model.embed_tokens.weight", "lm_head.weight"):
+            return numbers
+        of_head = name == "lm_head.weight"
+        drawn = numbers / numbers.std()
+        changed = exact(0.18 * (1 + 0.3 * drawn) if of_head else 1 + 0.2 * drawn)
+        changed[:, 0] = 8 if of_head else 64
+        return changed
+
+
+@dataclass(frozen=True)
+class LargeFirst(Tiny):
+    """What is normed has a first number that is much larger than all others, and weighs no more.
+
+    Who rounds all of them to the same step, as by 8 bits with one scale, loses the others.
+    """
+
+    def changed(self, name: str, numbers: np.ndarray) -> np.ndarray:
+        """Enlarge the first number of norms, and make weights for it as much smaller."""
+        kind = name.split(".")[-2]
+        changed = numbers.copy()
+        if changed.ndim == 1:
+            changed[0] = 32
+        elif kind not in ("embed_tokens", "o_proj", "down_proj"):
+            changed[:, 0] /= 32
+        return exact(changed)
 
 
 @dataclass(frozen=True)
@@ -176,8 +224,9 @@ MODELS: dict[str, Tiny | Demo] = {
         ),
         Tiny(
             "one-to-one",
-            "each query head has a key/value head of its own",
+            "each query head has a key/value head of its own; 16 bits do not hold the weights",
             5,
+            exact=False,
             V=47,
             D=16,
             F=28,
@@ -188,17 +237,19 @@ MODELS: dict[str, Tiny | Demo] = {
         ),
         Tiny(
             "four-to-one",
-            "four query heads share a key/value head",
+            "four query heads share a key/value head; odd widths, and so small activations that an "
+            "epsilon of 1e-6 is felt in every norm",
             6,
             V=59,
-            D=12,
-            F=20,
+            D=13,
+            F=21,
             H=8,
             K=2,
             d=4,
             window=6,
             theta=1e6,
             eps=1e-6,
+            size=2.0**-10,
         ),
         Tiny("tied", "the embedding is the output head too", 28, V=61, window=6, tied=True),
         Tiny(
@@ -220,9 +271,9 @@ MODELS: dict[str, Tiny | Demo] = {
             window=7,
             stored="bfloat16",
         ),
-        Tiny(
+        LargeFirst(
             "float16",
-            "weights stored in float16",
+            "weights stored in float16; the first number of what is normed is large",
             10,
             V=45,
             D=10,
@@ -232,6 +283,46 @@ MODELS: dict[str, Tiny | Demo] = {
             d=4,
             window=3,
             stored="float16",
+        ),
+        Tiny(
+            "far",
+            "a window of 5, for positions past 2^24; its theta is 2^16 and a head 8 wide, so that "
+            "all frequencies are powers of 2 and any power function gets them right",
+            11,
+            V=33,
+            D=12,
+            F=20,
+            d=8,
+            theta=2.0**16,
+            longest=2**31 - 1,
+        ),
+        Tiny(
+            "large",
+            "numbers whose squares float16 does not hold, and scores and gates past 88, of which "
+            "exp is infinite in float32",
+            3413,  # the largest score of each query leads by 13, which 16 bits cannot undo
+            V=35,
+            D=14,
+            F=22,
+            window=64,
+            size=2.0**9,
+            sharp=5.5,
+            gates=50.0,
+        ),
+        Outlier(
+            "long-sums",
+            "sums of 256 numbers, of which the first is large and the others are small, and of one "
+            "sign where they become logits: sums in 16 bits lose them",
+            14,
+            V=21,
+            D=256,
+            F=24,
+            H=2,
+            K=1,
+            d=4,
+            window=64,
+            size=2.0**-4,
+            stored="bfloat16",
         ),
     )
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ def draft(
     catches: str,
     inputs: dict[str, np.ndarray],
     operation: str,
+    exact_angles: bool = False,
     **parameters: Any,
 ) -> Draft:
     """Draft a case of a method of `Backend`."""
@@ -29,12 +31,18 @@ def draft(
         inputs,
         operation=operation,
         parameters=parameters,
+        exact_angles=exact_angles,
     )
 
 
 def numbers(seed: int, *shape: int, size: float = 1.0) -> np.ndarray:
     """Draw numbers that 16 bits hold."""
     return exact(normal([100, seed], *shape) * size)
+
+
+def narrow(seed: int, *shape: int) -> np.ndarray:
+    """Draw numbers that float32 holds, and 16 bits do not."""
+    return normal([100, seed], *shape).astype(np.float32).astype(np.float64)
 
 
 def rms_norm(name: str, says: str, catches: str, seed: int, size: float, eps: float) -> Draft:
@@ -44,17 +52,19 @@ def rms_norm(name: str, says: str, catches: str, seed: int, size: float, eps: fl
     return draft(name, says, catches, inputs, "rms_norm", eps=eps)
 
 
-def rope(name: str, says: str, catches: str, positions: list[list[int]], theta: float) -> Draft:
-    """Draft a rotation of three heads of width 10."""
+def rope(
+    name: str,
+    says: str,
+    catches: str,
+    positions: list[list[int]],
+    theta: float,
+    d: int = 10,
+    exact_angles: bool = False,
+) -> Draft:
+    """Draft a rotation of three heads of width d."""
     at = np.array(positions, dtype=np.int64)
-    return draft(
-        name,
-        says,
-        catches,
-        {"x": numbers(4, *at.shape, 3, 10), "positions": at},
-        "rope",
-        theta=theta,
-    )
+    inputs = {"x": numbers(4, *at.shape, 3, d), "positions": at}
+    return draft(name, says, catches, inputs, "rope", exact_angles, theta=theta)
 
 
 def attention(
@@ -81,6 +91,37 @@ def attention(
     return draft(name, says, catches, inputs, "attention", window=window)
 
 
+def with_nan(case: Draft, values: list[tuple[int, int]], keys: list[tuple[int, int]]) -> Draft:
+    """Put NaN into all numbers of some values and keys of a case, by row and slot."""
+    inputs = {name: array.copy() for name, array in case.inputs.items()}
+    for name, places in (("v", values), ("k", keys)):
+        for place in places:
+            inputs[name][place] = np.nan
+    return replace(case, inputs=inputs)
+
+
+def many_keys() -> Draft:
+    """Draft two queries of 600 keys, whose scores are near each other and whose values positive."""
+    keys = np.arange(600, dtype=np.int64)[None]
+    inputs = {
+        "q": numbers(60, 1, 2, 2, 4, size=0.25),
+        "k": numbers(61, 1, 600, 1, 4),
+        "v": exact(1 + 0.25 * normal([100, 62], 1, 600, 1, 4)),
+        "q_positions": np.array([[598, 599]], dtype=np.int64),
+        "k_positions": keys,
+    }
+    return draft(
+        "attention-many-keys",
+        "600 keys of much the same weight: a sum in 16 bits stays at 256 of them",
+        "",
+        inputs,
+        "attention",
+        window=None,
+    )
+
+
+PAST_FLOAT32 = 2**24  # float32 counts to here
+PAST_INT32 = 2**31  # so many positions do 32 bits with a sign have
 NEAR = [[0, 1, 2, 3, 5, 9], [-1, -1, 0, 1, 4, 12]]
 FAR = [[0, 1, 4095, 4096, 4097, 32767], [-1, 8191, 8192, 16384, 32766, 32767]]
 TEXT = [[0, 1, 2, 3, 4], [3, 4, 5, 6, 7]]
@@ -98,6 +139,23 @@ OPERATIONS = [
         "a matrix of 11 outputs and 17 inputs as checkpoints store it: x @ weight.T",
         "weights-transposed odd-weight-forgotten",
         {"x": numbers(2, 2, 3, 17), "weight": numbers(3, 11, 17, size=0.25)},
+        "linear",
+    ),
+    draft(
+        "linear-not-exact-in-16-bits",
+        "numbers that float32 holds and 16 bits do not: whoever computes in 16 bits rounds them",
+        "weights-transposed",
+        {"x": narrow(6, 1, 3, 12), "weight": narrow(7, 9, 12)},
+        "linear",
+    ),
+    draft(
+        "linear-long-sums",
+        "sums of 1024 numbers of one sign: a sum in 16 bits stays behind",
+        "sums-in-16-bits",
+        {
+            "x": exact(1 + 0.25 * normal([100, 8], 1, 2, 1024)),
+            "weight": exact(0.75 + 0.125 * normal([100, 9], 3, 1024)),
+        },
         "linear",
     ),
     draft(
@@ -168,6 +226,20 @@ OPERATIONS = [
         "rope-by-slot rope-theta-ignored",
         FAR,
         theta=1e6,
+    ),
+    rope(
+        "rope-past-2-24",
+        "positions past 2^24, which float32 cannot count, so that angles have to be made of them "
+        "in float64, or of integers; transformers and llama.cpp make them in float32, and differ; "
+        "all frequencies are powers of 2",
+        "rope-positions-in-float32 rope-angles-in-float32",
+        [
+            [PAST_FLOAT32 - 1, PAST_FLOAT32 + 1, PAST_FLOAT32 + 2, 3 * PAST_FLOAT32 + 1],
+            [-1, PAST_INT32 - 1, PAST_INT32 + 1, 2 * PAST_INT32 + 3],
+        ],
+        theta=2.0**16,
+        d=8,
+        exact_angles=True,
     ),
     attention(
         "attention-one-to-one",
@@ -262,7 +334,8 @@ OPERATIONS = [
     ),
     attention(
         "attention-nothing-visible",
-        "a query that sees no key gets zeros; of the others each sees something",
+        "a query that sees no key gets zeros; of the others each sees something; transformers, "
+        "which adds the lowest number to hidden scores, lets it see all keys alike",
         "nan-for-who-sees-nothing masked-by-adding",
         44,
         (4, 2, 6),
@@ -281,6 +354,67 @@ OPERATIONS = [
         None,
         size=16.0,
     ),
+    attention(
+        "attention-past-2-24",
+        "a window of 3 at positions past 2^24, where float32 takes neighbours for the same",
+        "positions-in-float32-compared inclusive-window",
+        63,
+        (4, 2, 6),
+        [[PAST_FLOAT32 + 1, PAST_FLOAT32 + 3], [PAST_FLOAT32 + 4, PAST_FLOAT32 + 5]],
+        [[PAST_FLOAT32 + n for n in range(-2, 5)], [PAST_FLOAT32 + n for n in range(7)]],
+        3,
+    ),
+    attention(
+        "attention-past-2-31",
+        "a window of 3 at positions past 2^31, which 32 bits take for negative",
+        "positions-in-float32-compared inclusive-window",
+        66,
+        (4, 2, 6),
+        [[PAST_INT32 - 1, PAST_INT32, PAST_INT32 + 1]],
+        [[PAST_INT32 + n for n in range(-4, 3)]],
+        3,
+    ),
+    attention(
+        "attention-window-past-2-32",
+        "a window of 2^32 + 2: its lower 32 bits are one of 2; keys are seen up to 2^32 + 1 away",
+        "window-in-32-bits inclusive-window no-window",
+        69,
+        (4, 2, 6),
+        [[5, 2**32 + 5]],
+        [[1, 2, 3, 4, 5, 9, 2**32, 2**32 + 5]],
+        2**32 + 2,
+    ),
+    with_nan(
+        attention(
+            "attention-hidden-nan",
+            "NaN in empty slots, and in keys and values that no query sees: it has no influence; "
+            "in transformers, which adds the lowest number to hidden scores, it stays NaN",
+            "zero-times-nan maximum-of-hidden-scores masked-by-adding",
+            72,
+            (4, 2, 6),
+            [[5, 6], [1, 2]],
+            [[-1, 1, 4, 5, 6, 8], [-1, -1, 0, 1, 2, 3]],
+            3,
+        ),
+        values=[(0, 0), (0, 1), (0, 5), (1, 0), (1, 5)],
+        keys=[(0, 0), (0, 1), (0, 5), (1, 1), (1, 5)],
+    ),
+    with_nan(
+        attention(
+            "attention-visible-nan",
+            "NaN in the value at position 5: the queries that see it get NaN, the others do not; "
+            "in transformers, where weights of 0 count, and 0 times NaN is NaN, all of them do",
+            "nan-swallowed zero-times-nan no-window",
+            75,
+            (4, 2, 6),
+            [[4, 5, 7, 8]],
+            [[2, 3, 4, 5, 6, 7, 8]],
+            3,
+        ),
+        values=[(0, 3)],
+        keys=[],
+    ),
+    many_keys(),
     draft(
         "silu-mul",
         "silu(gate) · up, silu(x) = x / (1 + exp(-x))",

@@ -33,9 +33,12 @@ from tinymistral.stages import STAGES
 
 DRAFTS = [*OPERATIONS, *cases.CALLS, *cases.GREEDY]
 HOW = (
-    "Absolute, for each tensor and dtype: factor times the largest error that tinymistral's numpy "
-    "backend makes on it in the dtype, over several orders of summation and with rotary angles in "
-    "float64 and float32; at least one unit roundoff of the largest expected magnitude."
+    "Absolute, for each tensor and dtype: factor times the largest error that right programs make "
+    "on it in the dtype, of which 24 are tried: sums in several orders, rotary angles in float64 "
+    "and float32 (past position 2^24 in float64 alone), and what is rounded within an operation, "
+    "from nothing to every step. At least eight unit roundoffs of the largest expected magnitude "
+    "in float32, one in 16 bits. Of sampling: a bound for float32, and in 16 bits factor times the "
+    "rounding of the result."
 )
 
 

@@ -14,7 +14,7 @@ from tinymistral.files import read_json
 from tinymistral.golden.making.drafts import Vector
 from tinymistral.golden.suite import V1
 
-DOCUMENTS = ("tokenizer-v1", "tokenizer-demo", "chat-v1", "chat-v2", "chat-v3")
+DOCUMENTS = ("tokenizer-v1", "tokenizer-demo", "chat-v1", "chat-v2", "chat-v3", "chat-demo")
 
 
 def cases() -> list[Vector]:

@@ -1,0 +1,174 @@
+"""Right programs of another's making: they round at more places, and compute by other formulas.
+
+The numpy backend computes an operation in float32 and rounds what comes out, once. Others are as
+right: PyTorch rounds each step of an operation, FlashAttention the weights before they meet the
+values, two devices their halves of a sum. Where that happens are PLACES; FORMULAS are equal but for
+rounding, so they tell in float32 as well. A sum of many numbers is in float32 or wider with all of
+them: sums in 16 bits are a mistake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+
+from tinymistral.golden.making.drawing import integers
+from tinymistral.golden.making.permuting import Angles
+
+PLACES = {
+    "normed": "what is normed, before its weight",
+    "silu": "silu, before its product with up",
+    "cosines": "cosines and sines",
+    "turned": "products with cosines and sines, before two of them are added",
+    "queries": "queries that are scaled before they meet the keys",
+    "products": "products of queries and keys, before they are scaled",
+    "scores": "scores, before their softmax",
+    "exps": "exponentials, before they meet the values; their sum is of what was not rounded",
+    "weights": "weights, before they meet the values",
+    "halves": "the halves of a sum over inputs, before they are added",
+}
+FORMULAS = {
+    "reciprocals": "x · (1 / y) for x / y",
+    "powers-of-2": "2^(x · log2(e)) for e^x, the largest score taken off after that",
+    "tiles": "a softmax tile by tile of keys, by the largest score so far",
+    "in-a-row": "sums of one number after the other; NumPy's are of pairs, or of blocks",
+}
+CHOICES = (*PLACES, *FORMULAS)
+
+TRANSFORMERS = ("normed", "silu", "cosines", "turned", "products", "scores", "weights")
+FLASH_ATTENTION = ("exps", "powers-of-2", "tiles")
+
+TILE = 3  # keys: few, so that any text has some
+
+
+def drawn(seed: int) -> tuple[str, ...]:
+    """Draw some of the choices, each as likely as not."""
+    picked = integers([300, seed], 2, len(CHOICES))
+    return tuple(name for name, one in zip(CHOICES, picked.tolist(), strict=True) if one)
+
+
+class Elsewhere(Angles):
+    """The numpy backend with any of these choices made."""
+
+    def __init__(
+        self,
+        dtype: str,
+        angles: str = "float64",
+        pairs: np.ndarray | None = None,
+        choices: Collection[str] = (),
+    ):
+        super().__init__(dtype, angles, pairs)
+        self._choices = frozenset(choices)
+
+    def linear(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """Add two halves of the sum, each of them rounded, or one product after the other."""
+        linear = self._in_a_row if "in-a-row" in self._choices else super().linear
+        if "halves" not in self._choices:
+            return linear(x, weight)
+        half = x.shape[-1] // 2
+        one, other = (linear(x[..., p], weight[:, p]) for p in (slice(0, half), slice(half, None)))
+        return self._round(self._widen(one) + self._widen(other))
+
+    def _in_a_row(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        out = np.zeros((*x.shape[:-1], len(weight)), dtype=self._wide)
+        for n in range(x.shape[-1]):
+            out += self._widen(x[..., n, None]) * self._widen(weight[:, n])
+        return self._round(out)
+
+    def rms_norm(self, x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+        """Round what is normed, then its product with the weight."""
+        wide = self._widen(x)
+        mean_square = self._sum(np.square(wide)) / self._wide.type(x.shape[-1])
+        normed = self._at("normed", self._over(wide, np.sqrt(mean_square + eps)))
+        return self._round(normed * self._widen(weight))
+
+    def silu_mul(self, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+        """Round silu, then the product."""
+        wide = self._widen(gate)
+        with np.errstate(over="ignore"):  # exp(-gate) = inf is right: the quotient is 0
+            silu = self._over(wide, 1 + np.exp(-wide))
+        return self._round(self._at("silu", silu) * self._widen(up))
+
+    def rope_table(
+        self, positions: np.ndarray, theta: float, d: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Round the cosines and sines."""
+        cos, sin = super().rope_table(positions, theta, d)
+        return self._at("cosines", cos), self._at("cosines", sin)
+
+    def rope(self, x: np.ndarray, table: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        """Round the products, then their sums."""
+        cos, sin = table
+        first, second = np.split(self._widen(x), 2, axis=-1)
+        a, b, c, d = (
+            self._at("turned", product)
+            for product in (first * cos, second * sin, second * cos, first * sin)
+        )
+        return self._round(np.concatenate([a - b, c + d], axis=-1))
+
+    def _exp_scores(
+        self, q: np.ndarray, k: np.ndarray, seen: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return exponentials (K, G·t, s) and their sums; or weights, and sums of 1."""
+        scores = self._scores(q, k)
+        np.copyto(scores.reshape(q.shape[1], *seen.shape), -np.inf, where=~seen)
+        largest = self._largest(scores)
+        exps = self._at("exps", self._exp(scores - largest))
+        to_all = self._exp(largest - largest[..., -1:])  # 1, if they are of all keys at once
+        with np.errstate(invalid="ignore"):
+            total = self._sum(self._exp(scores - largest) * to_all)
+            exps = exps * to_all
+        total[total == 0] = 1
+        if "weights" not in self._choices:
+            return exps, total
+        return self._at("weights", self._over(exps, total)), np.ones_like(total)
+
+    def _mix(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, seen: np.ndarray) -> np.ndarray:
+        """Add weighed values, one key after the other."""
+        if "in-a-row" not in self._choices:
+            return super()._mix(q, k, v, seen)
+        weights, total = self._exp_scores(q, k, seen)
+        mix = np.zeros((*weights.shape[:2], v.shape[-1]), dtype=self._wide)
+        with np.errstate(invalid="ignore"):  # 0 · inf, of what is not visible
+            for s in range(len(v)):
+                mix += weights[..., s, None] * self._widen(v[s])[:, None]
+            mix = self._over(mix, total)
+        return mix.reshape(q.shape[1], len(q), -1).swapaxes(0, 1)
+
+    def _scores(self, q: np.ndarray, k: np.ndarray) -> np.ndarray:
+        """Return the scores (K, G·t, s), times log2(e) if they are to be powers of 2."""
+        (t, H, d), K = q.shape, k.shape[1]
+        queries = self._widen(q.swapaxes(0, 1)).reshape(K, H // K * t, d)
+        scale = self._wide.type(d**-0.5)
+        base = self._wide.type(np.log2(np.e) if "powers-of-2" in self._choices else 1)
+        with np.errstate(invalid="ignore", over="ignore"):  # of what is not visible
+            if "queries" in self._choices:
+                queries, scale = self._at("queries", queries * scale), self._wide.type(1)
+            products = self._at("products", queries @ self._widen(k.transpose(1, 2, 0)))
+            return self._at("scores", products * scale) * base
+
+    def _largest(self, scores: np.ndarray) -> np.ndarray:
+        """Return the largest score of a row, or the largest up to each tile; 0 if it sees none."""
+        of_all = scores.max(axis=-1, keepdims=True, initial=-np.inf)
+        of_all[of_all == -np.inf] = 0
+        largest = np.broadcast_to(of_all, scores.shape).copy()
+        for start in range(0, scores.shape[-1] if "tiles" in self._choices else 0, TILE):
+            so_far = scores[..., : start + TILE].max(axis=-1, keepdims=True)
+            largest[..., start : start + TILE] = np.where(so_far == -np.inf, of_all, so_far)
+        return largest
+
+    def _sum(self, x: np.ndarray) -> np.ndarray:
+        if "in-a-row" in self._choices and x.shape[-1]:
+            return np.add.accumulate(x, axis=-1)[..., -1:]
+        return x.sum(axis=-1, keepdims=True)
+
+    def _exp(self, x: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.exp2(x) if "powers-of-2" in self._choices else np.exp(x)
+
+    def _over(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return x * (1 / y) if "reciprocals" in self._choices else x / y
+
+    def _at(self, place: str, x: np.ndarray) -> np.ndarray:
+        return self._widen(self._round(x)) if place in self._choices else x
