@@ -113,6 +113,52 @@ def test_what_cannot_be_compared_is_2(dump: Path) -> None:
     assert run("golden", "check", "v1", str(dump)).code == 1
 
 
+@pytest.mark.parametrize("name", ["plain.safetensors", "tokenizer-demo.json", "plain"])
+def test_a_case_of_which_nothing_is_given_is_no_success(tmp_path: Path, name: str) -> None:
+    """Of an empty one, as an export that went wrong leaves it."""
+    if name == "plain":
+        (tmp_path / name).mkdir()
+    elif name.endswith("json"):
+        (tmp_path / name).write_text("{}", "utf-8")
+    else:
+        save_file({}, tmp_path / name)
+    code, out, err = run("golden", "check", "v1", str(tmp_path))
+    assert (code, err) == (2, "")
+    assert "CANNOT BE COMPARED" in out
+    assert "there is no " in out
+    assert json.loads(run("golden", "check", "v1", str(tmp_path), "--json").out)["verdict"] == (
+        "incomparable"
+    )
+
+
+def test_a_ci_may_want_every_case(dump: Path, tmp_path: Path) -> None:
+    code, out, _ = run("golden", "check", "v1", str(dump), "--complete")
+    assert code == 1
+    assert "diagnose" not in out
+    (line,) = (line for line in out.splitlines() if line.startswith("--complete: "))
+    absent = [case for case in CASES if case not in ("rms-norm", "plain")]
+    assert line == f"--complete: {len(absent)} are missing: {', '.join(absent)}"
+    report = tmp_path / "report.xml"
+    options = ("--complete", "--json", "--junit", str(report))
+    code, out, _ = run("golden", "check", "v1", str(dump), *options)
+    assert (code, json.loads(out)["verdict"]) == (1, "incomplete")
+    group = ElementTree.parse(report).getroot()[0]
+    assert (group.get("failures"), group.get("skipped")) == (str(len(absent)), "0")
+    only = ("--complete", "--case", "rms-norm", "--case")
+    assert good("golden", "check", "v1", str(dump), *only, "plain")
+    code, out, _ = run("golden", "check", "v1", str(dump), *only, "rope")
+    assert (code, out.splitlines()[-1]) == (1, "--complete: 1 are missing: rope")
+
+
+def test_a_window_of_1_leaves_caches_of_no_width(tmp_path: Path) -> None:
+    arrays = truth("window-1") | {
+        f"calls.{n}.cache.layers.{layer}.{kind}": np.zeros((1, 0, 2, 6), np.float32)
+        for n in range(3) for layer in range(2) for kind in "kv"
+    }  # fmt: skip
+    save_file(arrays, tmp_path / "window-1.safetensors")
+    assert "there is no name" not in good("golden", "check", "v1", str(tmp_path))
+
+
 def test_only_some_cases(dump: Path) -> None:
     with_a_mistake(dump)
     out = good("golden", "check", "v1", str(dump), "--case", "rms-norm")
@@ -178,6 +224,8 @@ def test_junit(dump: Path, tmp_path: Path) -> None:
         (("check", "v1", "DUMP", "--case", "rope"), "nothing there is of case rope, but of rms"),
         (("check", "v1", "DUMP", "--dtype", "int8"), "bfloat16"),
         (("check", "v1", "DUMP", "--junit", "EMPTY/no/report.xml"), "cannot be written"),
+        (("check", "v1", "DUMP", "--junit", ""), "expected the name of a file for the report"),
+        (("check", "v1", str(V1)), "it is a suite, with a manifest.json; expected as CANDIDATE"),
         (("check", "v1", "DUMP", "--layout", "pairs"), "raw"),
         (("check", "v1", "DUMP", "more"), "unknown argument more"),
     ],

@@ -6,6 +6,7 @@ No other implementation is needed here: tests/fixtures/check_peers.py runs those
 import dataclasses
 import inspect
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from tinymistral.golden import adapters, dumping
 from tinymistral.golden.adapters import CannotRun, Results, Settings, template
 from tinymistral.golden.adapters.gguf_files import gguf_name
 from tinymistral.golden.adapters.transformers import at_positions, check_padding
+from tinymistral.golden.adapters.transformers_operations import check_seen
 from tinymistral.golden.checking.candidate import open_candidate
 from tinymistral.golden.suite import Case, read_suite
 from tinymistral.golden.tensor_files import write_arrays
@@ -183,6 +185,46 @@ def test_what_fails_leaves_nothing_not_even_what_was_there(tmp_path: Path, end: 
     assert [path.name for path in out.iterdir()] == ["silu-mul.safetensors"]
 
 
+def huge(descr: str, shape: str) -> str:
+    """A header of an array that is not there."""
+    return f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}}}"
+
+
+@pytest.mark.parametrize(
+    ("header", "says"),
+    [
+        (huge("<f8", f"({5 * 10**17},)"), "it is 147 bytes long, its header calls for 40000000"),
+        ("{'descr': <", "it is not an array as np.save writes it: "),
+        (huge("|O", "(1,)"), "it holds Python objects"),
+        (huge("<f4", "(-1, -16)"), "its shape is (-1, -16)"),
+        (None, "it is no regular file"),
+    ],
+)
+def test_what_a_command_wrote_is_told_in_one_line(
+    tmp_path: Path, header: str | None, says: str
+) -> None:
+    path = tmp_path / "out.npy"
+    if header is None:
+        path.mkdir()
+    else:
+        text = header.encode() + b"\n"
+        path.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(64))
+    with pytest.raises(ValueError, match=rf"^out\.npy: {re.escape(says)}") as error:
+        template.read_results(SUITE.case("rms-norm"), tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_arrays_of_any_shape_and_dtype_are_passed_on(tmp_path: Path) -> None:
+    """`golden check` says what is wrong with them."""
+    arrays = {"a": np.arange(6).reshape(2, 3), "b": np.ones((2, 2), ml_dtypes.bfloat16)}
+    arrays |= {"c": np.asfortranarray(np.arange(6.0).reshape(3, 2)), "d": np.float32(2.5)}
+    for name, x in arrays.items():
+        np.save(tmp_path / f"{name}.npy", x)
+    found = template.read_results(SUITE.case("rms-norm"), tmp_path)
+    for name, x in arrays.items():
+        np.testing.assert_array_equal(found[name], x)
+
+
 def test_a_case_that_fails_does_not_keep_others_from_being_run(tmp_path: Path) -> None:
     def adapter(case: Case) -> Results:
         if case.id == "rms-norm":
@@ -293,6 +335,27 @@ def test_what_transformers_runs(
         assert not runs
     else:
         assert runs
+
+
+def test_transformers_does_not_run_a_query_that_sees_nothing() -> None:
+    """In `attention-nothing-visible` one does, row 0's first; padding may, nobody looks at it."""
+    keys = np.array([[3, 4, -1, 9]])
+    for queries, window, runs in (
+        ([[2, 3]], None, False),
+        ([[-1, 3]], None, True),
+        ([[3, 9]], 1, True),
+        ([[5, 9]], 1, False),
+        ([[5, 9]], 2, True),
+    ):
+        positions = {"q_positions": np.array(queries), "k_positions": keys}
+        if runs:
+            check_seen(positions, window)
+        else:
+            with pytest.raises(CannotRun, match="sees nothing gets the mean"):
+                check_seen(positions, window)
+    case = SUITE.case("attention-nothing-visible")
+    with pytest.raises(CannotRun):
+        check_seen(SUITE.read(case).inputs, (case.parameters or {})["window"])
 
 
 def test_names_of_llama_cpp() -> None:

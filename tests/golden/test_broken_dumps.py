@@ -174,6 +174,11 @@ def test_no_link_leads_out_of_the_folder(suite: Suite, tmp_path: Path) -> None:
     assert read(suite, tmp_path / "link", "once").arrays
     (tmp_path / "files" / "twice.safetensors").symlink_to("once.safetensors")
     assert read(suite, tmp_path / "files", "twice").arrays
+    # One to itself leads nowhere.
+    (dump / "rope").unlink()
+    (dump / "rope").mkdir()
+    (dump / "rope" / "out.npy").symlink_to("out.npy")
+    assert "leads nowhere" in open_candidate(dump, suite).read(suite.case("rope")).problems["out"]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes")

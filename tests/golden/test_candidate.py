@@ -1,7 +1,7 @@
 """Reading dumps in each of their forms. The files are made with numpy and safetensors."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import ml_dtypes
@@ -11,11 +11,12 @@ from handmade_suite import STRINGS, counting, expected, suite_fixture  # noqa: F
 from safetensors.numpy import save_file
 
 from tinymistral.golden.checking.candidate import Given, open_candidate
+from tinymistral.golden.checking.naming import nearest
 from tinymistral.golden.checking.npy import read_npy
 from tinymistral.golden.suite import Suite
 
 
-def read(suite: Suite, path: Path, case: str, layout: str = "hf") -> Given:
+def read(suite: Suite, path: Path, case: str, layout: str = "auto") -> Given:
     return open_candidate(path, suite, layout).read(suite.case(case))
 
 
@@ -151,6 +152,136 @@ def test_nothing_at_all_is_an_error(suite: Suite, tmp_path: Path) -> None:
         open_candidate(tmp_path / "ropes.safetensors", suite)
     with pytest.raises(ValueError, match="there is no such file"):
         open_candidate(tmp_path / "nowhere", suite)
+
+
+def test_a_suite_is_no_candidate(suite: Suite) -> None:
+    with pytest.raises(ValueError, match=r"it is a suite, with a manifest\.json; expected as CAND"):
+        open_candidate(suite.folder, suite)
+
+
+def test_a_dump_beside_a_manifest_is_one(suite: Suite, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}", "utf-8")
+    save_file(expected("rope"), tmp_path / "rope.safetensors")
+    assert open_candidate(tmp_path, suite).cases == ["rope"]
+
+
+def test_no_tensor_at_all(suite: Suite, tmp_path: Path) -> None:
+    save_file({}, tmp_path / "rope.safetensors")
+    (tmp_path / "once").mkdir()
+    (tmp_path / "once" / "norm.npz").write_bytes(b"of another kind")
+    for case, name in (("rope", "rope.safetensors"), ("once", "once")):
+        with pytest.raises(ValueError, match=f"{name}: there is no tensor in it"):
+            read(suite, tmp_path, case)
+
+
+def test_a_folder_named_like_a_file(suite: Suite, tmp_path: Path) -> None:
+    write_npy(tmp_path / "rope.safetensors", expected("rope"))
+    with pytest.raises(ValueError, match=r"rope\.safetensors: it is no regular file"):
+        read(suite, tmp_path, "rope")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_caches_that_hold_nothing_are_not_missed(suite: Suite, tmp_path: Path, form: Form) -> None:
+    """A window of 1 leaves nothing to keep: a right program may write so many zeros of it."""
+    name = "calls.0.cache.layers.7.k"
+    arrays = expected("once") | {name: np.zeros((2, 0, 1, 4), np.float32)}
+    assert read(suite, form(tmp_path / "dump", "once", arrays), "once").unknown == {}
+    arrays[name] = np.zeros((2, 1, 1, 4), np.float32)
+    found = read(suite, form(tmp_path / "other", "once", arrays), "once").unknown
+    assert set(found) == {name}
+    assert "cache" in found[name]
+
+
+def test_a_stage_is_not_proposed_for_what_a_cache_holds() -> None:
+    near = ["calls.0.layers.0.k", "layers.0.k"]
+    assert nearest(["calls.0.cache.layers.0.k"], near) == {"calls.0.cache.layers.0.k": ""}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_of_a_token_too_many_is_kept_for_a_diagnosis(
+    suite: Suite, tmp_path: Path, form: Form
+) -> None:
+    given = {"layers.0.q": counting(2, 3, 2, 4), "layers.1.q": counting(2, 4, 2, 4)}
+    given |= {"norm": counting(2, 1, 3), "embedding": counting(2, 3, 4)}
+    found = read(suite, form(tmp_path / "dump", "once", given), "once")
+    assert found.arrays == {}
+    assert len(found.problems) == 4
+    assert set(found.longer) == {"calls.0.layers.0.q", "calls.0.norm"}
+    for name, array in found.longer.items():
+        np.testing.assert_array_equal(array, given[name.removeprefix("calls.0.")])
+
+
+def test_what_is_of_a_token_too_many_and_broken_is_but_one_problem(
+    suite: Suite, tmp_path: Path
+) -> None:
+    write_npy(tmp_path / "once", expected("once") | {"calls.0.norm": counting(2, 3, 3)})
+    path = tmp_path / "once" / "calls.0.norm.npy"
+    path.write_bytes(path.read_bytes()[:-1])
+    found = read(suite, tmp_path, "once")
+    assert (set(found.problems), found.longer) == ({"calls.0.norm"}, {})
+
+
+# What may not be read: these are run by root too, who may read anything
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let no folder of this name be listed."""
+    real = Path.iterdir
+
+    def iterdir(self: Path) -> Iterator[Path]:
+        if self.name == name:
+            raise PermissionError(13, "Permission denied", str(self))
+        return real(self)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+
+
+def test_a_folder_that_may_not_be_read(
+    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forbid(monkeypatch, "dump")
+    (tmp_path / "dump").mkdir()
+    with pytest.raises(ValueError, match=r"dump: this folder cannot be read: Permission denied; "):
+        open_candidate(tmp_path / "dump", suite)
+
+
+def test_the_folder_of_a_case_that_may_not_be_read(
+    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("rope", "ropes"):
+        write_npy(tmp_path / name, expected("rope"))
+        forbid(monkeypatch, name)
+    candidate = open_candidate(tmp_path, suite)
+    assert (candidate.cases, candidate.unknown) == (["rope"], {"ropes": "rope"})
+    with pytest.raises(ValueError, match=r"rope: this folder cannot be read: Permission denied; "):
+        candidate.read(suite.case("rope"))
+
+
+def test_a_folder_in_which_one_may_not_look(
+    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_dir(self: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_dir", is_dir)
+    with pytest.raises(ValueError, match=r"dump: it cannot be read: Permission denied; give "):
+        open_candidate(tmp_path / "dump", suite)
+
+
+def test_a_file_that_may_not_be_read(
+    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.is_file
+
+    def is_file(self: Path) -> bool:
+        if self.name == "out.npy":
+            raise PermissionError(13, "Permission denied", str(self))
+        return real(self)
+
+    write_npy(tmp_path / "rope", expected("rope"))
+    monkeypatch.setattr(Path, "is_file", is_file)
+    problems = read(suite, tmp_path, "rope").problems
+    assert problems == {"out": "it cannot be read: Permission denied"}
 
 
 @pytest.mark.parametrize("case", ["words", "rope"])

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from handmade_suite import changed, compared, expected, part, suite_fixture  # noqa: F401
 
-from tinymistral.golden.checking.verdicts import exit_code
-from tinymistral.golden.suite import Suite
+from tinymistral.golden.checking.candidate import Given
+from tinymistral.golden.checking.comparing import compare_case
+from tinymistral.golden.checking.verdicts import exit_code, verdict_of_all
+from tinymistral.golden.suite import Arrays, Suite
 
 DTYPES = ["float64", "float32", "float16", "bfloat16"]
 
@@ -111,6 +113,49 @@ def test_another_shape_or_kind_of_number(suite: Suite, array: np.ndarray, says: 
     assert result.verdict == "incomparable"
     assert says in result.parts[0].says
     assert exit_code([result]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "says"),
+    [
+        ("sequences", (2, 3), "it holds only what is new: put the prompt before it"),
+        ("sequences", (2, 7), "it is of a token too many"),
+        ("sequences", (2, 5), "it is of a token too few"),
+        ("sequences", (2, 9), "(C being the tokens of the prompt, padding too, then the new ones)"),
+        ("logprobs", (2, 4), "it is 1 new token too many"),
+        ("logprobs", (2, 1), "(N being the new tokens); it is 2 new tokens too few"),
+    ],
+)
+def test_continuations_of_another_length(suite: Suite, name: str, shape: tuple, says: str) -> None:
+    given = {name: np.zeros(shape, np.int64 if name == "sequences" else np.float32)}
+    result = compared(suite, "greedy", given)
+    assert result.verdict == "incomparable"
+    assert says in result.parts[0].says
+
+
+def test_padding_alone_is_nothing_to_compare(suite: Suite) -> None:
+    inputs = {n: x.copy() for n, x in suite.read(suite.case("rope")).inputs.items()}
+    inputs["positions"][:] = -1
+    arrays = Arrays(inputs, suite.read(suite.case("rope")).expected)
+    result = compare_case(suite, suite.case("rope"), expected("rope"), None, arrays)
+    assert (result.verdict, exit_code([result])) == ("incomparable", 2)
+    assert result.problem == "what is given has no numbers, or padding alone"
+
+
+@pytest.mark.parametrize("document", [{}, {"strings": []}, {"strings": [{"text": "a  b"}]}])
+def test_texts_without_an_answer_are_nothing_to_compare(suite: Suite, document: dict) -> None:
+    result = compared(suite, "words", Given(document=document))
+    assert (result.verdict, exit_code([result])) == ("incomparable", 2)
+    assert result.problem == "words.json: there is no answer in it to any of the strings"
+
+
+def test_nothing_compared_is_no_success(suite: Suite) -> None:
+    assert exit_code([]) == exit_code([compared(suite, "rope", {})]) == 2
+    agrees = compared(suite, "rope", expected("rope"))
+    absent = compared(suite, "once", {})
+    bad = compared(suite, "rope", {"out": np.zeros(3, np.float32)})
+    assert (exit_code([agrees, absent]), exit_code([agrees, absent], complete=True)) == (0, 1)
+    assert verdict_of_all([agrees, absent, bad], complete=True) == "incomplete"
 
 
 def test_what_differs_outweighs_what_cannot_be_compared(suite: Suite) -> None:

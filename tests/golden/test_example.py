@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cli_runner import run
 
-from tinymistral.golden.suite import V1
+from tinymistral.golden.suite import V1, read_suite
 
 EXAMPLE = Path(__file__).parents[2] / "walkthrough" / "golden-example" / "mistral.mjs"
 WRONG = "const kvHead = h % K; // wrong on purpose; right is Math.floor(h / (H / K))\n"
@@ -38,6 +38,15 @@ def test_the_example_is_told_what_is_wrong(tmp_path):
     assert "\n  2. " not in out
 
 
+def test_a_suite_that_is_not_there_is_told_in_one_line(tmp_path):
+    (tmp_path / "manifest.json").write_text("no JSON", "utf-8")
+    for folder in (tmp_path / "nowhere", tmp_path):
+        command = ["node", EXAMPLE, folder, tmp_path / "out"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert re.fullmatch(r"mistral\.mjs: .+ is not the manifest of a suite: .+\n", done.stderr)
+
+
 def test_put_right_it_agrees(tmp_path):
     text = EXAMPLE.read_text("utf-8")
     assert text.count(WRONG) == 1
@@ -46,4 +55,7 @@ def test_put_right_it_agrees(tmp_path):
     given = dump(program, tmp_path / "out")
     code, out, err = run("golden", "check", "v1", given)
     assert (code, err) == (0, "")
-    assert "19 OK, 0 differ" in out
+    manifest = read_suite(V1).manifest
+    models = [manifest.models[c.model] for c in manifest.cases.values() if c.kind == "model"]
+    done = sum(model.layout == "hf" and model.dtype != "float16" for model in models)
+    assert f"{done} OK, 0 differ" in out

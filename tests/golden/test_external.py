@@ -128,3 +128,21 @@ def test_another_checkpoint_is_refused(recorded: Path, tmp_path: Path) -> None:
     command = ["golden", "record", "--model", str(other.rename(tmp_path / "gqa")), "--ids", "3"]
     command += ["--ways", "1", "--case", "other", "-o", str(recorded)]
     assert "was recorded from another checkpoint" in refused(*command)
+
+
+def test_of_two_checkpoints_in_a_suite_the_cases_of_one_are_run(
+    recorded: Path, tmp_path: Path
+) -> None:
+    other = copy(tmp_path / "other", {"model.norm.weight": tensors(GQA)["model.norm.weight"] * 2})
+    command = ["golden", "record", "--ids", "3", "--ways", "1", "--stages", "logits"]
+    good(*command, "--model", str(other), "--case", "second", "-o", str(recorded))
+    out = tmp_path / "dump"
+    command = ["golden", "run", "tinymistral", "--suite", str(recorded), "-o", str(out)]
+    for model, written, left in ((GQA, "prompt", "second"), (other, "second", "prompt")):
+        text = good(*command, "--model", str(model))
+        assert text.startswith(f"not run: {left}\n    {model}: not the checkpoint that model ")
+        assert text.endswith(f"1 of 2 cases written to {out}\n")
+        assert (out / f"{written}.safetensors").exists()
+    # Where none would be run it is an error, and one line.
+    error = refused(*command, "--model", str(other), "--case", "prompt")
+    assert "not the checkpoint that model 'gqa'" in error

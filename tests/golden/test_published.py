@@ -139,14 +139,37 @@ def test_prompts_of_the_7b_are_encoded_as_published() -> None:
     [
         ([], "--logits, a .npy file with the logits of ids 1 306 4658"),
         (["--model", str(DEMO), "--logits", "x"], "expected either --model"),
-        (["--model", str(DEMO)], "not in the vocabulary"),
-        (["--logits", __file__], "no array as np.save writes it"),
-        (["--logits", "nowhere.npy"], "no array as np.save writes it"),
+        (["--model", str(DEMO)], "this is not Mistral-7B-v0.1: its vocab_size is 2048, expected"),
+        (["--logits", __file__], "not an array as np.save writes it"),
+        (["--logits", "nowhere.npy"], "there is no such file"),
         (["--model", str(DEMO), "--numbers", str(DEMO / "config.json")], "expected logits"),
     ],
 )
 def test_mistakes(arguments: list[str], says: str) -> None:
     assert says in refused("golden", "published", *arguments)
+
+
+def test_numbers_of_another_model_are_known_by_its_configuration(
+    tmp_path: Path, numbers: dict
+) -> None:
+    known = {"model": "the demo", "config": {"vocab_size": 2048, "rope_theta": 10000}}
+    assert verdicts(good(*write(tmp_path, numbers | known), "--model", str(DEMO)))
+    known["config"] = {"vocab_size": 2048, "rope_theta": 1000000}
+    error = refused(*write(tmp_path, numbers | known), "--model", str(DEMO))
+    assert "this is not the demo: its rope_theta is 10000.0, expected 1000000" in error
+
+
+def test_the_configuration_of_the_7b_is_that_of_its_paper() -> None:
+    """Table 1 of Jiang et al. 2023: dim, n_layers, hidden_dim, n_heads, n_kv_heads, vocab_size."""
+    config = read_published(MISTRAL_7B)["config"]
+    names = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads")
+    assert [config[name] for name in names] == [4096, 32, 14336, 32]
+    assert (config["num_key_value_heads"], config["vocab_size"]) == (8, 32000)
+
+
+def test_the_help_tells_each_exit_code() -> None:
+    text = good("golden", "published", "--help")
+    assert all(f"{code} if" in text for code in (0, 1, 2))
 
 
 def test_logits_of_another_text_are_refused(tmp_path: Path) -> None:

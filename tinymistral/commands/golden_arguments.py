@@ -59,9 +59,10 @@ def add_candidate(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--layout",
-        choices=("hf", "raw"),
-        default="hf",
-        help="raw: the numbers of each head of q, k, q_rotated, k_rotated and cached keys are in "
-        "the order of a raw checkpoint, where rotary embeddings turn 2i and 2i+1 together "
-        "(default: hf, where they turn i and i + d/2)",
+        choices=("auto", "hf", "raw"),
+        default="auto",
+        help="the order of the numbers of each head in q, k, q_rotated, k_rotated and cached keys: "
+        "hf, where rotary embeddings turn i and i + d/2; raw, that of raw checkpoints, where they "
+        "turn 2i and 2i+1 together; auto (default): hf, and of a case whose model is a raw "
+        "checkpoint either, whichever agrees",
     )

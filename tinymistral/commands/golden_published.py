@@ -8,6 +8,7 @@ import numpy as np
 
 from tinymistral.commands.console import interruptible, write
 from tinymistral.commands.opening import open_checkpoint
+from tinymistral.golden.checking.npy import read_npy
 from tinymistral.golden.published_numbers import check_logits, check_model, read_published
 from tinymistral.plugins import one_line
 
@@ -37,9 +38,9 @@ def run(options: argparse.Namespace) -> int:
 def read_logits(options: argparse.Namespace) -> np.ndarray:
     """Read what another program wrote."""
     try:
-        found: np.ndarray = np.load(options.logits, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{options.logits}: no array as np.save writes it: {error}") from None
-    if not isinstance(found, np.ndarray) or found.dtype.kind != "f":
+        found = read_npy(options.logits)
+    except ValueError as error:
+        raise ValueError(f"{options.logits}: {one_line(error, 300)}") from None
+    if found.dtype.kind in "iu":
         raise ValueError(f"{options.logits}: expected an array of floating-point numbers")
     return found

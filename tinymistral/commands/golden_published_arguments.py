@@ -20,7 +20,8 @@ The logits are those of the ids 1 306 4658 278 6593 310 2834 338: their mean at
 each position, and the first 30 at the first, are known to 0.01. --logits holds
 those of any program to that: a .npy file of shape (8, 32000) or (1, 8, 32000).
 
-Exit code: 0 if all agrees; 1 if something differs.
+Exit code: 0 if all agrees; 1 if something differs; 2 if it cannot be compared,
+such as another model, which has other numbers.
 """
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tinymistral.commands.console import Progress, interruptible, write
 from tinymistral.commands.golden_suites import find_suite
-from tinymistral.golden.adapters import Settings, open_adapter
+from tinymistral.golden.adapters import Adapter, CannotRun, Results, Settings, open_adapter
 from tinymistral.golden.dumping import FAILED, WRITTEN, Outcome, dump
 from tinymistral.golden.external import open_external
+from tinymistral.golden.suite import Case, Model, Suite
 from tinymistral.plugins import one_line
 
 
@@ -34,11 +36,9 @@ def run(options: argparse.Namespace) -> int:
     suite = find_suite(options.suite)
     if options.model is not None:
         suite = dataclasses.replace(suite, checkpoint=Path(options.model))
-    for name in {suite.case(case).model for case in options.case or suite.manifest.cases}:
-        if name is not None and suite.manifest.models[name].weights is not None:
-            open_external(suite, suite.manifest.models[name])  # one error, not one a case
+    unavailable = models_elsewhere(suite, options.case or suite.manifest.cases)
     settings = Settings(options.dtype, options.backend, tuple(options.vocabulary), options.program)
-    adapter = open_adapter(options.peer, suite, settings)
+    adapter = leaving_out(unavailable, open_adapter(options.peer, suite, settings))
     progress, outcomes = RunProgress(sys.stderr.isatty()), []
     total = len(options.case) or len(suite.manifest.cases)
     with interruptible():
@@ -52,6 +52,40 @@ def run(options: argparse.Namespace) -> int:
     write(as_text(outcomes, options.out))
     failed = any(outcome.what == FAILED for outcome in outcomes)
     return 0 if not failed and any(outcome.what == WRITTEN for outcome in outcomes) else 2
+
+
+def models_elsewhere(suite: Suite, cases: Iterable[str]) -> dict[str, str]:
+    """Return of which models the checkpoint is not the one that the suite was given, and why.
+
+    Raises ValueError, once and not for each case, if it is none of the models'.
+    """
+    names = sorted({suite.case(case).model or "" for case in cases} - {""})
+    models = [suite.manifest.models[name] for name in names]
+    problems = {model.id: problem(suite, model) for model in models if model.weights is not None}
+    found = {name: says for name, says in problems.items() if says}
+    if found and len(found) == len(problems):
+        raise ValueError(next(iter(found.values())))
+    return found
+
+
+def problem(suite: Suite, model: Model) -> str:
+    """Say why a model whose weights are no part of the suite cannot be opened; "" if it can be."""
+    try:
+        open_external(suite, model)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def leaving_out(models: Mapping[str, str], adapter: Adapter) -> Adapter:
+    """Return an adapter that does not run the cases of these models, and says why."""
+
+    def run(case: Case) -> Results:
+        if case.model is not None and case.model in models:
+            raise CannotRun(models[case.model])
+        return adapter(case)
+
+    return run
 
 
 def as_text(outcomes: list[Outcome], out: Path) -> str:

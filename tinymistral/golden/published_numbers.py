@@ -2,6 +2,8 @@
 
 `published/mistral-7b-v0.1.json` has those of Mistral-7B-v0.1:
 
+    model       its name
+    config      how to know it: fields of config.json
     logits      ids; the mean logit of each position and the first logits of the first position,
                 and a tolerance for both
     greedy      what the likeliest token each time comes to: a prompt, or its ids, each part so many
@@ -39,7 +41,17 @@ def check_model(
     tokenizer: MistralTokenizer,
     long: bool = False,
 ) -> Iterator[Finding]:
-    """Compute what is published by a model; texts past the window only if `long`."""
+    """Compute what is published by a model; texts past the window only if `long`.
+
+    Raises ValueError for a model that it was not published of, by its configuration.
+    """
+    for name, value in numbers.get("config", {}).items():
+        found = getattr(model.config, name, None)
+        if found != value:
+            raise ValueError(
+                f"this is not {numbers.get('model', 'the model')}: its {name} is {found}, "
+                f"expected {value}"
+            )
     ids = numbers["logits"]["ids"]
     yield from check_logits(numbers, model([ids]).logits)
     for text in numbers["greedy"]:
@@ -94,6 +106,7 @@ def read_published(path: Path = MISTRAL_7B) -> dict[str, Any]:
         logits, texts = numbers["logits"], numbers["greedy"]
         fine = all(isinstance(logits[name], list) for name in ("ids", "mean", "first"))
         fine = fine and float(logits["tolerance"]) > 0 and len(logits["mean"]) == len(logits["ids"])
+        fine = fine and isinstance(numbers.get("config", {}), dict)
         fine = fine and all("id" in t and int(t["new"]) > 0 and _has(t) for t in texts)
     except (KeyError, TypeError, ValueError):
         fine = False

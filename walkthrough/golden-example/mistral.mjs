@@ -154,6 +154,15 @@ function forward(id, position, model, caches, show) {
 
 // A suite: models and cases.
 
+function openManifest(path) {
+  try {
+    return JSON.parse(readFileSync(path, "utf8"));
+  } catch (error) {
+    console.error(`mistral.mjs: ${path} is not the manifest of a suite: ${error.message}`);
+    process.exit(2);
+  }
+}
+
 function openModel(folder, { file, config }) {
   return {
     weights: readSafetensors(join(folder, file)),
@@ -199,7 +208,7 @@ if (!out) {
   console.error("usage: node mistral.mjs SUITE OUT");
   process.exit(2);
 }
-const manifest = JSON.parse(readFileSync(join(folder, "manifest.json"), "utf8"));
+const manifest = openManifest(join(folder, "manifest.json"));
 const models = Object.fromEntries(manifest.models.map((model) => [model.id, model]));
 mkdirSync(out, { recursive: true });
 for (const aCase of manifest.cases.filter(({ kind }) => kind === "model")) {

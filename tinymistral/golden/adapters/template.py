@@ -46,12 +46,13 @@ from tinymistral.checkpoint.raw import PARAMS_FILE, SAFETENSORS_FILE
 from tinymistral.checkpoint.reading import SINGLE_FILE, read_file
 from tinymistral.files import read_json
 from tinymistral.golden.adapters import Adapter, CannotRun, Results, Settings
-from tinymistral.golden.checking.candidate import full_name
-from tinymistral.golden.checking.npy import BFLOAT16
+from tinymistral.golden.checking.naming import full_name
+from tinymistral.golden.checking.npy import read_npy
 from tinymistral.golden.checking.texts import ASKED
 from tinymistral.golden.manifest import TEXTS
 from tinymistral.golden.suite import Case, Suite
 from tinymistral.golden.tensor_files import write_arrays
+from tinymistral.plugins import one_line
 
 
 def open_peer(suite: Suite, settings: Settings) -> Adapter:
@@ -129,10 +130,15 @@ def read_results(case: Case, out: Path) -> Results:
     if (out / "results.safetensors").exists():
         found |= {n: np.array(x) for n, x in read_file(out / "results.safetensors").items()}
     for path in sorted(out.glob("*.npy")):
-        array = np.load(path, allow_pickle=False)
-        if array.dtype.str[1:] == "V2":  # how NumPy writes bfloat16, which it does not know
-            array = array.view(BFLOAT16)
-        found[path.name.removesuffix(".npy")] = array
+        found[path.name.removesuffix(".npy")] = read_array(path)
     if not found:
         raise CannotRun("the command wrote no results.safetensors and no .npy files")
     return {full_name(case, name, case.expected or ()): x for name, x in found.items()}
+
+
+def read_array(path: Path) -> np.ndarray:
+    """Read numbers of any shape; ValueError, in one line, for anything else."""
+    try:
+        return read_npy(path)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {one_line(error, 300)}") from None

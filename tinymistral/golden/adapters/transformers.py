@@ -7,7 +7,7 @@ Where it differs from the suite, and why (transformers 5.24):
   run), and but for a cache after padding on the right, which has lost tokens and is left out.
 * A cache for a window of W keeps W - 1 columns, but all where W is 1: `window-1` is not run.
 * A query that sees nothing reads all keys alike, where it should read none: padding of a text,
-  which nobody looks at, and `attention-nothing-visible`, which differs.
+  which nobody looks at, and `attention-nothing-visible`, which is not run.
 * In 16 bits it rounds on the way what the suite's tolerances leave room for: cosines, softmax. In
   float64 its norms, softmax and angles are float32 all the same, and padding is not run: masked
   scores, the lowest number of float64, are -inf to that softmax, and a row of them is NaN.

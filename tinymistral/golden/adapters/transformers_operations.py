@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tinymistral.golden.adapters import CannotRun
 from tinymistral.golden.adapters.torch_arrays import to_numpy
 
 Arrays = dict[str, np.ndarray]
@@ -21,6 +22,8 @@ def run_operation(
     from transformers.activations import ACT2FN
     from transformers.models.mistral import modeling_mistral as mistral
 
+    if name == "attention":
+        check_seen(inputs, parameters["window"])
     x = {
         n: torch.tensor(a).to(dtype) if a.dtype.kind == "f" else torch.tensor(a)
         for n, a in inputs.items()
@@ -42,6 +45,22 @@ def run_operation(
     return {n: to_numpy(tensor) for n, tensor in found.items()}
 
 
+def check_seen(inputs: Mapping[str, np.ndarray], window: int | None) -> None:
+    """Raise CannotRun where a query that is no padding sees nothing."""
+    nothing = ~seen_keys(inputs["q_positions"], inputs["k_positions"], window).any(axis=-1)
+    if (nothing & (inputs["q_positions"] >= 0)).any():
+        raise CannotRun(
+            "a query that sees nothing gets the mean of all values there, and zeros in the suite"
+        )
+
+
+def seen_keys(q_positions: Any, k_positions: Any, window: int | None) -> Any:
+    """Tell which keys each query sees (B, T, S), by positions (B, T) and (B, S), -1 for padding."""
+    distance = q_positions[:, :, None] - k_positions[:, None, :]
+    seen = (k_positions >= 0)[:, None, :] & (distance >= 0)
+    return seen if window is None else seen & (distance < window)
+
+
 def _rope(mistral: Any, x: Any, positions: Any, theta: float) -> Any:
     from transformers import MistralConfig
 
@@ -57,10 +76,7 @@ def _attention(mistral: Any, x: Mapping[str, Any], window: int | None) -> dict[s
     """Attend with a mask made here, by positions: transformers makes masks by columns alone."""
     import torch
 
-    distance = x["q_positions"][:, None, :, None] - x["k_positions"][:, None, None, :]
-    seen = (x["k_positions"] >= 0)[:, None, None, :] & (distance >= 0)
-    if window is not None:
-        seen &= distance < window
+    seen = seen_keys(x["q_positions"], x["k_positions"], window)[:, None]
     q, k, v = (x[name].transpose(1, 2) for name in "qkv")
     mask = torch.zeros(seen.shape, dtype=q.dtype).masked_fill(~seen, torch.finfo(q.dtype).min)
     module = SimpleNamespace(num_key_value_groups=q.shape[1] // k.shape[1], training=False)

@@ -5,16 +5,16 @@
     FOLDER/CASE_ID.json            of tokenizer and chat cases, in the form of the suite's
     FILE.safetensors               all in one file, named CASE_ID/NAME
 
-Where a case has one call, `calls.0.` may be left out. Nothing of a dump is trusted: names are
-matched with those expected, shapes are held against the expected ones before there is room for
-numbers, and no file is read through a link that leads out of the folder.
+Where a case has one call, `calls.0.` may be left out; in which orders numbers may be is told in
+`orders.py`. Nothing of a dump is trusted: names are matched with those expected, shapes are held
+against the expected ones before there is room for numbers, and no file is read through a link that
+leads out of the folder.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,20 @@ import numpy as np
 
 from tinymistral.checkpoint.reading import read_file
 from tinymistral.files import JSON_LIMIT, parse_json, read_bytes
-from tinymistral.golden.checking.npy import AnotherShapeError, read_npy
-from tinymistral.golden.checking.places import axes_of, shape_problem
+from tinymistral.golden.checking import orders
+from tinymistral.golden.checking.folders import files_by_case, is_folder, npy_files
+from tinymistral.golden.checking.naming import full_name, is_of_a_cache, nearest
+from tinymistral.golden.checking.npy import AnotherShapeError, read_npy, shape_of
+from tinymistral.golden.checking.places import axes_of, shape_problem, token_too_many
 from tinymistral.golden.manifest import TEXTS
-from tinymistral.golden.suite import Case, Suite
+from tinymistral.golden.suite import Arrays, Case, Suite
 from tinymistral.plugins import one_line
 
-LOOKED_UP = 10  # unknown names, among the known ones
-_IN_PAIRS = re.compile(
-    r"calls\.\d+\.(layers\.\d+\.(q|k|q_rotated|k_rotated)|cache\.layers\.\d+\.k)"
+MANIFEST = "manifest.json"
+RAW_TAKEN = "queries and keys are taken in the order of a raw checkpoint"
+COLUMNS_TAKEN = (
+    "attention weights are taken to have a column for each token of the input, padding too; the "
+    "suite has those of inputs.calls.N.key_positions"
 )
 
 Tensors = dict[str, np.ndarray]
@@ -42,9 +47,12 @@ class Given:
     """What is given of one case."""
 
     arrays: Tensors = field(default_factory=dict)  # by their expected names
+    longer: Tensors = field(default_factory=dict)  # those of a token too many or too few, as given
     document: Any = None  # of tokenizer and chat cases
     problems: dict[str, str] = field(default_factory=dict)  # expected name -> why it is no array
     unknown: dict[str, str] = field(default_factory=dict)  # name -> the nearest expected one, or ""
+    layout: str = "hf"  # "raw": queries and keys were in the order of a raw checkpoint
+    notes: tuple[str, ...] = ()  # in which other orders it was given, in words
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class Candidate:
 
     path: Path
     suite: Suite
-    layout: str  # "raw": queries and keys of a head are in the order of a raw checkpoint
+    layout: str  # "hf", "raw", or "auto": where the model is a raw checkpoint that which is nearer
     files: Mapping[str, list[Path]]  # case id -> its files, or the folder of them
     arrays: Mapping[str, Tensors]  # case id -> its tensors in a single file
     unknown: Mapping[str, str]  # what is no case -> the nearest case id, or ""
@@ -63,54 +71,106 @@ class Candidate:
         """The ids of the cases that are given, in the order of the suite."""
         return [n for n in self.suite.manifest.cases if n in self.files or n in self.arrays]
 
-    def read(self, case: Case, expected: Tensors | None = None) -> Given:
-        """Read what is given of a case; `expected` spares reading what the suite expects of it.
+    def read(
+        self,
+        case: Case,
+        expected: Tensors | None = None,
+        inputs: Mapping[str, np.ndarray] | None = None,
+    ) -> Given:
+        """Read what is given of a case; `expected` and `inputs` spare reading what the suite has.
 
-        Raises ValueError, in one line, where a file cannot be read at all; what is wrong with one
-        tensor is among the `problems`.
+        Raises ValueError, in one line, where a file cannot be read at all or holds nothing; what
+        is wrong with one tensor is among the `problems`.
         """
         if case.kind in TEXTS:
             return Given(document=self._document(case))
-        expected = self.suite.read(case).expected if expected is None else expected
+        arrays = Arrays(dict(inputs or {}), expected or {})
+        if expected is None or inputs is None:
+            arrays = self.suite.read(case)
         given = Given()
         for given_name, source in self._sources(case):
-            name = full_name(case, given_name, expected)
-            if name not in expected:
-                given.unknown[given_name] = ""
+            name = full_name(case, given_name, arrays.expected)
+            if name not in arrays.expected:
+                if not (is_of_a_cache(case, name) and 0 in self._shape(source)):
+                    given.unknown[given_name] = ""
                 continue
             if name in given.arrays or name in given.problems:
                 raise ValueError(f"{self.path}: {case.id}: {name} is given twice")
-            shape = expected[name].shape
-            try:
-                array = self._array(source, shape)
-                turned = self.layout == "raw" and in_pairs(case, name)
-                given.arrays[name] = halves(array) if turned else array
-            except AnotherShapeError as error:
-                axes = axes_of(case, self.suite.manifest.stages, name, len(shape))
-                given.problems[name] = shape_problem(error.shape, shape, axes)
-            except ValueError as error:
-                given.problems[name] = one_line(error)
-        short = [n.removeprefix("calls.0.") for n in expected] if case.calls == 1 else []
-        given.unknown = nearest(given.unknown, [*short, *expected])
+            self._take(given, case, name, source, arrays)
+        if not (given.arrays or given.problems or given.unknown):
+            raise ValueError(f"{self._where(case)}: there is no tensor in it")
+        short = [n.removeprefix("calls.0.") for n in arrays.expected] if case.calls == 1 else []
+        given.unknown = nearest(given.unknown, [*short, *arrays.expected])
+        self._settle(given, case, arrays)
         return given
+
+    def _take(
+        self,
+        given: Given,
+        case: Case,
+        name: str,
+        source: np.ndarray | Path,
+        arrays: Arrays,
+    ) -> None:
+        """Take a tensor, or note why that cannot be."""
+        shapes = [arrays.expected[name].shape]
+        columns = orders.all_columns(case, arrays.inputs, name)
+        if columns is not None and len(shapes[0]) == 4:
+            shapes.append((*shapes[0][:3], columns.shape[1]))
+        try:
+            given.arrays[name] = self._array(source, *shapes)
+        except AnotherShapeError as error:
+            axes = axes_of(case, self.suite.manifest.stages, name, len(shapes[0]))
+            given.problems[name] = shape_problem(case, name, axes, error.shape, shapes[0])
+            if token_too_many(axes, error.shape, shapes[0]):
+                with suppress(ValueError):
+                    given.longer[name] = self._array(source, error.shape)
+        except ValueError as error:
+            given.problems[name] = one_line(error)
+
+    def _array(self, source: np.ndarray | Path, *shapes: tuple[int, ...]) -> np.ndarray:
+        if isinstance(source, Path):
+            return read_npy(self._inside(source), *shapes)
+        if source.shape not in shapes:
+            raise AnotherShapeError(source.shape)
+        return source
+
+    def _settle(self, given: Given, case: Case, arrays: Arrays) -> None:
+        """Bring what is given into the orders of the suite."""
+        model = self.suite.manifest.models.get(case.model or "")
+        if self.layout == "auto" and model is not None and model.layout == "raw":
+            given.layout = "raw" if orders.is_raw(case, arrays, given.arrays) else "hf"
+        elif self.layout == "raw" and case.kind == "model":
+            given.layout = "raw"
+        if given.layout == "raw":
+            given.arrays = orders.all_in_halves(case, given.arrays)
+            given.longer = orders.all_in_halves(case, given.longer)
+            given.notes += (RAW_TAKEN,) if self.layout == "auto" else ()
+        given.arrays, brought = orders.by_key(case, arrays, given.arrays)
+        given.notes += (COLUMNS_TAKEN,) if brought else ()
 
     def _sources(self, case: Case) -> list[tuple[str, np.ndarray | Path]]:
         sources: list[tuple[str, np.ndarray | Path]] = [*self.arrays.get(case.id, {}).items()]
         for path in self.files.get(case.id, ()):
-            if path.is_dir():
-                sources += [(file.name.removesuffix(".npy"), file) for file in _npy_files(path)]
-            elif path.suffix == ".safetensors":
+            if path.suffix == ".safetensors":
                 sources += read_file(self._inside(path)).items()
+            elif path.is_dir():
+                sources += [(file.name.removesuffix(".npy"), file) for file in npy_files(path)]
             else:
                 raise ValueError(f"{path}: expected the numbers of {case.id} in safetensors or npy")
         return sources
 
-    def _array(self, source: np.ndarray | Path, shape: tuple[int, ...]) -> np.ndarray:
-        if isinstance(source, Path):
-            return read_npy(self._inside(source), shape)
-        if source.shape != shape:
-            raise AnotherShapeError(source.shape)
-        return source
+    def _where(self, case: Case) -> str:
+        return ", ".join(map(str, self.files.get(case.id, [self.path])))
+
+    def _shape(self, source: np.ndarray | Path) -> tuple[int, ...]:
+        """Return the shape of a tensor; () where it cannot be read."""
+        if not isinstance(source, Path):
+            return source.shape
+        try:
+            return shape_of(self._inside(source))
+        except ValueError:
+            return ()
 
     def _document(self, case: Case) -> Any:
         paths = [path for path in self.files.get(case.id, ()) if path.suffix == ".json"]
@@ -124,22 +184,27 @@ class Candidate:
 
     def _inside(self, path: Path) -> Path:
         """Return the path; ValueError if it is a link that leads out of the folder."""
-        if path != self.path and not path.resolve().is_relative_to(self.path.resolve()):
+        try:
+            inside = path == self.path or path.resolve().is_relative_to(self.path.resolve())
+        except (OSError, RuntimeError):  # such as a link to itself
+            raise ValueError(f"{path}: it is a link that leads nowhere") from None
+        if not inside:
             raise ValueError(f"{path}: it is a link out of the folder; copy the file into it")
         return path
 
 
-def open_candidate(path: str | Path, suite: Suite, layout: str = "hf") -> Candidate:
+def open_candidate(path: str | Path, suite: Suite, layout: str = "auto") -> Candidate:
     """Find what a dump holds; ValueError if nothing of it belongs to the suite."""
     path, cases = Path(path), suite.manifest.cases
     files: dict[str, list[Path]] = {}
     arrays: dict[str, Tensors] = {}
-    if path.is_dir():
-        for file in sorted(path.iterdir()):
-            if file.suffix in (".safetensors", ".json"):
-                files.setdefault(file.stem, []).append(file)
-            elif file.is_dir() and _npy_files(file):
-                files.setdefault(file.name, []).append(file)
+    if is_folder(path):
+        files = files_by_case(path, cases)
+        if not any(name in cases for name in files) and (path / MANIFEST).is_file():
+            raise ValueError(
+                f"{path}: it is a suite, with a {MANIFEST}; expected as CANDIDATE the folder that "
+                "your program wrote its results to"
+            )
     elif path.stem in cases:
         files[path.stem] = [path]
     else:
@@ -153,10 +218,6 @@ def open_candidate(path: str | Path, suite: Suite, layout: str = "hf") -> Candid
     return candidate
 
 
-def _npy_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.npy"))
-
-
 def _nothing(unknown: Mapping[str, str], example: str) -> str:
     """Say that nothing is given, and what might be."""
     text = "nothing there is of any case"
@@ -167,35 +228,3 @@ def _nothing(unknown: Mapping[str, str], example: str) -> str:
         f"{text}; expected a folder with {example}.safetensors or {example}/NAME.npy, or a "
         f".safetensors file with tensors {example}/NAME; `tinymistral golden list` lists the cases"
     )
-
-
-def full_name(case: Case, name: str, expected: Iterable[str]) -> str:
-    """Return the expected name that a given one stands for; itself if it stands for none."""
-    full = f"calls.0.{name}"
-    return full if case.kind == "model" and case.calls == 1 and full in expected else name
-
-
-def in_pairs(case: Case, name: str) -> bool:
-    """Tell whether the numbers of an expected tensor are ordered otherwise in layout raw."""
-    return case.kind == "model" and _IN_PAIRS.fullmatch(name) is not None
-
-
-def halves(x: np.ndarray) -> np.ndarray:
-    """Bring the numbers of each head (..., d) from the order of a raw checkpoint into halves.
-
-    Rotary embeddings turn 2i and 2i+1 together there, i and i + d/2 here.
-    """
-    pairs = x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2)
-    return pairs.swapaxes(-1, -2).reshape(x.shape)
-
-
-def nearest(unknown: Iterable[str], known: Iterable[str]) -> dict[str, str]:
-    """Return for each unknown name the known one that it resembles, or ""; for the first few."""
-    known, found = list(known), {}
-    without_call = {name.split(".", 2)[-1]: name for name in reversed(known)}
-    for n, name in enumerate(unknown):
-        close = [without_call.get(name, "")]
-        if not close[0] and n < LOOKED_UP:
-            close = difflib.get_close_matches(name[:120], known, 1)
-        found[name] = close[0] if close else ""
-    return found

@@ -49,7 +49,7 @@ def own_dtype(arrays: Iterable[np.ndarray]) -> str:
 
 def compare_tensor(tensor: Tensor, got: np.ndarray, how: Expected, dtype: str) -> Part:
     """Compare numbers with those expected, by the tolerance of a dtype, or exactly."""
-    problem = shape_problem(got.shape, tensor.numbers.shape, tensor.axes)
+    problem = shape_problem(tensor.case, tensor.name, tensor.axes, got.shape, tensor.numbers.shape)
     integers = got.dtype.kind in "iu"
     if not problem and how.exact != integers:
         problem = f"it holds {got.dtype}, expected {'integers' if how.exact else 'floating point'}"
@@ -61,11 +61,14 @@ def compare_tensor(tensor: Tensor, got: np.ndarray, how: Expected, dtype: str) -
 
 
 def errors_of(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Return how far numbers are from those expected; what is not finite, infinitely far."""
+    """Return how far numbers are from those expected.
+
+    What is not finite is right where the same is expected, and infinitely far elsewhere.
+    """
     with np.errstate(all="ignore"):
         wide = got.astype(np.float64)
         errors = np.abs(wide - expected)
-    errors[wide == expected] = 0  # infinity, where it is expected
+    errors[(wide == expected) | (np.isnan(wide) & np.isnan(expected))] = 0
     errors[~np.isfinite(errors)] = np.inf
     return errors
 

@@ -11,8 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from tinymistral.golden.checking.candidate import Candidate, Given, halves, in_pairs
+from tinymistral.golden.checking.candidate import Candidate, Given
 from tinymistral.golden.checking.closeness import Tensor, compare_tensor, differences, own_dtype
+from tinymistral.golden.checking.orders import all_columns, halves, in_pairs, pairs
 from tinymistral.golden.checking.places import axes_of, in_order
 from tinymistral.golden.checking.texts import compare_texts
 from tinymistral.golden.checking.verdicts import AGREES, DIFFERS, INCOMPARABLE, Compared, Part
@@ -23,16 +24,20 @@ from tinymistral.plugins import one_line
 
 
 def check(
-    suite: Suite, candidate: Candidate, only: Sequence[str] = (), dtype: str | None = None
+    suite: Suite,
+    candidate: Candidate,
+    only: Sequence[str] = (),
+    dtype: str | None = None,
+    complete: bool = False,
 ) -> Iterator[Compared]:
     """Compare a candidate with the cases of a suite, or with `only` these, one after the other.
 
     `dtype` says whose tolerances count: float32 (which float64 is taken for), float16 or bfloat16;
     without it they are those of the dtype that each tensor is in. Raises ValueError for a case that
-    is not there.
+    is not there, unless it is to be told of as absent: `complete`.
     """
     for name in only:
-        if suite.case(name).id not in candidate.cases:
+        if suite.case(name).id not in candidate.cases and not complete:
             there = one_line(", ".join(candidate.cases), 400)
             raise ValueError(f"{candidate.path}: nothing there is of case {name}, but of {there}")
     for case in suite.manifest.cases.values():
@@ -43,7 +48,11 @@ def check(
             continue
         arrays = None if case.kind in TEXTS else suite.read(case)
         try:
-            given = candidate.read(case, arrays.expected if arrays else None)
+            given = (
+                candidate.read(case, arrays.expected, arrays.inputs)
+                if arrays
+                else candidate.read(case)
+            )
         except ValueError as error:
             yield Compared(case, names=tuple(case.expected or ()), problem=one_line(error, 500))
             continue
@@ -83,11 +92,19 @@ def compare_case(
             by = "float32" if by == "float64" else by
             part = compare_tensor(tensor, got, expected[name], by)
             if part.verdict == DIFFERS and in_pairs(case, name):
-                turned = compare_tensor(tensor, halves(got), expected[name], by)
-                if turned.verdict == AGREES:
-                    part = replace(part, says="it agrees in the order of --layout raw")
+                raw = given.layout == "raw"
+                other = pairs(got) if raw else halves(got)
+                if compare_tensor(tensor, other, expected[name], by).verdict == AGREES:
+                    layout = "hf" if raw else "raw"
+                    part = replace(part, says=f"it agrees in the order of --layout {layout}")
+            if part.verdict == DIFFERS and all_columns(case, arrays.inputs, name) is not None:
+                part = replace(part, says="its columns are inputs.calls.N.key_positions")
             parts.append(part)
-    return Compared(case, tuple(parts), tuple(names), given.unknown)
+    seen = any(part.counted or part.verdict == INCOMPARABLE for part in parts)
+    problem = "" if seen or not parts else "what is given has no numbers, or padding alone"
+    return Compared(
+        case, tuple(parts), tuple(names), given.unknown, problem, given.layout, given.notes
+    )
 
 
 def what_counts(

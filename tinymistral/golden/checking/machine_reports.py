@@ -13,19 +13,29 @@ from xml.etree import ElementTree
 
 from tinymistral.files import whole_file
 from tinymistral.golden.checking.reporting import details, headline
-from tinymistral.golden.checking.verdicts import ABSENT, DIFFERS, INCOMPARABLE, Compared, exit_code
+from tinymistral.golden.checking.verdicts import (
+    ABSENT,
+    DIFFERS,
+    INCOMPARABLE,
+    Compared,
+    verdict_of_all,
+)
 
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def as_json(
-    suite: str, candidate: str, results: Sequence[Compared], unknown: Mapping[str, str]
+    suite: str,
+    candidate: str,
+    results: Sequence[Compared],
+    unknown: Mapping[str, str],
+    complete: bool = False,
 ) -> str:
     """Return all there is to know as one JSON object on one line; null where a number is none."""
     fields = {
         "suite": suite,
         "candidate": candidate,
-        "verdict": ("agrees", "differs", "incomparable")[exit_code(results)],
+        "verdict": verdict_of_all(results, complete),
         "unknown": dict(unknown),
         "cases": [_case(result) for result in results],
     }
@@ -42,6 +52,8 @@ def _case(result: Compared) -> dict[str, Any]:
         "expected": len(result.names),
         "problem": result.problem or None,
         "unknown": dict(result.unknown),
+        "layout": result.layout,
+        "notes": result.notes,
         "parts": [asdict(part) | {"worst": part.worst} for part in result.parts],
     }
 
@@ -54,23 +66,29 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_junit(path: Path, suite: str, results: Sequence[Compared]) -> None:
-    """Write a test case for each case, whole or not at all; ValueError if that cannot be."""
-    verdicts = [result.verdict for result in results]
+def write_junit(
+    path: Path, suite: str, results: Sequence[Compared], complete: bool = False
+) -> None:
+    """Write a test case for each case, whole or not at all; ValueError if that cannot be.
+
+    What is absent is skipped, or has failed where all has to be there: `complete`.
+    """
+    if not path.name:
+        raise ValueError(f"{path}: expected the name of a file for the report in JUnit's XML")
+    missing = DIFFERS if complete else ABSENT
+    verdicts = [missing if r.verdict == ABSENT else r.verdict for r in results]
     root = ElementTree.Element("testsuites")
     counts = {"failures": DIFFERS, "errors": INCOMPARABLE, "skipped": ABSENT}
     attributes = {name: str(verdicts.count(verdict)) for name, verdict in counts.items()}
     attributes |= {"name": f"tinymistral golden {suite}", "tests": str(len(results))}
     group = ElementTree.SubElement(root, "testsuite", attributes)
     tags = {DIFFERS: "failure", INCOMPARABLE: "error", ABSENT: "skipped"}
-    for result in results:
+    for result, verdict in zip(results, verdicts, strict=True):
         name = {"classname": f"golden.{suite}", "name": result.case.id}
         case = ElementTree.SubElement(group, "testcase", name)
-        if result.verdict in tags:
+        if verdict in tags:
             message = "nothing of it is given" if result.verdict == ABSENT else headline(result)
-            element = ElementTree.SubElement(
-                case, tags[result.verdict], {"message": legible(message)}
-            )
+            element = ElementTree.SubElement(case, tags[verdict], {"message": legible(message)})
             element.text = legible("\n".join(details(result)))
     ElementTree.indent(root)
     content = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)

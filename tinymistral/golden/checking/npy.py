@@ -42,27 +42,38 @@ class AnotherShapeError(ValueError):
         self.shape = shape
 
 
-def read_npy(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Read numbers of this shape; AnotherShapeError, or another ValueError.
+def read_npy(path: Path, *shapes: tuple[int, ...]) -> np.ndarray:
+    """Read numbers of one of these shapes, or of any; AnotherShapeError, or another ValueError.
 
     bfloat16, which the format does not know, is what NumPy writes of it: two bytes of anything.
     """
-    check_is_file(path)
     try:
+        check_is_file(path)
         with path.open("rb") as file:
             beginning = io.BytesIO(file.read(BEGINNING))
             found, fortran, dtype = _header(beginning)
-            if found != shape:
+            if shapes and found not in shapes:
                 raise AnotherShapeError(found)
-            size = beginning.tell() + math.prod(shape) * dtype.itemsize
+            size = beginning.tell() + math.prod(found) * dtype.itemsize
             length = path.stat().st_size
             if length != size:
                 raise ValueError(f"it is {length} bytes long, its header calls for {size}")
             file.seek(beginning.tell())
-            flat = np.fromfile(file, dtype, math.prod(shape))
+            flat = np.fromfile(file, dtype, math.prod(found))
+        return flat.reshape(found, order="F" if fortran else "C")
     except OSError as error:
         raise ValueError(f"it cannot be read: {error.strerror}") from None
-    return flat.reshape(shape, order="F" if fortran else "C")
+    except MemoryError:
+        raise ValueError(f"its {size} bytes are more than there is memory for") from None
+
+
+def shape_of(path: Path) -> tuple[int, ...]:
+    """Return the shape that a file's header claims; ValueError."""
+    try:
+        read_npy(path, (-1,))  # no array has it
+    except AnotherShapeError as error:
+        return error.shape
+    raise AssertionError
 
 
 def _header(beginning: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -78,6 +89,8 @@ def _header(beginning: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     except _HEADER_ERRORS as error:
         reason = one_line(error, 200) or type(error).__name__
         raise ValueError(f"it is not an array as np.save writes it: {reason}") from None
+    if min(shape, default=0) < 0:
+        raise ValueError(f"its shape is {one_line(shape, 80)}")
     if dtype.hasobject:
         raise ValueError("it holds Python objects; save an array of numbers")
     if dtype.str[1:] == "V2":

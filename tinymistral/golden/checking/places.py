@@ -133,16 +133,54 @@ def ranges(numbers: list[int], most: int = 4) -> str:
     return ", ".join(texts) + (" and others" if len(runs) > most else "")
 
 
-def shape_problem(found: tuple[int, ...], wanted: tuple[int, ...], axes: Iterable[str]) -> str:
-    """Say what is wrong with a shape; "" if it is the right one."""
+def shape_problem(
+    case: Case,
+    name: str,
+    axes: tuple[str, ...],
+    found: tuple[int, ...],
+    wanted: tuple[int, ...],
+) -> str:
+    """Say what is wrong with the shape of an expected tensor; "" if it is the right one."""
     if found == wanted:
         return ""
     letters = " ".join(axes)
     text = f"its shape is {one_line(found, 80)}, expected {wanted}"
     if letters.strip("? "):
         text += f", which is {letters}"
-    if sorted(found) == sorted(wanted):
+        text += "".join(f" ({axis} {meaning})" for axis, meaning in meanings(case, name, axes))
+    new = (case.parameters or {}).get("max_new_tokens") if "C" in axes else None
+    if new is not None and found == (wanted[0], new):
+        text += "; it holds only what is new: put the prompt before it"
+    elif sorted(found) == sorted(wanted):
         text += "; its axes are in another order"
     elif math.prod(found) == math.prod(wanted):
         text += "; reshape it"
+    elif step := token_too_many(axes, found, wanted):
+        much = "many" if step > 0 else "few"
+        text += f"; it is of a token too {much}, and `golden diagnose` tells of which"
+    elif "N" in axes and len(found) == 2 and found[0] == wanted[0]:
+        step = found[1] - wanted[1]
+        much = f"new token{'s' * (abs(step) > 1)} too {'many' if step > 0 else 'few'}"
+        text += f"; it is {abs(step)} {much}"
     return text
+
+
+def token_too_many(axes: tuple[str, ...], found: tuple[int, ...], wanted: tuple[int, ...]) -> int:
+    """Return 1 if a shape is that of a text with a token too many, -1 of one too few, else 0."""
+    if len(found) != len(wanted) or found == wanted:
+        return 0
+    steps = {a: n - m for a, n, m in zip(axes, found, wanted, strict=True) if n != m}
+    values = set(steps.values())
+    return values.pop() if set(steps) <= {"T", "S", "C"} and values in ({1}, {-1}) else 0
+
+
+def meanings(case: Case, name: str, axes: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Return the letters of axes that no glossary explains, and what they mean in a case."""
+    call = f"inputs.calls.{name.split('.')[1]}" if case.kind == "model" else ""
+    known = {
+        "C": "being the tokens of the prompt, padding too, then the new ones",
+        "N": "being the new tokens",
+        "S": f"being those of {call}.key_positions",
+        "P": f"being those of {call}.cache_positions",
+    }
+    return [(axis, known[axis]) for axis in axes if axis in known and (call or axis in "CN")]

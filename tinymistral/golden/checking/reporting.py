@@ -60,7 +60,8 @@ def headline(result: Compared) -> str:
     if result.verdict == INCOMPARABLE:
         return "CANNOT BE COMPARED"
     unproven = any(part.verdict == UNPROVEN for part in result.parts)
-    return "OK, as far as can be told" if unproven else "OK"
+    layout = ", in layout raw" if result.layout == "raw" else ""
+    return f"OK{', as far as can be told' if unproven else layout}"
 
 
 def amount(result: Compared) -> str:
@@ -88,6 +89,7 @@ def details(result: Compared) -> Iterator[str]:
     if len(incomparable) > FIRST_FEW:
         yield f"cannot be compared: {len(incomparable) - FIRST_FEW} more, see --verbose"
     yield from strangers(result.unknown, "name")
+    yield from result.notes
     for part in result.parts:
         if part.verdict == UNPROVEN:
             yield f"{part.name} is another one from {part.where} on: {part.says}"
@@ -175,6 +177,12 @@ def strangers(unknown: Mapping[str, str], what: str) -> Iterator[str]:
         yield f"not compared: there is no {what} {one_line(name, 120)!r}{amount}{hint}"
     if len(groups) > FIRST_FEW:
         yield f"not compared: {len(groups) - FIRST_FEW} more"
+
+
+def not_given(results: Iterable[Compared]) -> str:
+    """Name the cases of which nothing is given, on one line; "" if there is none."""
+    names = [result.case.id for result in results if result.verdict == ABSENT]
+    return f"--complete: {len(names)} are missing: {', '.join(names)}" if names else ""
 
 
 def summary(results: Sequence[Compared]) -> str:

@@ -50,8 +50,12 @@ def compare_texts(case: Case, document: Mapping[str, Any], given: Any) -> Compar
             ]
         for entry in others[:UNKNOWN_MOST]:
             unknown[f"{asked} {shown(entry[asked])}"] = ""
+    if not problem and not parts:
+        asked = " or ".join(kind for kind in ASKED if kind in document)
+        problem = f"there is no answer in it to any of the {asked}"
     if problem:
-        return Compared(case, names=tuple(names), problem=f"{case.id}.json: {problem}")
+        problem = f"{case.id}.json: {problem}"
+        return Compared(case, names=tuple(names), unknown=unknown, problem=problem)
     return Compared(case, tuple(parts), tuple(names), unknown)
 
 

@@ -12,6 +12,7 @@ from tinymistral.golden.manifest import Case
 AGREES, DIFFERS, INCOMPARABLE = "agrees", "differs", "incomparable"
 UNPROVEN = "unproven"  # other tokens, in a dtype whose rounding may be the cause
 ABSENT = "absent"  # nothing is given
+INCOMPLETE = "incomplete"  # of all cases: some are absent that have to be there
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Compared:
     names: tuple[str, ...] = ()  # of all that are expected, in that order
     unknown: Mapping[str, str] = field(default_factory=dict)  # name -> the nearest one, or ""
     problem: str = ""  # why nothing of it can be compared
+    layout: str = "hf"  # "raw": its queries and keys are taken in the order of a raw checkpoint
+    notes: tuple[str, ...] = ()  # how else than as expected it is taken
 
     @property
     def verdict(self) -> str:
@@ -90,10 +93,26 @@ class Compared:
         return tuple(dtype for dtype in first if all(dtype in fits for fits in everything))
 
 
-def exit_code(results: Iterable[Compared]) -> int:
-    """0 if all agrees, 1 if something differs, 2 if something given could not be compared."""
+def verdict_of_all(results: Iterable[Compared], complete: bool = False) -> str:
+    """AGREES if all that is given does, DIFFERS if anything does; INCOMPLETE where all has to be.
+
+    INCOMPARABLE if something given cannot be compared, or nothing is given.
+    """
     verdicts = {result.verdict for result in results}
-    return 1 if DIFFERS in verdicts else 2 if INCOMPARABLE in verdicts else 0
+    if DIFFERS in verdicts:
+        return DIFFERS
+    if complete and ABSENT in verdicts:
+        return INCOMPLETE
+    return INCOMPARABLE if INCOMPARABLE in verdicts or AGREES not in verdicts else AGREES
+
+
+def exit_code(results: Iterable[Compared], complete: bool = False) -> int:
+    """0 if all agrees, 1 if something differs or is missing, 2 if nothing does, but more unknown.
+
+    See `verdict_of_all`.
+    """
+    codes = {AGREES: 0, DIFFERS: 1, INCOMPLETE: 1, INCOMPARABLE: 2}
+    return codes[verdict_of_all(results, complete)]
 
 
 def finite(x: float) -> float | None:
