@@ -1,10 +1,11 @@
 """Candidates that make a known mistake, and round elsewhere than the reference does.
 
-What each operation gives is off by up to half a roundoff more than it has to be, so that no
-candidate is bit by bit what a suspect computes.
+Of each operation that the mistake leaves alone some steps are rounded, and some formulas are
+others, so that no candidate is bit by bit what a suspect computes. Angles are made in float32, as
+most programs make them, where float32 can count the positions.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -12,39 +13,27 @@ from tinymistral.golden.checking.comparing import compare_case
 from tinymistral.golden.diagnosing.evidence import Evidence
 from tinymistral.golden.diagnosing.predicting import Predictions, backend_of
 from tinymistral.golden.diagnosing.suspects import Suspect
-from tinymistral.golden.diagnosing.suspects.knowing import Knowing
-from tinymistral.golden.making.tolerances import UNIT
+from tinymistral.golden.making.elsewhere import Elsewhere
 from tinymistral.golden.suite import Case
 
 FORWARD = ("operation", "model", "generate")
 
 
-def rounded_again(name: str) -> Callable[..., np.ndarray]:
-    def method(self: "Noise", *arguments: object, **named: object) -> np.ndarray:
-        x = getattr(super(Noise, self), name)(*arguments, **named)
-        unit = UNIT[self.dtype] / 2
-        noise = self.random.uniform(-unit, unit, x.shape)
-        return (x.astype(np.float64) * (1 + noise)).astype(x.dtype)
-
-    return method
-
-
-class Noise(Knowing):
-    """Each result is off by up to half a roundoff more."""
+class Own(Elsewhere):
+    """A right program of somebody's own."""
 
     def __init__(self, dtype: str | None = None):
-        super().__init__(dtype)
-        self.random = np.random.default_rng(1)
+        choices = ("normed", "silu", "cosines", "queries", "exps", "halves", "reciprocals")
+        super().__init__(dtype or "float32", choices=choices)
 
-    linear = rounded_again("linear")
-    rms_norm = rounded_again("rms_norm")
-    rope = rounded_again("rope")
-    attention = rounded_again("attention")
-    attention_weights = rounded_again("attention_weights")
-    silu_mul = rounded_again("silu_mul")
+    def rope_table(
+        self, positions: np.ndarray, theta: float, d: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        self._angles = np.dtype(np.float32 if positions.max(initial=0) < 2**24 else np.float64)
+        return super().rope_table(positions, theta, d)
 
 
-NOISE = Suspect("noise", "", "", backends=(Noise,))
+OWN = Suspect("own", "", "", backends=(Own,))
 
 
 def cases_of(predictions: Predictions) -> Iterator[Case]:
@@ -58,8 +47,8 @@ def candidate(
     predictions: Predictions, suspect: Suspect, dtype: str, logits: bool = False
 ) -> list[Evidence]:
     """What a program in `dtype` that makes the mistake gives of v1: all stages, or logits alone."""
-    planted = NOISE & suspect
-    assert Noise in backend_of(planted.backends).__mro__[:2]
+    planted = suspect & OWN
+    assert issubclass(backend_of(planted.backends), Own)
     found = []
     for case in cases_of(predictions):
         results = predictions.of(planted, case, dtype)

@@ -9,13 +9,18 @@ import numpy as np
 import pytest
 from cli_runner import V1, good, refused, run
 
+from tinymistral import DEMO
 from tinymistral.golden.checking.texts import compare_texts
 from tinymistral.golden.diagnosing.diagnosis import diagnose
 from tinymistral.golden.diagnosing.evidence_of_texts import TextEvidence
 from tinymistral.golden.diagnosing.predicting import Predictions
 from tinymistral.golden.diagnosing.suspects import FORWARD, SAMPLING, TEXTS
+from tinymistral.golden.making.calls import inputs_of
+from tinymistral.golden.running import run_case
 from tinymistral.golden.suite import read_suite
 from tinymistral.golden.tensor_files import write_arrays
+from tinymistral.golden.weights import read_model
+from tinymistral.numpy_backend import NumpyBackend
 from tinymistral.tokenizer import MistralTokenizer
 
 SUITE = read_suite()
@@ -146,13 +151,13 @@ def test_only_the_cases_that_are_asked_for_are_looked_at(tmp_path: Path) -> None
 
 
 def test_what_cannot_be_compared_is_told(tmp_path: Path) -> None:
-    short = {"calls.0.logits": np.zeros((2, 6, 37), dtype=np.float32)}
+    short = {"calls.0.logits": np.zeros((2, 4, 37), dtype=np.float32)}
     write_arrays(tmp_path / "plain.safetensors", short)
     assert "nothing can be compared" in refused("golden", "diagnose", "v1", str(tmp_path))
     truth(tmp_path, ("rms-norm",))
     code, out, _ = run("golden", "diagnose", "v1", str(tmp_path))
     assert code == 2
-    assert "not compared: plain: calls.0.logits: its shape is (2, 6, 37)" in out
+    assert "not compared: plain: calls.0.logits: its shape is (2, 4, 37)" in out
 
 
 # sampling, texts and conversations
@@ -200,6 +205,73 @@ def test_spaces_of_the_hub_are_told_with_the_vocabulary(tmp_path: Path) -> None:
     code, out, _ = run("golden", "diagnose", "v1", str(tmp_path))
     assert code == 1
     assert out.endswith("--vocabulary FILE, the path of tokenizer.model.v1\n")
+
+
+def test_spaces_of_the_hub_are_told_without_a_vocabulary_where_it_comes_along(
+    tmp_path: Path,
+) -> None:
+    tokenizer = MistralTokenizer(DEMO / "tokenizer.model")
+
+    def ids(entry: dict[str, Any]) -> list[int] | None:
+        if entry["messages"][0]["role"] == "system":
+            return None
+        return tokenizer.apply_chat_template(entry["messages"], format="hf")
+
+    written(tmp_path, "chat-demo", ids, "conversations")
+    (diagnosis,) = diagnosed(str(tmp_path))
+    assert names(diagnosis) == ["hf-spaces"]
+
+
+# results of a text of another length
+
+BOS = 1
+
+
+def computed(folder: Path, case_id: str, ids: np.ndarray, last: str = "") -> Path:
+    """Write what a right program computes of other ids than those of a case's only call."""
+    case, model = SUITE.case(case_id), SUITE.case(case_id).model
+    T = ids.shape[1]
+    positions = np.broadcast_to(np.arange(T, dtype=np.int64), ids.shape)
+    config, _ = read_model(SUITE, str(model))
+    inputs = inputs_of(ids, positions, [T], config.sliding_window)
+    results = run_case(SUITE, case, NumpyBackend("float32"), inputs=inputs)
+    results = {n: x for n, x in results.items() if n.endswith(last)}
+    write_arrays(folder / f"{case_id}.safetensors", results)
+    return folder
+
+
+@pytest.mark.parametrize("last", ["", "logits"])
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("begun-with-bos", lambda ids: np.insert(ids, 0, BOS, axis=1)),
+        ("first-token-twice", lambda ids: np.concatenate([ids[:, :1], ids], axis=1)),
+        ("first-token-missing", lambda ids: ids[:, 1:]),
+        ("last-token-missing", lambda ids: ids[:, :-1]),
+        ("ended-with-eos", lambda ids: np.insert(ids, ids.shape[1], 2, axis=1)),
+    ],
+)
+def test_a_token_too_many_or_too_few_is_named(
+    tmp_path: Path, name: str, change: Callable[[np.ndarray], np.ndarray], last: str
+) -> None:
+    """Though nothing has the shape that is expected."""
+    for case in ("plain", "window-at-once"):
+        ids = SUITE.read(SUITE.case(case)).inputs["calls.0.input_ids"]
+        computed(tmp_path, case, change(ids), last)
+    (diagnosis,) = diagnosed(str(tmp_path))
+    assert names(diagnosis) == [name]
+    code, out, _ = run("golden", "check", "v1", str(tmp_path))
+    assert code == (2 if last else 1)  # what is cached has the shape that is expected
+    assert f"it is of a token too {'few' if 'missing' in name else 'many'}" in out
+
+
+def test_another_token_too_many_is_said_to_be_unknown(tmp_path: Path) -> None:
+    ids = SUITE.read(SUITE.case("plain")).inputs["calls.0.input_ids"]
+    computed(tmp_path, "plain", np.insert(ids, 3, 7, axis=1), "logits")
+    (diagnosis,) = diagnosed(str(tmp_path))
+    assert diagnosis["explanations"] == []
+    out = run("golden", "diagnose", "v1", str(tmp_path)).out
+    assert "What differs first is calls.0.logits, in case plain: it is of a token too many." in out
 
 
 VOCABULARIES = [V1, *V1.parent.glob("mistral_instruct_tokenizer_*.model.v[23]")]

@@ -43,6 +43,14 @@ TOLD_OF = {
     "tied head forgotten": "tied-head-forgotten",
     "pad rows seen": "mask-ignored",
     "doubled BOS": "first-token-twice",
+    "BOS missing": "first-token-missing",
+    "BOS added to ids": "begun-with-bos",
+    "EOS after a prompt": "ended-with-eos",
+    "windows of 32 bits": "window-in-32-bits",
+    "positions of 32 bits": "positions-in-32-bits",
+    "positions in float32": "rope-positions-in-float32",
+    "NaN in empty slots": "zero-times-nan",
+    "weights in 16 bits though all else is in float32": "weights-rounded-to-bfloat16",
 }
 
 

@@ -10,17 +10,23 @@ import numpy as np
 
 from tinymistral.golden.checking.closeness import own_dtype
 from tinymistral.golden.checking.comparing import what_counts
+from tinymistral.golden.checking.orders import all_in_halves, is_raw
 from tinymistral.golden.checking.verdicts import AGREES, DIFFERS, UNPROVEN, Compared, Part
+from tinymistral.golden.diagnosing.lengths import of_another_length
 from tinymistral.golden.diagnosing.predicting import Predictions
+from tinymistral.golden.diagnosing.rounding import ROUNDED
 from tinymistral.golden.diagnosing.suspects.suspect import Suspect
 from tinymistral.golden.making.tolerances import FACTOR
 from tinymistral.golden.suite import Arrays, Case
+from tinymistral.stages import STAGES
 
 Numbers = Mapping[str, np.ndarray]
 
-# Fewer tolerances off than this, and it is worth a second run in the candidate's dtype, to see how
-# large the errors of rounding are where numbers are other than they should be.
+# Fewer tolerances off than this, or a quarter of the numbers, and it is worth more runs in the
+# candidate's dtype, to see how large errors of rounding are where numbers are not the right ones.
 NEAR = 1000.0
+# These are three ways of rounding, and the largest error of others may be some times theirs.
+FEW_RUNS = 4 * FACTOR
 
 COSTS = ("operation", "sampling", "tokenizer", "chat", "model", "generate")  # the cheapest first
 
@@ -58,23 +64,37 @@ class Evidence:
     counts: Numbers  # which of them are looked at
     dtype: str  # that they were computed in
     finite: bool = field(default=True)
+    another_length: bool = False  # it is of a token too many or too few, see `lengths.py`
+    raw: bool = False  # it was given in the order of a raw checkpoint, see `checking/orders.py`
 
     @classmethod
     def of(
-        cls, compared: Compared, found: Numbers, arrays: Arrays, dtype: str | None
+        cls,
+        compared: Compared,
+        found: Numbers,
+        arrays: Arrays,
+        dtype: str | None,
+        stages: Mapping[str, str] = STAGES,
+        raw: bool = False,
     ) -> Evidence | None:
         """Take what is given of a case, and how it compares; None if nothing can be."""
         verdicts = (AGREES, DIFFERS, UNPROVEN)
-        parts = {p.name: p for p in compared.parts if p.verdict in verdicts}
+        own = own_dtype(found.values()) if dtype in (None, "float64") else dtype
+        other = of_another_length(compared, found, arrays, stages, own or "float32")
+        parts = other or {p.name: p for p in compared.parts if p.verdict in verdicts}
         if not parts:
             return None
         given = {name: found[name] for name in parts}
         dtype = own_dtype(given.values()) if dtype in (None, "float64") else dtype
         wide = {n: x if x.dtype.kind in "iu" else x.astype(np.float64) for n, x in given.items()}
-        every = what_counts(compared.case, arrays, given)
-        counts = {name: every[name] for name in parts}
+        if other:
+            counts = {name: np.ones(x.shape, dtype=bool) for name, x in wide.items()}
+        else:
+            every = what_counts(compared.case, arrays, given)
+            counts = {name: every[name] for name in parts}
         finite = all(np.isfinite(x[counts[n]]).all() for n, x in wide.items())
-        return cls(compared.case, wide, parts, counts, dtype or "float32", finite)
+        own = dtype or "float32"
+        return cls(compared.case, wide, parts, counts, own, finite, bool(other), raw)
 
     @property
     def differs(self) -> bool:
@@ -95,7 +115,16 @@ class Evidence:
     def predicted(self, suspect: Suspect, predictions: Predictions) -> Numbers | None:
         """Return a suspect's results, in float64 if nothing forbids it; None if there are none."""
         exact = self.finite and not suspect.of_a_dtype
-        return predictions.of(suspect, self.case, "float64" if exact else self.dtype)
+        return self._of(suspect, predictions, "float64" if exact else self.dtype)
+
+    def _of(self, suspect: Suspect, predictions: Predictions, dtype: str) -> Numbers | None:
+        """Return a suspect's results, read in whichever order the candidate's would be."""
+        found = predictions.of(suspect, self.case, dtype, self.another_length)
+        if found is None or not self.raw:
+            return found
+        given = {name: found[name] for name in self.given if name in found}
+        raw = is_raw(self.case, predictions.arrays(self.case), given)
+        return all_in_halves(self.case, found) if raw else found
 
     def fit(self, suspect: Suspect, predictions: Predictions) -> Fit | None:
         """Tell how near a suspect comes; None if what comes of it cannot be told."""
@@ -104,17 +133,14 @@ class Evidence:
             return None
         errors = {name: self.errors(name, x, wanted) for name, x in self.given.items()}
         worst = {name: float(error.max(initial=0.0)) for name, error in errors.items()}
-        scales = {name: part.tolerance or 1.0 for name, part in self.parts.items()}
-        off = max((worst[name] / scale for name, scale in scales.items()), default=0.0)
-        if 1 < off <= NEAR and self.finite and not suspect.of_a_dtype:
-            rounded = predictions.of(suspect, self.case, self.dtype)
-            for name in scales if rounded is not None else ():
-                if name in wanted and wanted[name].dtype.kind == "f":
-                    own = FACTOR * float(self.errors(name, wanted[name], rounded).max(initial=0))
-                    scales[name] = max(scales[name], own if own < math.inf else 0.0)
-        for name, part in self.parts.items():  # nearer to this than to what is right
-            if part.verdict == DIFFERS and part.tolerance:
-                scales[name] = min(scales[name], part.error / 2)
+        scales = self._scales({})
+        if any(worst[name] > scale for name, scale in scales.items()) and self.finite:
+            near = (
+                worst[name] <= max(NEAR * (part.tolerance or 1.0), _largest(wanted, name) / 4)
+                for name, part in self.parts.items()
+            )
+            if all(near):
+                scales = self._scales(self._rounding(suspect, wanted, predictions))
         squares = [
             float(np.square(error[self.counts[name]] / (self.parts[name].tolerance or 1.0)).mean())
             for name, error in errors.items()
@@ -122,6 +148,29 @@ class Evidence:
         ]
         mean = math.sqrt(sum(squares) / max(1, len(squares)))
         return Fit({name: worst[name] / scale for name, scale in scales.items()}, mean)
+
+    def _scales(self, rounding: Mapping[str, float]) -> dict[str, float]:
+        """Return how near one has to come, given how far rounding has led beside a suspect."""
+        scales = {}
+        for name, part in self.parts.items():
+            own = rounding.get(name, 0.0)
+            scales[name] = max(part.tolerance or 1.0, FEW_RUNS * own)
+            if part.verdict == DIFFERS and part.tolerance:
+                scales[name] = min(scales[name], part.error * _share(own / part.error))
+        return scales
+
+    def _rounding(
+        self, suspect: Suspect, wanted: Numbers, predictions: Predictions
+    ) -> dict[str, float]:
+        """Return how far from a suspect's results those may be that are computed otherwise."""
+        largest: dict[str, float] = {}
+        for way in (suspect, *(suspect & rounded for rounded in ROUNDED)):
+            rounded = self._of(way, predictions, self.dtype)
+            for name in self.given if rounded is not None else ():
+                if name in wanted and wanted[name].dtype.kind not in "iu":
+                    error = float(self.errors(name, wanted[name], rounded).max(initial=0))
+                    largest[name] = max(largest.get(name, 0.0), error)
+        return {name: x for name, x in largest.items() if x < math.inf}
 
     def agree(self, one: Numbers, other: Numbers) -> bool:
         """Tell whether two results could not be told apart by what is given here."""
@@ -160,3 +209,18 @@ class Evidence:
         same = self.given["sequences"][:, -new:] == wanted["sequences"][:, -new:]
         so_far = np.logical_and.accumulate(same.all(axis=0))  # rows may bear on each other
         return np.broadcast_to(so_far, counts.shape)
+
+
+def _share(rounding: float) -> float:
+    """Return how near to a suspect one has to be, in units of the distance from what is right.
+
+    Nearer by half to it than to that, as a rule. Where rounding beside the mistake, in the same
+    units, may lead so far, only nearer; and where it has led there, little can be told.
+    """
+    return 0.5 if FACTOR * rounding < 0.5 else 0.9 if rounding < 0.5 else 2.0
+
+
+def _largest(numbers: Numbers, name: str) -> float:
+    """Return the largest magnitude of a tensor; 0 if it is not there, or not finite."""
+    x = np.abs(numbers[name].astype(np.float64)).max(initial=0) if name in numbers else 0.0
+    return float(x) if np.isfinite(x) else 0.0

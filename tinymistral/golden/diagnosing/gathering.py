@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tinymistral.golden.checking.candidate import Candidate
 from tinymistral.golden.checking.comparing import compare_case
@@ -68,8 +69,12 @@ def one(
         found = TextEvidence.of(compared, suite.document(case))
     else:
         arrays = predictions.arrays(case)
-        given = candidate.read(case, arrays.expected)
+        given = candidate.read(case, arrays.expected, arrays.inputs)
         compared = compare_case(suite, case, given, dtype, arrays)
-        found = Evidence.of(compared, given.arrays, arrays, dtype)
+        every, raw = {**given.arrays, **given.longer}, given.layout == "raw"
+        found = Evidence.of(compared, every, arrays, dtype, suite.manifest.stages, raw)
+        if found is not None and found.another_length:
+            rest = (part for part in compared.parts if part.name not in found.parts)
+            compared = replace(compared, parts=(*found.parts.values(), *rest))
     evidence += [] if found is None else [found]
     return compared

@@ -13,6 +13,7 @@ import numpy as np
 
 from tinymistral.cache import RollingCache
 from tinymistral.config import MistralConfig
+from tinymistral.golden.diagnosing.rounding import ROUNDED
 from tinymistral.golden.diagnosing.suspects.knowing import Knowing
 from tinymistral.golden.diagnosing.suspects.suspect import Suspect, Undo
 from tinymistral.golden.running import run_case
@@ -42,7 +43,7 @@ class Predictions:
         self._vocabularies = vocabularies
         self._arrays: dict[str, Arrays] = {}
         self._models: dict[str, tuple[MistralConfig, Results]] = {}
-        self._found: dict[str, dict[tuple[str, str], Results | None]] = {}
+        self._found: dict[str, dict[tuple[str, str, bool], Results | None]] = {}
         self._tokenizers: dict[str, MistralTokenizer | None] = {}
         self._documents: dict[tuple[str, str], Mapping[str, Any] | None] = {}
 
@@ -52,17 +53,23 @@ class Predictions:
             self._arrays[case.id] = self.suite.read(case)
         return self._arrays[case.id]
 
-    def of(self, suspect: Suspect, case: Case, dtype: str = "float64") -> Results | None:
-        """Return what comes of a case; None if that cannot be told."""
+    def of(
+        self, suspect: Suspect, case: Case, dtype: str = "float64", as_run: bool = False
+    ) -> Results | None:
+        """Return what comes of a case; None if that cannot be told.
+
+        In the shapes that the suite expects, or `as_run`: with what a token too many comes to.
+        """
         found = self._found.setdefault(suspect.name, {})
-        if (case.id, dtype) not in found:
+        what = (case.id, dtype, as_run)
+        if what not in found:
             with np.errstate(all="ignore"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 try:
-                    found[case.id, dtype] = self._run(suspect, case, dtype)
+                    found[what] = self._run(suspect, case, dtype, as_run)
                 except _NO_RESULT:
-                    found[case.id, dtype] = None
-        return found[case.id, dtype]
+                    found[what] = None
+        return found[what]
 
     def document(self, suspect: Suspect, case: Case) -> Mapping[str, Any] | None:
         """Return what would be answered to a case of texts; None if that cannot be told."""
@@ -85,9 +92,10 @@ class Predictions:
 
     def forget(self, suspect: Suspect) -> None:
         """Make room: drop what has come of one that is not asked for again."""
-        self._found.pop(suspect.name, None)
+        for name in (suspect.name, *((suspect & rounded).name for rounded in ROUNDED)):
+            self._found.pop(name, None)
 
-    def _run(self, suspect: Suspect, case: Case, dtype: str) -> Results | None:
+    def _run(self, suspect: Suspect, case: Case, dtype: str, as_run: bool) -> Results | None:
         inputs: Inputs = {name: x.copy() for name, x in self.arrays(case).inputs.items()}
         if case.kind == "sampling":
             return self._sample(suspect, case, inputs)
@@ -107,7 +115,7 @@ class Predictions:
             if isinstance(backend, Knowing):
                 backend.know(model, self.arrays(case).inputs)
         results = run_case(self.suite, case, backend, model, inputs)
-        for back in undo:
+        for back in () if as_run else undo:
             results = back(results)
         return results
 

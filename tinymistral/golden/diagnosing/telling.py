@@ -76,6 +76,8 @@ def fitting(diagnosis: Diagnosis) -> list[str]:
 
 
 def _how_far(part: Part) -> str:
+    if part.tolerance and part.got is None:
+        return f": {part.where}"
     if part.tolerance:
         return f": off by {part.worst:.2g} tolerances at {part.where}"
     return f": {part.where}: expected {shown(part.expected)}, got {shown(part.got)}"

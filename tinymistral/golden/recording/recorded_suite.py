@@ -14,9 +14,9 @@ import tinymistral
 from tinymistral.files import make_folder, read_json
 from tinymistral.golden.hashing import sha256_of
 from tinymistral.golden.making.suite_files import as_text
-from tinymistral.golden.making.tolerances import FACTOR
 from tinymistral.golden.manifest import FORMAT, FORMAT_VERSION, parse_manifest
 from tinymistral.golden.recording.parts import write_text
+from tinymistral.golden.recording.walking import FACTOR
 from tinymistral.golden.suite import V1, read_suite
 from tinymistral.golden.tensor_files import write_arrays
 from tinymistral.stages import STAGES

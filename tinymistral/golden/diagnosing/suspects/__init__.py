@@ -7,6 +7,7 @@ positions and structure, which are no backend's.
 from tinymistral.golden.diagnosing.suspects import (
     constants,  # noqa: F401
     forgotten,  # noqa: F401
+    narrow,  # noqa: F401
     seeing,  # noqa: F401
     structure,  # noqa: F401
     texts,  # noqa: F401

@@ -1,4 +1,4 @@
-"""Suspects about what a program is given: padding that is taken for text, tokens too many."""
+"""Suspects about what is given: padding that is taken for text, a token too many or too few."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tinymistral.golden.manifest import Case
 Arrays = Mapping[str, np.ndarray]
 Told = tuple[Arrays, Undo]
 
-BOS = 1  # the id of <s> in all of Mistral's vocabularies
+BOS, EOS = 1, 2  # the ids of <s> and </s> in all of Mistral's vocabularies
 
 
 def unchanged(results: Results) -> Results:
@@ -100,6 +100,83 @@ def _first_token_twice(case: Case, inputs: Arrays) -> Told:
     return begun_with(inputs, lambda first: first)
 
 
+@suspect(
+    "ended-with-eos",
+    of="texts",
+    fix="Run the ids as they are given; </s> ends what a model has written, not its prompt.",
+)
+def _ended_with_eos(case: Case, inputs: Arrays) -> Told | None:
+    """</s>, id 2, is put after the ids that were given first, and its results are left out."""
+    if "attention_mask" in inputs:
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        told = {
+            "input_ids": np.concatenate([ids, np.full_like(ids[:, :1], EOS)], axis=1),
+            "attention_mask": np.concatenate([mask, np.ones_like(mask[:, :1])], axis=1),
+        }
+        return {**inputs, **told}, lambda results: _without_column(results, ids.shape[1])
+    if case.kind != "model":
+        return inputs, unchanged
+    ids, positions, (width, *_) = text_of(inputs)
+    if (positions[:, width - 1] < 0).any():
+        return None
+    told = _moved(inputs, 1, positions[:, width - 1])
+    for name, end in (("input_ids", EOS), ("positions", positions[:, width - 1 : width] + 1)):
+        name = f"calls.0.{name}"
+        column = np.broadcast_to(end, (len(ids), 1)).astype(np.int64)
+        told[name] = np.concatenate([inputs[name], column], axis=1)
+    return told, lambda results: _without_column(results, width)
+
+
+@suspect(
+    "first-token-missing",
+    of="texts",
+    fix="Run all ids that are given, <s> too, which most texts begin with.",
+    common=True,
+)
+def _first_token_missing(case: Case, inputs: Arrays) -> Told | None:
+    """The first token of each row is left out, as <s> is where nobody puts it before a text."""
+    return _shorter(case, inputs, first=True)
+
+
+@suspect(
+    "last-token-missing",
+    of="texts",
+    fix="Run all ids that are given, the last one too: what follows the text is told by it.",
+)
+def _last_token_missing(case: Case, inputs: Arrays) -> Told | None:
+    """The last token of what is given first is left out, as targets are cut off in training."""
+    return _shorter(case, inputs, first=False)
+
+
+def _shorter(case: Case, inputs: Arrays, first: bool) -> Told | None:
+    """Leave a token of the first call out; of what has padding nothing can be told."""
+    part = slice(1, None) if first else slice(None, -1)
+    if "attention_mask" in inputs:
+        if not inputs["attention_mask"].all() or inputs["input_ids"].shape[1] == 1:
+            return None
+        return {name: x[:, part] for name, x in inputs.items()}, unchanged
+    if case.kind != "model":
+        return inputs, unchanged
+    _, positions, (width, *_) = text_of(inputs)
+    if width == 1 or (positions < 0).any():
+        return None
+    gone = positions[:, 0 if first else width - 1]
+    told = _moved(inputs, -1, gone)
+    for name in ("calls.0.input_ids", "calls.0.positions"):
+        told[name] = told[name][:, part]
+    return told, unchanged
+
+
+def _moved(inputs: Arrays, step: int, after: np.ndarray) -> dict[str, np.ndarray]:
+    """Move all positions that come after these (B,) by a step; none is left at these, if by -1."""
+    told = dict(inputs)
+    for name, x in inputs.items():
+        if name.endswith("positions"):
+            moved = np.where(x > after[:, None], x + step, x)
+            told[name] = np.where(x == after[:, None], -1, moved) if step < 0 else moved
+    return told
+
+
 def begun_with(inputs: Arrays, more: Callable[[np.ndarray], np.ndarray]) -> Told:
     """Put `more(first ids (B,))` before each row; its results are left out."""
     told = dict(inputs)
@@ -117,15 +194,16 @@ def begun_with(inputs: Arrays, more: Callable[[np.ndarray], np.ndarray]) -> Told
         for name, begin in (("input_ids", start), ("positions", columns(inputs)[:, :1])):
             name = f"calls.0.{name}"
             told[name] = np.concatenate([begin, told[name]], axis=1)
-    return told, _without_the_first
+    return told, lambda results: _without_column(results, 0)
 
 
-def _without_the_first(results: Results) -> Results:
+def _without_column(results: Results, column: int) -> Results:
+    """Leave out the results of a token that was put in."""
     found = dict(results)
     for name, x in results.items():
         if name.endswith("attention_weights"):
-            x = x[:, :, :, 1:]
-            found[name] = x[:, :, 1:] if name.startswith("calls.0.") else x
+            x = np.delete(x, column, axis=3)
+            found[name] = np.delete(x, column, axis=2) if name.startswith("calls.0.") else x
         elif name == "sequences" or (name.startswith("calls.0.") and ".cache." not in name):
-            found[name] = x[:, 1:]
+            found[name] = np.delete(x, column, axis=1)
     return found
