@@ -34,3 +34,15 @@ def test_the_oracle_is_transformers_in_float64(name, case):
     np.testing.assert_allclose(
         stages["norm"][real], golden["hidden_states"][-1][real], atol=1e-12, rtol=0
     )
+
+
+@pytest.mark.parametrize("spoiled", ["q", "k", "v"])
+def test_what_is_not_a_number_reaches_who_sees_it_and_nobody_else(spoiled):
+    arrays = {name: np.ones((1, 3, 1, 2)) for name in "qkv"}
+    arrays[spoiled][0, 1] = np.nan  # of the second token
+    at = np.array([[0, 1, 2]])
+    mix = oracle.attention(**arrays, q_positions=at, k_positions=at, window=2)
+    assert np.isnan(mix[0, :, 0, 0]).tolist() == [False, True, spoiled != "q"]
+    at = np.array([[0, -1, 1]])
+    mix = oracle.attention(**arrays, q_positions=at, k_positions=at, window=2)
+    np.testing.assert_array_equal(mix[0, :, 0, 0], [1, 0, 1])

@@ -113,7 +113,7 @@ def attention(
     group = q.shape[2] // v.shape[2]
     weights = attention_weights(q, k, q_positions, k_positions, window)
     out = np.zeros(q.shape, dtype=np.float64)
-    for b, h, t, s in np.argwhere(weights > 0):  # the rest has no influence: 0 · NaN is NaN
+    for b, h, t, s in np.argwhere(weights != 0):  # the rest has no influence: 0 · NaN is NaN
         out[b, t, h] += weights[b, h, t, s] * v[b, s, h // group]
     return out
 
