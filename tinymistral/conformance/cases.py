@@ -231,8 +231,9 @@ def writings(backend: Backend) -> st.SearchStrategy[Writing]:
 class Attention:
     """Queries over slots in any order.
 
-    A row has S consecutive positions, each in a random slot and one in five missing, and queries
-    at T consecutive positions, padding among them, from before the first key to past the last.
+    A row has S consecutive positions, each in a random slot, and one in five missing or none, for
+    what a kernel does where all see all; and queries at T consecutive positions, padding among
+    them, from before the first key to past the last.
     """
 
     B: int
@@ -256,7 +257,7 @@ class Attention:
         """q_positions (B, T), k_positions (B, S) and the window."""
         rng, B, T, S = np.random.default_rng([self.seed, 2]), self.B, self.T, self.S
         k_positions = np.stack([rng.permutation(S) + self.first for _ in range(B)])
-        k_positions[rng.random((B, S)) < 0.2] = -1
+        k_positions[rng.random((B, S)) < 0.2 * (self.seed % 2)] = -1
         q_positions = rng.integers(-T, S + 2, (B, 1)) + self.first + np.arange(T)
         q_positions[rng.random((B, T)) < 0.2] = -1
         return np.maximum(q_positions, -1), k_positions, self.window
