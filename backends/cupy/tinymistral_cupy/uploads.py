@@ -16,6 +16,7 @@ class Upload:
     content, since the cache changes its positions in place. The memory on the device is written
     again for other numbers, so nobody may hold on to what a call returned; a kernel that was
     launched before reads what it was given, for copies and kernels run in the stream's order.
+    So one object serves one stream, and one thread.
     """
 
     def __init__(self, cp: Any):

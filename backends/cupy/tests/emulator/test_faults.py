@@ -152,6 +152,37 @@ def test_a_misaligned_word_of_global_memory() -> None:
     assert "no multiple of 4" in error.what
 
 
+def test_a_vector_of_global_memory_at_a_multiple_of_4() -> None:
+    source = """(const float* x, float* y, int n) {
+        float4 four = *reinterpret_cast<const float4*>(x + 4 * threadIdx.x + n);  // here
+        y[threadIdx.x] = four.x + four.y + four.z + four.w;
+    }"""
+    args = floats(16), floats(3)
+    run(compiled('extern "C" __global__ void k' + source), *args, np.int32(4), block=3)
+    for n in (1, 2):
+        error = fault(Misaligned, source, *args, np.int32(n), block=3)
+        assert error.thread == (0, 0, 0)
+        assert f"read of 16 bytes at byte {4 * n} of 'argument 0'" in error.what
+        assert "no multiple of 16" in error.what
+
+
+def test_a_vector_of_global_memory_that_was_aligned_before() -> None:
+    source = """(const char* x, float* y, int step) {
+        float sum = 0;
+        #pragma unroll 1
+        for (int i = 0; i < 3; ++i) {
+            float4 four = *reinterpret_cast<const float4*>(x + i * step);  // here
+            sum += four.x + four.y + four.z + four.w;
+        }
+        y[threadIdx.x] = sum;
+    }"""
+    args = floats(16), floats(32)
+    run(compiled('extern "C" __global__ void k' + source), *args, np.int32(16))
+    for step in (4, 8):
+        error = fault(Misaligned, source, *args, np.int32(step))
+        assert f"at byte {step} of 'argument 0'" in error.what
+
+
 def test_a_read_of_shared_memory_that_nobody_wrote() -> None:
     source = """(float* y) {
         __shared__ float s[64];

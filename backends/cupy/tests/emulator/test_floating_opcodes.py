@@ -148,8 +148,38 @@ def test_two_operands(name: str, ftz: str) -> None:
     operation = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide}[name[:3]]
     with np.errstate(all="ignore"):
         wanted = operation(x, y)
+        if name == "div.approx":  # as the manual has it at `div`
+            huge = (abs(y) > np.float32(2.0**126)) & np.isfinite(y)
+            no_number = np.isnan(x) | np.isinf(x)
+            zeros = np.where(np.signbit(x) == np.signbit(y), np.float32(0), np.float32(-0.0))
+            wanted = np.where(huge, np.where(no_number, np.float32(np.nan), zeros), wanted)
+            assert huge.any()
     got = apply(f"{name}{ftz}.f32 d, a, b;", "float32", a, b)
     same(got, flushed(wanted) if ftz else wanted)
+
+
+def test_approximate_division_by_what_has_no_normal_reciprocal() -> None:
+    limit = np.float32(2.0**126)
+    above, below = np.nextafter(limit, np.float32(np.inf)), np.nextafter(limit, np.float32(0))
+    largest, inf, nan = np.finfo(np.float32).max, np.float32(np.inf), np.float32(np.nan)
+    for a, b, wanted in [
+        (largest, limit, largest / limit),  # 2^126 itself divides
+        (limit, below, limit / below),
+        (limit, above, 0),
+        (largest, -largest, -0.0),
+        (-largest, largest, -0.0),
+        (inf, above, nan),
+        (-inf, -largest, nan),
+        (nan, largest, nan),
+        (largest, inf, 0),
+        (inf, limit, inf),
+    ]:
+        for ftz in ("", ".ftz"):
+            operands = np.full(32, a, np.float32), np.full(32, b, np.float32)
+            got = apply(f"div.approx{ftz}.f32 d, a, b;", "float32", *operands)
+            same(got, np.full(32, wanted, np.float32))
+    full = apply("div.full.f32 d, a, b;", "float32", np.full(32, limit), np.full(32, largest))
+    same(full, np.full(32, limit / largest))
 
 
 @pytest.mark.parametrize("mode", ["rm", "rp", "rz"])

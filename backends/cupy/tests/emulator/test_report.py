@@ -1,10 +1,15 @@
 """The report of what lines cost, and the command that prints it."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from run_kernel import compiled, run
 
 from tinymistral_cupy.emulator.__main__ import main
+from tinymistral_cupy.emulator.compiler import CompileError
+from tinymistral_cupy.emulator.cupy_stand_in import _raw
 from tinymistral_cupy.emulator.examples import EXAMPLES
 from tinymistral_cupy.emulator.machine import collecting
 from tinymistral_cupy.emulator.report import report
@@ -60,19 +65,56 @@ def test_the_list_of_kernels(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(names) == text.count('extern "C" __global__')  # none is left out
 
 
+NO_ARCH = "'{}': expected one of sm_75, sm_80, sm_86, "
+
+
 @pytest.mark.parametrize(
-    "arguments",
-    [["report", "rms_norn"], ["report", "rms_norm", "--arch", "sm_12"]],
+    ("arguments", "variable", "said"),
+    [
+        (["report", "rms_norn"], "sm_90", "no kernel 'rms_norn'; expected one of rms_norm, "),
+        (["report", "rms_norm", "--arch", "foo"], "sm_90", "--arch " + NO_ARCH.format("foo")),
+        (["report", "rms_norm", "--arch", "sm_086"], "sm_90", "--arch " + NO_ARCH.format("sm_086")),
+        (["report", "rms_norm", "--arch", ""], "sm_90", "--arch " + NO_ARCH.format("")),
+        (["report", "rms_norm"], "sm_086", "TINYMISTRAL_EMULATED_ARCH is 'sm_086'; unset it, or "),
+    ],
 )
 def test_a_mistake_is_told_in_one_line(
-    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    variable: str,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("TINYMISTRAL_EMULATED_ARCH", "sm_90")
+    monkeypatch.setenv("TINYMISTRAL_EMULATED_ARCH", variable)
     assert main(arguments) == 2
     out, error = capsys.readouterr()
     assert out == ""
     assert error.count("\n") == 1
-    assert "one of" in error
+    assert error.startswith("tinymistral_cupy.emulator: " + said)
+
+
+def test_what_nvrtc_refuses_is_told_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(code: str, arch: str, options: tuple[str, ...]) -> None:
+        raise CompileError("mistral.cu", arch, "mistral.cu(1): error: no\n\n1 error\n")
+
+    monkeypatch.setattr(_raw, "_compiled", _raw._compiled.__wrapped__)  # whatever came before
+    monkeypatch.setattr(_raw, "compile_cuda", refused)
+    assert main(["report", "rms_norm"]) == 2
+    out, error = capsys.readouterr()
+    assert (out, error) == ("", "tinymistral_cupy.emulator: mistral.cu(1): error: no 1 error\n")
+
+
+@pytest.mark.parametrize("arguments", [["report"], ["report", "rms_norm"], ["--help"], []])
+def test_a_reader_who_leaves_is_no_error(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "tinymistral_cupy.emulator", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141  # as a shell has it, and as tinymistral itself
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ import pytest
 from tinymistral.backend import BackendUnavailable
 from tinymistral_cupy.emulator import cupy_stand_in as cp
 from tinymistral_cupy.emulator.cupy_stand_in import _card, _raw
+from tinymistral_cupy.emulator.cupy_stand_in._stream import Overwritten
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS = [np.dtype(np.float32), np.dtype(np.float16), BFLOAT16]
@@ -174,6 +175,74 @@ def test_views_share_memory_and_copies_do_not():
     assert array.get()[1, 3] == 3
 
 
+# Copies from pinned memory, which go on while the host does
+
+
+def pinned(*numbers):
+    out = np.frombuffer(cp.cuda.alloc_pinned_memory(8 * len(numbers)), np.int64, len(numbers))
+    out[...] = numbers
+    return out
+
+
+WAYS_TO_GO_ON = {
+    "an event": lambda event, array: event.synchronize(),
+    "numbers": lambda event, array: array.get(),
+    "other numbers": lambda event, array: cp.zeros(3).get(),
+    "another copy": lambda event, array: array.set(np.zeros(3, np.int64)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_GO_ON)
+def test_pinned_memory_that_is_written_to_while_it_may_be_copied_is_an_error(way):
+    array, host, event = cp.zeros(4, np.int64)[1:], pinned(1, 2, 3), cp.cuda.Event()
+    array.set(host)
+    host[1] = 5
+    with pytest.raises(Overwritten):
+        WAYS_TO_GO_ON[way](event, array)
+    np.testing.assert_array_equal(array.get(), [1, 2, 3])  # it is told once
+
+
+@pytest.mark.parametrize("way", ["an event", "numbers", "other numbers"])
+def test_it_may_be_written_to_after_a_wait(way):
+    array, host, event = cp.zeros(3, np.int64), pinned(1, 2, 3), cp.cuda.Event()
+    for _ in range(2):
+        array.set(host)
+        event.record()
+        WAYS_TO_GO_ON[way](event, array)
+        host[...] += 1
+    np.testing.assert_array_equal(array.get(), [2, 3, 4])
+
+
+def test_an_event_is_of_what_came_before_its_last_record():
+    array, first, second = cp.zeros(3, np.int64), pinned(1, 2, 3), pinned(4, 5, 6)
+    event = cp.cuda.Event(disable_timing=True)
+    event.synchronize()
+    array.set(first)
+    event.record()
+    array.set(second)
+    event.synchronize()
+    first[0] = 7
+    event.synchronize()
+    second[0] = 7
+    with pytest.raises(Overwritten):
+        event.synchronize()
+    array.set(second)
+    event.synchronize()  # of the first copy still
+    second[0] = 8
+    with pytest.raises(Overwritten):
+        array.get()
+
+
+def test_what_was_not_copied_or_is_not_pinned_may_be_written_to():
+    array, host = cp.zeros(2, np.int64), pinned(1, 2, 3)
+    array.set(host[:2])
+    host[2] = 5
+    ordinary = np.array([3, 4])
+    array.set(ordinary)
+    ordinary[0] = 5
+    np.testing.assert_array_equal(array.get(), [3, 4])
+
+
 # Kernels
 
 PUT = """
@@ -274,7 +343,7 @@ def test_the_environment_says_which_card_it_is(monkeypatch):
     monkeypatch.setenv(_card.VARIABLE, "sm_120")
     assert cp.cuda.Device().compute_capability == "120"
     assert cp.cuda.runtime.getDeviceProperties(0)["name"] == b"CPU, emulating sm_120"
-    for wrong in ("90", "sm_91", "sm_", "H100"):
+    for wrong in ("90", "sm_91", "sm_086", "sm_９０", "sm_", "H100"):
         monkeypatch.setenv(_card.VARIABLE, wrong)
         with pytest.raises(BackendUnavailable, match=f"TINYMISTRAL_EMULATED_ARCH is '{wrong}'"):
             cp.cuda.runtime.getDeviceProperties(0)

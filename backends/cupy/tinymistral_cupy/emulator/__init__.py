@@ -8,7 +8,7 @@ from tinymistral_cupy.backend import CupyBackend
 
 
 class EmulatedBackend(CupyBackend):
-    """The backend `cupy` where `import cupy` gives the stand-in: same code, same PTX, no GPU."""
+    """The backend `cupy` where `import cupy` gives the stand-in: the same code and no GPU."""
 
     name = "cupy-emulated"
 

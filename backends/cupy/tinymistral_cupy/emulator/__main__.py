@@ -7,32 +7,54 @@ import os
 import sys
 from collections.abc import Sequence
 
+from tinymistral.commands.arguments import Parser
+from tinymistral.commands.console import (
+    ignore_interrupt,
+    leave_on_interrupt,
+    say,
+    settle_streams,
+    write,
+)
+
 DESCRIPTION = """\
 Run a CUDA kernel of tinymistral on a small example, with no GPU: the PTX that NVRTC makes of it is
 interpreted, and checked for accesses out of bounds, races and the like."""
 
 REPORT = """\
-Print, beside each line of the source: the instructions that warps issued, bank conflicts of shared
-memory, and 32-byte sectors of global memory against the fewest possible. Without KERNEL, list the
-kernels that there are."""
+Print the lines of the source that cost something, with those next to them, and beside each: the
+instructions that warps issued, bank conflicts of shared memory, and 32-byte sectors of global
+memory against the fewest possible. Without KERNEL, list the kernels that there are."""
+
+
+def run() -> None:
+    """Run the command line in a process of its own, which ends with it."""
+    leave_on_interrupt()
+    code = main()
+    ignore_interrupt()
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code, 2 for a mistake in the arguments."""
-    options = _parser().parse_args(arguments)
-    if options.command is None:
-        _parser().print_help()
-        return 0
+    """Run the command line; return the exit code.
+
+    That is 2 for a mistake in the arguments and what NVRTC refuses, told in one line, and 141, as
+    a shell has it, where the reader of the output left early.
+    """
+    settle_streams()
     try:
+        options = _parser().parse_args(arguments)
+        if options.command is None:
+            _parser().print_help()
+            return 0
         return _report(options)
+    except BrokenPipeError:
+        return 141
     except ValueError as error:  # no NVRTC, an architecture that is not known, ...
-        return _refuse(" ".join(str(error).split()))
+        return _refuse(str(error))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tinymistral_cupy.emulator", description=DESCRIPTION
-    )
+def _parser() -> Parser:
+    parser = Parser(prog="python -m tinymistral_cupy.emulator", description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", title="commands")
     report = commands.add_parser(
         "report", help="what each line of a kernel costs", description=REPORT
@@ -61,22 +83,27 @@ def _report(options: argparse.Namespace) -> int:
 
     if options.kernel is None:
         width = max(map(len, EXAMPLES))
-        print("\n".join(f"{name:<{width}}  {what}" for name, (what, _) in EXAMPLES.items()))
+        write("".join(f"{name:<{width}}  {what}\n" for name, (what, _) in EXAMPLES.items()))
         return 0
     if options.kernel not in EXAMPLES:
         return _refuse(f"no kernel {options.kernel!r}; expected one of {', '.join(EXAMPLES)}")
-    if options.arch:
+    if options.arch is not None:
+        if options.arch not in _card.MODELS:
+            return _refuse(f"--arch {options.arch!r}: expected one of {', '.join(_card.MODELS)}")
         os.environ[_card.VARIABLE] = options.arch
-    launch = run_example(options.kernel, cupy_stand_in, options.dtype)
-    print(f"{_card.arch()}, {options.dtype}")
-    print(report(SOURCE.read_text(encoding="utf-8"), launch))
+    try:
+        launch = run_example(options.kernel, cupy_stand_in, options.dtype)
+    except cupy_stand_in.cuda.compiler.CompileException as error:
+        return _refuse(str(error))
+    text = report(SOURCE.read_text(encoding="utf-8"), launch)
+    write(f"{_card.arch()}, {options.dtype}\n{text}\n")
     return 0
 
 
 def _refuse(why: str) -> int:
-    print(f"tinymistral_cupy.emulator: {why}", file=sys.stderr)
+    say(f"tinymistral_cupy.emulator: {' '.join(why.split())}")
     return 2
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -1,8 +1,8 @@
 """CUDA to PTX and machine code, by NVRTC, which needs neither a GPU nor a driver.
 
 NVRTC comes as a wheel (nvidia-cuda-nvrtc), its headers as another (nvidia-cuda-runtime), and
-cuda-bindings calls it. The flags are those that CuPy compiles with, so what is seen here is what a
-GPU would be given.
+cuda-bindings calls it. The flags are those that CuPy compiles with. CuPy asks for machine code, as
+`cubin` does here; the PTX is what NVRTC assembles that of.
 """
 
 from __future__ import annotations

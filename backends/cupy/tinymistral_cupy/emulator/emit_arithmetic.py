@@ -152,7 +152,8 @@ def _quotient(name: str) -> Emitter:
         given, type_ = _split(w, modifiers, "rn approx full ftz")
         if type_ == "f32" and name == "divide":
             a, b = _floats(w, ins, given)
-            _float(w, ins, given, f"{a} / {b}")
+            approximate = "approx" in given
+            _float(w, ins, given, f"divide_approx({a}, {b})" if approximate else f"{a} / {b}")
         elif type_ == "f64" and name == "divide" and given == {"rn"}:
             a, b = (w.value(operand, type_) for operand in ins.operands[1:])
             w.set(ins.operands[0], f"{a} / {b}", type_)

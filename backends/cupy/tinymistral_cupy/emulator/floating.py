@@ -6,8 +6,8 @@ rounding could change the second one, to float32, the sum is first rounded to od
 Melquiond 2008, https://doi.org/10.1109/TC.2007.70819).
 
 The approximate instructions (`ex2.approx`, `rcp.approx`, `div.full`, `sin.approx`, ...) give the
-float64 result rounded. Hardware is allowed more: the PTX ISA manual states a bound of its own at
-each of them. A test on a GPU has to allow for these.
+float64 result rounded, and `div.approx` 0 where the PTX ISA manual says so. Hardware is allowed
+more: the manual states a bound of its own at each of them. A test on a GPU has to allow for these.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ Values = Any  # an array over lanes, or a NumPy scalar
 _MASK29 = np.array((1 << 29) - 1, dtype=np.int64)
 _TIE = np.array(1 << 28, dtype=np.int64)
 _TINY = np.array(2.0**-126, dtype=np.float32)
+_LARGEST_DIVISOR = np.array(2.0**126, dtype=np.float32)
+_INFINITY = np.array(np.inf, dtype=np.float32)
+_ZERO = np.array(0, dtype=np.float32)
 _ONE64 = np.array(1, dtype=np.float64)
 
 
@@ -154,6 +157,14 @@ def maximum(a: Values, b: Values) -> Values:
     if 1 in (out == 0).tobytes():
         return np.where(np.signbit(a) & (a == b), b, np.where(a == b, a, out))
     return out
+
+
+def divide_approx(a: Values, b: Values) -> Values:
+    """The quotient in float32, as `div.approx`: a · (1/b), where 1/b is 0 if |b| is over 2^126."""
+    size = abs(b)
+    huge = (size > _LARGEST_DIVISOR) & (size < _INFINITY)
+    out = a / b
+    return np.where(huge, a * np.copysign(_ZERO, b), out) if 1 in huge.tobytes() else out
 
 
 def exp2(x: Values) -> Values:

@@ -23,7 +23,8 @@ EMIT = {**ARITHMETIC, **CONVERSIONS, **DATA, **TENSOR}
 FUNCTIONS: dict[str, Any] = {
     **{name: getattr(floating, name) for name in (
         "flush saturate fma fma_subnormal fma_directed product_directed fma_f64 minimum maximum "
-        "exp2 log2 rsqrt sine cosine tanh to_bf16 odd_to_bf16 from_bf16 to_f16 from_f16 to_integer"
+        "divide_approx exp2 log2 rsqrt sine cosine tanh to_bf16 odd_to_bf16 from_bf16 to_f16 "
+        "from_f16 to_integer"
     ).split()},
     **{name: getattr(integers, name) for name in (
         "shift_left shift_right high_product divide remainder population leading_zeros "

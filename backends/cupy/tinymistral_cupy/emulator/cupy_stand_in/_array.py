@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import ml_dtypes
 import numpy as np
 
+from tinymistral_cupy.emulator.cupy_stand_in._stream import STREAM
 from tinymistral_cupy.emulator.cupy_stand_in.cuda.memory import MemoryPointer, alloc
 
 FLOATS = tuple(map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16, np.float64)))
@@ -113,11 +114,12 @@ class ndarray:  # noqa: N801, cupy's name
         return self._copy(self._host + other._host)
 
     def get(self) -> np.ndarray:
-        """Return a copy on the host."""
+        """Return a copy on the host, after all that was asked for before."""
+        STREAM.wait()
         return self._host.copy()
 
     def set(self, arr: np.ndarray) -> None:
-        """Copy a NumPy array of this very shape and dtype into it."""
+        """Copy a NumPy array of this very shape and dtype into it, while the host goes on."""
         if type(arr) is not np.ndarray:
             raise TypeError("Only numpy.ndarray can be set to cupy.ndarray")
         if self.dtype != arr.dtype:
@@ -126,7 +128,7 @@ class ndarray:  # noqa: N801, cupy's name
             raise ValueError(f"Shape mismatch. Old shape: {self.shape}, new shape: {arr.shape}")
         if not self.flags.c_contiguous:
             raise RuntimeError("Cannot set to non-contiguous array")
-        self._host[...] = arr
+        STREAM.copy(self._host, arr)
 
     def __array__(self, *_: Any, **__: Any) -> NoReturn:
         """Refuse, as cupy does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tinymistral_cupy.emulator.cupy_stand_in import _card
+from tinymistral_cupy.emulator.cupy_stand_in._stream import STREAM, PinnedMemory
 
 PAGE = 512  # CuPy rounds what it allocates up to a multiple
 
@@ -36,18 +37,21 @@ class Device:
 
 
 class Event:
-    """A mark in the order of things; here all that was asked for is done when it is asked for."""
+    """A mark in the order of copies, to wait for those before it."""
 
     def __init__(self, *, disable_timing: bool = False):
-        """Make one."""
+        """Make one that stands before all."""
+        self._copies = 0
 
     def record(self) -> None:
-        """Do nothing."""
+        """Stand after what was asked for until now."""
+        self._copies = STREAM.begun
 
     def synchronize(self) -> None:
-        """Do nothing: all is done."""
+        """Wait for what was asked for before `record`; Overwritten if a copy was disturbed."""
+        STREAM.wait(self._copies)
 
 
-def alloc_pinned_memory(size: int) -> bytearray:
+def alloc_pinned_memory(size: int) -> PinnedMemory:
     """Return memory on the host, with garbage in it, and perhaps more than was asked for."""
-    return bytearray(b"\xc1" * (-(-size // PAGE) * PAGE))
+    return PinnedMemory(b"\xc1" * (-(-size // PAGE) * PAGE))
