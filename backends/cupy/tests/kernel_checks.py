@@ -6,9 +6,12 @@ kernels as they are, `test_planted_bugs.py` of spoiled ones.
 
 from __future__ import annotations
 
+import weakref
+from math import prod
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tinymistral.conformance import oracle
 from tinymistral.conformance.bounds import (
@@ -21,6 +24,8 @@ from tinymistral.conformance.bounds import (
 from tinymistral.conformance.cases import Attention, filled, normal
 from tinymistral.numpy_backend import NUMPY_DTYPES
 from tinymistral_cupy.emulator import cupy_stand_in as cp
+from tinymistral_cupy.emulator.cupy_stand_in import _card
+from tinymistral_cupy.emulator.memory import REGION_BITS
 from tinymistral_cupy.kernels import Kernels
 
 EPS = 1e-5
@@ -35,6 +40,28 @@ def at_offset(array: np.ndarray, offset: int) -> Any:
     """Bring an array to the card, `offset` numbers after where memory begins."""
     flat = np.concatenate([np.zeros(offset, dtype=array.dtype), array.ravel()])
     return cp.asarray(flat)[offset:].reshape(array.shape)
+
+
+class Untouched:
+    """A block of the card's memory, zeros, which takes none of the host's where nobody writes."""
+
+    def __init__(self, nbytes: int):
+        memory = _card.CARD.memory
+        self.size, self.address = nbytes, memory.allocate(16)
+        self.bytes = np.zeros(nbytes, dtype=np.uint8)
+        memory._regions[self.address >> REGION_BITS] = self.bytes
+        memory._sizes[self.address >> REGION_BITS] = nbytes
+        weakref.finalize(self, memory.free, self.address)
+
+
+def huge_cache(dtype: str, B: int, K: int, d: int) -> Any:
+    """Make zeros (B, S, K, d): each row of more than 2^31 numbers, as few as that can be."""
+    shape, kind = (B, 2**31 // (K * d) + 1, K, d), NUMPY_DTYPES[dtype]
+    try:
+        block = Untouched(prod(shape) * kind.itemsize)
+    except MemoryError as error:
+        pytest.skip(f"the host has no addresses to give that take no memory: {error}")
+    return cp.ndarray(shape, dtype=kind, memptr=cp.cuda.memory.MemoryPointer(block, 0))
 
 
 # A token by itself
@@ -152,6 +179,27 @@ def writes(kernels: Kernels, dtype: str, T: int, S: int, K: int, d: int) -> None
     np.testing.assert_array_equal(values, oracle.scatter(before[1], slots, v))
 
 
+def writes_far(kernels: Kernels, dtype: str, what: str) -> None:
+    """`store` and `scatter` find a slot more than 2^31 numbers from the first."""
+    K, d, at = 8, 256, np.array([[100, -1, 101]])
+    k, v = (drawn(dtype, 1, 3, K, d, seed=seed) for seed in (1, 2))
+    k_cache, v_cache = (huge_cache(dtype, 1, K, d) for _ in range(2))
+    last = k_cache.shape[1] - 1
+    slots = np.array([[last, -1, 0]])
+    if what == "scatter":
+        kernels.scatter(v_cache, cp.asarray(slots), cp.asarray(v))
+    else:
+        given = (cp.asarray(k), cp.asarray(v), *table(at, d))
+        kernels.store(*given, k_cache, v_cache, cp.asarray(slots))
+        exact, error = oracle.rope(k, at, THETA), rope_error(k, at, THETA, dtype)
+        for slot, token in ((last, 0), (0, 2)):
+            out = k_cache[:, slot : slot + 1].get()
+            agree(out, exact[:, [token]], error[:, [token]], dtype)
+    for slot, token in ((last, 0), (0, 2)):
+        np.testing.assert_array_equal(v_cache[:, slot : slot + 1].get(), v[:, [token]])
+    assert not v_cache[:, 1:9].get().any() and not v_cache[:, last - 8 : last].get().any()
+
+
 # Tokens together
 
 
@@ -226,6 +274,22 @@ def lets_through(kernels: Kernels, dtype: str, case: Attention, value: float) ->
     assert np.isfinite(out[b, ~visible[b, :, s]]).all()
 
 
+def only_the_last_sees_the_last(kernels: Kernels, dtype: str, T: int) -> None:
+    """In a tile of which a query sees every key, the others still do not see the last.
+
+    That one's value is NaN, and nobody but the last of T tokens may get it.
+    """
+    S = 64
+    q, k, v = (drawn(dtype, 1, n, 1, 6, seed=seed) for seed, n in enumerate((T, S, S)))
+    where = (np.arange(S - T, S)[None], np.arange(S)[None], None)
+    nan = v.copy()
+    nan[0, S - 1] = np.nan
+    out = attend(kernels, q, k, nan, where)
+    assert np.isnan(out[0, T - 1].astype(np.float32)).all()
+    others = tuple(array[:, : T - 1] for array in (q, where[0]))
+    mix_agrees(out[:, : T - 1], others[0], k, v, (others[1], *where[1:]), dtype)
+
+
 def zeros(kernels: Kernels, dtype: str, case: Attention) -> None:
     """Who sees nothing gets zeros."""
     q, k, v = case.qkv(dtype)
@@ -279,3 +343,42 @@ def window_of_positions(kernels: Kernels, dtype: str, T: int, group: int) -> Non
             out = attend(kernels, q, k, v, (at, np.arange(S)[None], window))
             visible = (at[0] >= s) & (at[0] - s < window)
             np.testing.assert_array_equal((out[0] != 0).all(axis=(1, 2)), visible)
+
+
+def in_far_rows(kernels: Kernels, dtype: str, T: int) -> None:
+    """A row of the batch begins more than 2^31 numbers after the one before it."""
+    B, S, K, d = 2, 40, 2, 6
+    q, k = (drawn(dtype, B, n, K, d, seed=seed) for seed, n in enumerate((T, S)))
+    cache = huge_cache(dtype, B, K, d)  # of keys, which are values too
+    for b in range(B):
+        cache[b : b + 1, :S].set(k[b : b + 1])
+    where = (np.tile(np.arange(S, S + T), (B, 1)), np.tile(np.arange(S), (B, 1)), None)
+    at = (cp.asarray(where[0]), cp.asarray(where[1]))
+    out = kernels.attention(cp.asarray(q), cache[:, :S], cache[:, :S], *at, None).get()
+    mix_agrees(out, q, k, k, where, dtype)
+
+
+def in_far_slots(kernels: Kernels, dtype: str, T: int) -> None:
+    """The one key that is seen lies more than 2^31 numbers after its row's first.
+
+    With few slots, that takes many heads. Attention of the first alone is run: of all it would take
+    the emulator long.
+    """
+    K, d = 2048, 256
+    q, last = (drawn(dtype, 1, n, K, d, seed=n) for n in (T, 1))
+    cache, launch = huge_cache(dtype, 1, K, d), kernels._launch
+    S = cache.shape[1]
+    cache[:, S - 1 :].set(last)
+    where = (np.full((1, T), 5), np.full((1, S), -1), None)
+    where[1][0, S - 1] = 3
+    at = (cp.asarray(where[0]), cp.asarray(where[1]))
+
+    def of_one_head(name: str, vector: int, grid: tuple, *rest: Any) -> None:
+        launch(name, vector, grid if name == "attention_combine" else (grid[0], 1, 1), *rest)
+
+    kernels._launch = of_one_head  # type: ignore[method-assign]
+    try:
+        out = kernels.attention(cp.asarray(q), cache, cache, *at, None).get()
+    finally:
+        del kernels._launch
+    np.testing.assert_array_equal(out[:, :, 0], np.broadcast_to(last[:, :, 0], out[:, :, 0].shape))

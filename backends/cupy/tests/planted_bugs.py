@@ -56,6 +56,18 @@ CHECKS: dict[str, Callable[[Kernels, str], None]] = {
     "tiles, far": lambda kernels, dtype: check.tells_far_positions(kernels, dtype, 3, 11),
     "tiles, large scores": lambda kernels, dtype: check.large_scores(kernels, dtype, TILES),
     "tiles, last key": lambda kernels, dtype: only_the_last_key_of_a_tile(kernels, dtype, 35),
+    "split, last query": lambda kernels, dtype: check.only_the_last_sees_the_last(
+        kernels, dtype, 2
+    ),
+    "tiles, last query": lambda kernels, dtype: check.only_the_last_sees_the_last(
+        kernels, dtype, 40
+    ),
+    "scatter, far slots": lambda kernels, dtype: check.writes_far(kernels, dtype, "scatter"),
+    "store, far slots": lambda kernels, dtype: check.writes_far(kernels, dtype, "store"),
+    "split, far rows": lambda kernels, dtype: check.in_far_rows(kernels, dtype, 1),
+    "tiles, far rows": lambda kernels, dtype: check.in_far_rows(kernels, dtype, 40),
+    "split, far slots": lambda kernels, dtype: check.in_far_slots(kernels, dtype, 1),
+    "tiles, far slots": lambda kernels, dtype: check.in_far_slots(kernels, dtype, 33),
 }
 
 
@@ -135,6 +147,15 @@ BUGS = [
     ),
     *(
         Bug(
+            f"a tile is whole if one query sees all of it, {how}",
+            f"if (all == ALL)\n            {call}",
+            f"if (any == ALL)\n            {call}",
+            f"{how}, last query",
+        )
+        for how, call in (("split", "add_columns"), ("tiles", "add_values"))
+    ),
+    *(
+        Bug(
             f"-infinity is taken off itself, {how}",
             "const float base = largest == nothing() ? 0 : largest;",
             "const float base = largest;",
@@ -190,6 +211,53 @@ BUGS = [
         "    if (slot < 0) return;\n    const int64 from = token * n",
         "    const int64 from = token * n",
         "writes",
+    ),
+    # More than 2^31 numbers away
+    *(
+        Bug(
+            f"a row's place is of 32 bits, {how}, {name}",
+            f"{before}    {name} += b * stride + kv_head * d;\n{after}",
+            f"{before}    {name} += (int)(b * stride) + kv_head * d;\n{after}",
+            f"{how}, far rows",
+            dtype="bfloat16",
+        )
+        for how, name, before, after in (
+            ("split", "k", "blockIdx.y % blocks * N, b = blockIdx.z;\n", ""),
+            ("split", "v", "", "\n    int64 i[N];"),
+            ("tiles", "k", "row % group) * d;\n    };\n", ""),
+            ("tiles", "v", "", "\n    if (QUADS"),
+        )
+    ),
+    Bug(
+        "a slot's place is of 32 bits, split",
+        "return (int64)(first + (among(key, any) ? key : instead)) * K * d;",
+        "return (int64)((first + (among(key, any) ? key : instead)) * K * d);",
+        "split, far slots",
+        dtype="bfloat16",
+    ),
+    *(
+        Bug(
+            f"a slot's place is of 32 bits, tiles, {name}",
+            f"return {name} + (int64)(first + s) * K * d;",
+            f"return {name} + (first + s) * K * d;",
+            "tiles, far slots",
+            dtype="bfloat16",
+        )
+        for name in ("k", "v")
+    ),
+    Bug(
+        "a slot's place is of 32 bits, store",
+        "to = ((int)token / T * (int64)S + slot) * K * 2 * half;",
+        "to = (int)(((int)token / T * (int64)S + slot) * K * 2 * half);",
+        "store, far slots",
+        dtype="bfloat16",
+    ),
+    Bug(
+        "a slot's place is of 32 bits, scatter",
+        "to = ((int)token / T * (int64)S + slot) * n;",
+        "to = (int)(((int)token / T * (int64)S + slot) * n);",
+        "scatter, far slots",
+        dtype="bfloat16",
     ),
     # Past the end
     Bug("keys past the last", "address(min(row, count - 1))", "address(row)", "tiles"),

@@ -67,6 +67,18 @@ def test_operations_on_heads_take_slices_with_gaps(backend):
     close(backend, mix, oracle.attention(q_host, k_host, k_host[:, :, ::-1], *where))
 
 
+@pytest.mark.parametrize("roomy", ["keys", "values"])
+def test_keys_and_values_may_be_of_caches_with_other_numbers_of_slots(backend, roomy):
+    (used, used_host), (whole, whole_host) = (drawn(backend, 2, S, 2, 8, seed=S) for S in (9, 5))
+    q, q_host = drawn(backend, 2, 1, 4, 8)
+    used, used_host = used[:, :5], used_host[:, :5]
+    where = (np.array([[4], [2]]), np.tile(np.arange(5), (2, 1)), 3)
+    arrays, hosts = (used, whole), (used_host, whole_host)
+    step = 1 if roomy == "keys" else -1
+    mix = backend.attention(q, *arrays[::step], *where)
+    close(backend, mix, oracle.attention(q_host, *hosts[::step], *where))
+
+
 def test_caches_with_gaps_are_written_to_and_returned(backend):
     slots, at = np.array([[1, 0], [-1, 2]]), np.array([[7, 8], [-1, 9]])
     (k_cache, k_before), (v_cache, v_before) = (drawn(backend, 2, 4, 2, 8, seed=n) for n in (1, 2))

@@ -1,7 +1,8 @@
 """On a GPU: the laws, a text, and how far the kernels are from what the card can do.
 
-The ratios are printed (`pytest -m gpu -s`). Only what would be a mistake fails: the plain kernels
-use no tensor cores, and are not meant to reach the floor of prefill.
+Times, and their ratios to the floor, are printed (`pytest -m gpu -s`), and no limit is set to them:
+what launches from Python cost, and how often the float32 of plain kernels is slower than a card's
+tensor cores, differs from card to card and is not known before it is measured.
 """
 
 from __future__ import annotations
@@ -62,6 +63,74 @@ def test_the_demo_tells_the_same_story(dtype):
     assert same[: 200 if dtype == "float32" else 5].all()
 
 
+@needs_gpu
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("T", [1, 40], ids=["split", "tiles"])
+def test_a_cache_may_have_more_than_2_to_the_31_numbers(backend, T):
+    """In a row. The last key of either row is the only one that is seen, so its value comes out."""
+    B, S, H, K, d = 2, 2**21 + 1, 8, 8, 128
+    try:
+        backend.check_memory(2 * B * S * K * d * 2 + (1 << 30))
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+    cache, small = (
+        tuple(backend.zeros((B, slots, K, d), "float16") for _ in range(2)) for slots in (S, 1)
+    )
+    q, k, v = (drawn(backend, B, n, heads, d) for n, heads in ((T, H), (1, K), (1, K)))
+    at, k_positions = np.full((B, 1), 5), np.full((B, S), -1)
+    k_positions[:, -1] = 5
+    last, first = np.full((B, 1), S - 1), np.zeros((B, 1), dtype=np.int64)
+    table = backend.rope_table(at, 1e4, d)
+    backend.store(k, v, table, cache, last)
+    backend.store(k, v, table, small, first)
+    for far, near in zip(cache, small, strict=True):
+        expected = backend.to_numpy(near)
+        assert expected.any()
+        np.testing.assert_array_equal(backend.to_numpy(far[:, -1:]), expected)
+    backend.scatter(cache[1], last, k)  # something else
+    value = backend.to_numpy(k)
+    np.testing.assert_array_equal(backend.to_numpy(cache[1][:, -1:]), value)
+    mix = backend.attention(q, *cache, np.full((B, T), 9), k_positions, None)
+    np.testing.assert_array_equal(backend.to_numpy(mix), np.broadcast_to(value, mix.shape))
+
+
+@needs_gpu
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_activations_may_have_more_than_2_to_the_31_numbers(backend):
+    """The last token of a long text comes out as it does alone."""
+    rows, K, d, D = 2**19 + 1, 8, 128, 4096
+    try:
+        backend.check_memory(3 * rows * D * 2 + (2 << 30))
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+    alone, weight = drawn(backend, 1, D), drawn(backend, D)
+    k, v = drawn(backend, 1, 1, K, d), drawn(backend, 1, 1, K, d)
+    text = backend.zeros((rows, D), "float16")
+    text[-1:].set(backend.to_numpy(alone))
+
+    def attention(x: Any) -> Any:
+        at = np.zeros((1, x.shape[0]), dtype=np.int64)
+        return backend.attention(x.reshape(1, -1, D // d, d), k, v, at, at[:, :1], None)
+
+    def rope(x: Any) -> Any:
+        at = np.full((1, x.shape[0]), 7)
+        return backend.rope(x.reshape(1, -1, D // d, d), backend.rope_table(at, 1e4, d))
+
+    for call in (
+        lambda x: backend.rms_norm(x, weight, 1e-5),
+        lambda x: backend.add_rms_norm(x, x, weight, 1e-5)[1],
+        lambda x: backend.silu_mul(x, x),
+        rope,
+        attention,
+    ):
+        expected = backend.to_numpy(call(alone))
+        assert expected.any()
+        last = call(text).reshape(rows, D)[-1:]
+        np.testing.assert_array_equal(backend.to_numpy(last), expected.reshape(1, D))
+
+
 # How fast: CUDA events around many calls, after some that are not counted
 
 
@@ -99,9 +168,8 @@ def rates(backend: CupyBackend) -> Rates:
     return measured
 
 
-def report(what: str, took: float, floor: float, most: float) -> None:
+def report(what: str, took: float, floor: float) -> None:
     print(f"{what:32} {took * 1e6:9.1f} µs, {took / floor:6.1f} times the floor")
-    assert took < most * floor
 
 
 def drawn(backend: CupyBackend, *shape: int) -> Any:
@@ -112,30 +180,30 @@ def drawn(backend: CupyBackend, *shape: int) -> Any:
 @needs_gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("rows", [1, 8, 32])
-def test_decoding_attention(backend, rates, rows):
+def test_times_of_decoding_attention(backend, rates, rows):
     H, K, d, W = HEADS.H, HEADS.K, HEADS.d, HEADS.W
     q, k, v = (drawn(backend, rows, *rest) for rest in ((1, H, d), (W, K, d), (W, K, d)))
     at = np.full((rows, 1), W - 1)
     where = (at, np.tile(np.arange(W), (rows, 1)), W)
     took = seconds(backend.module(), lambda: backend.attention(q, k, v, *where))
-    report(f"attention, decode, batch {rows}", took, decode_seconds(rates, rows, HEADS), most=40)
+    report(f"attention, decode, batch {rows}", took, decode_seconds(rates, rows, HEADS))
 
 
 @needs_gpu
 @pytest.mark.gpu
 @pytest.mark.slow
 @pytest.mark.parametrize("T", [8192, 32768])
-def test_prefill_attention(backend, rates, T):
+def test_times_of_prefill_attention(backend, rates, T):
     H, K, d = HEADS.H, HEADS.K, HEADS.d
     q, k, v = (drawn(backend, 1, T, heads, d) for heads in (H, K, K))
     at = np.arange(T)[None]
     took = seconds(backend.module(), lambda: backend.attention(q, k, v, at, at, HEADS.W), calls=3)
-    report(f"attention, prefill {T}", took, prefill_seconds(rates, T, HEADS), most=500)
+    report(f"attention, prefill {T}", took, prefill_seconds(rates, T, HEADS))
 
 
 @needs_gpu
 @pytest.mark.gpu
-def test_kernels_on_single_tokens_are_bound_by_memory(backend, rates):
+def test_times_of_kernels_on_single_tokens(backend, rates):
     x, y = drawn(backend, 4096, 4096), drawn(backend, 4096, 4096)
     weight, cp = drawn(backend, 4096), backend.module()
     heads = x.reshape(1, 4096, 32, 128)
@@ -149,13 +217,13 @@ def test_kernels_on_single_tokens_are_bound_by_memory(backend, rates):
         ("rope", 2, lambda: backend.rope(heads, table)),
         ("store", 4, lambda: backend.store(heads, heads, table, cache, slots)),
     ):
-        report(what, seconds(cp, call), arrays * x.nbytes / rates.bandwidth, most=10)
+        report(what, seconds(cp, call), arrays * x.nbytes / rates.bandwidth)
 
 
 @needs_gpu
 @pytest.mark.gpu
 @pytest.mark.slow
-def test_a_step_of_decoding_reads_the_weights(backend, rates):
+def test_times_of_a_step_of_decoding(backend, rates):
     """Two layers of Mistral-7B; what the launches cost beside the weights shows here."""
     model = MistralForCausalLM(MistralConfig(num_hidden_layers=2), backend=backend)
     cache, token = model.new_cache(1), np.ones((1, 1), dtype=np.int64)
@@ -163,7 +231,7 @@ def test_a_step_of_decoding_reads_the_weights(backend, rates):
     took = seconds(backend.module(), lambda: model(token, past_key_values=cache))
     embeddings = model.tensors["model.embed_tokens.weight"].size
     floor = 2 * (model.num_parameters() - embeddings) / rates.bandwidth
-    report("decode, two layers and the head", took, floor, most=20)
+    report("decode, two layers and the head", took, floor)
 
 
 # The floors themselves, which need no GPU. An H100, on paper: 3.35 TB/s and 800 TFLOP/s.

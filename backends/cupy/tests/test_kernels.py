@@ -147,6 +147,12 @@ def test_what_is_not_finite_reaches_whoever_sees_it(dtype, case, value):
     check.lets_through(kernels_for(dtype), dtype, case, value)
 
 
+@every_dtype
+@pytest.mark.parametrize("T", [2, 40], ids=["split", "tiles"])
+def test_a_key_that_one_query_of_a_tile_sees_does_not_reach_the_others(dtype, T):
+    check.only_the_last_sees_the_last(kernels_for(dtype), dtype, T)
+
+
 BLIND = [
     Attention(B=2, T=5, S=40, K=1, group=2, d=6, window=2, first=0, seed=4),
     Attention(B=2, T=19, S=40, K=1, group=2, d=6, window=2, first=0, seed=4),
@@ -265,6 +271,41 @@ def test_an_array_of_another_dtype_is_refused():
         kernels_for("float16").rms_norm(x, weight, 1e-5)
     with pytest.raises(ValueError, match="dtype 'float64': the kernels are for float32, float16"):
         Kernels(cp, "float64")
+
+
+# More than 2^31 numbers, in 16 bits so as to take less of the host's addresses
+
+
+@pytest.mark.parametrize("what", ["store", "scatter"])
+def test_slots_may_lie_more_than_2_to_the_31_numbers_apart_when_written(what):
+    check.writes_far(kernels_for("bfloat16"), "bfloat16", what)
+
+
+by_few_and_many = pytest.mark.parametrize("T", [1, 40], ids=["split", "tiles"])
+
+
+@by_few_and_many
+def test_rows_of_keys_may_lie_more_than_2_to_the_31_numbers_apart(T):
+    check.in_far_rows(kernels_for("bfloat16"), "bfloat16", T)
+
+
+@by_few_and_many
+def test_keys_may_lie_more_than_2_to_the_31_numbers_apart(T):
+    check.in_far_slots(kernels_for("bfloat16"), "bfloat16", T)
+
+
+@by_few_and_many
+def test_a_batch_is_as_large_as_a_grid_may_be(monkeypatch, T):
+    grids = []
+    monkeypatch.setattr(_raw, "launch", lambda kernel, grid, *args: grids.append(grid))
+    q, at = cp.zeros((65536, T, 1, 2), np.float16), cp.zeros((65536, T), np.int64)
+    k, of = cp.zeros((65536, 1, 1, 2), np.float16), cp.zeros((65536, 1), np.int64)
+    attention = kernels_for("float16").attention
+    attention(*(array[1:] for array in (q, k, k, at, of)), None)
+    assert grids[0][2] == 65535
+    said = "a batch of 65536 rows, of which a grid takes at most 65535; pass fewer rows at once"
+    with pytest.raises(ValueError, match=said):
+        attention(q, k, k, at, of, None)
 
 
 # What it costs

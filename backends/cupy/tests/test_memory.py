@@ -61,6 +61,16 @@ def test_the_sum_of_a_large_model_is_in_gigabytes_with_the_remedy(float16, monke
     float16.check_memory(12_000_000_000)
 
 
+def test_what_the_pool_holds_unused_counts_as_free(float16, monkeypatch):
+    """CuPy keeps freed memory; to the driver it is not free, but it will be handed out again."""
+    monkeypatch.setattr(_card.CARD, "total", _card.CARD.used + 1_000_000)
+    pool = type(float16.module().get_default_memory_pool())
+    monkeypatch.setattr(pool, "free_bytes", lambda self: 500_000)
+    float16.check_memory(1_500_000)
+    with pytest.raises(BackendUnavailable, match=r"1\.5 MB are free"):
+        float16.check_memory(1_500_001)
+
+
 # In a pass
 
 

@@ -36,6 +36,8 @@ SPLIT_WARPS = 4  # of a block of `attention_split_4` and `_8`
 # of `attention` go by tiles.
 MOST_SPLIT_ROWS = 32
 
+MOST_BATCH = 65535  # the most blocks that a grid has along its third axis, which goes by B
+
 NO_WINDOW = 2**63 - 1
 
 
@@ -204,10 +206,16 @@ class Kernels:
         """Attend: q (B, T, H, d), k and v (B, S, K, d), positions (B, T), (B, S) -> (B, T, H, d).
 
         k and v may be `cache[:, :used]` of a contiguous cache, both of the same strides. Which
-        kernel does it depends on how many rows, tokens times heads, share a key.
+        kernel does it depends on how many rows, tokens times heads, share a key. Raises ValueError
+        for a batch of more than 65535.
         """
         self._check(q=q, k=k, v=v)
         (B, T, H, d), (S, K) = q.shape, k.shape[1:3]
+        if B > MOST_BATCH:
+            raise ValueError(
+                f"a batch of {B} rows, of which a grid takes at most {MOST_BATCH}; "
+                "pass fewer rows at once"
+            )
         if q.size == 0 or S == 0:
             return self._cp.zeros(q.shape, dtype=q.dtype)
         out = self._cp.empty(q.shape, dtype=q.dtype)
