@@ -141,6 +141,16 @@ def softmax_error(q: np.ndarray, k: np.ndarray, weights: np.ndarray, dtype: str)
 def attention_error(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, weights: np.ndarray, dtype: str
 ) -> np.ndarray:
-    """Bound attention: the relative error of the weights, times Σ weights |v|."""
-    size = np.einsum("bhts,bshd->bthd", weights, np.abs(repeated(v, q.shape[2])))
-    return softmax_error(q, k, weights, dtype) * size
+    """Bound attention: the relative error of the weights, times Σ weights |v|.
+
+    In 16 bits weights may be rounded before they meet the values, as FlashAttention does for its
+    matrix products: one more rounding of each, or half the smallest step where it is subnormal.
+    """
+    values = np.abs(repeated(v, q.shape[2]))
+    size = np.einsum("bhts,bshd->bthd", weights, values)
+    error = softmax_error(q, k, weights, dtype) * size
+    if dtype in ("float32", "float64"):
+        return error
+    step = float(ml_dtypes.finfo(NUMPY_DTYPES[dtype]).smallest_subnormal)
+    seen = np.einsum("bhts,bshd->bthd", weights > 0, values)
+    return error + UNIT[dtype] * (size + error) + step / 2 * seen

@@ -263,22 +263,6 @@ class SoftmaxIn16Bits(Textbook):
 
 
 @mistake(
-    "weights-in-16-bits",
-    law="attention_mixes_what_is_visible",
-    fix="Multiply the values by float32 weights, and round the mix alone.",
-    dtypes=HALVES,
-)
-class WeightsIn16Bits(Textbook):
-    """The weights are rounded to 16 bits before they are multiplied by the values.
-
-    So do transformers and FlashAttention: no blunder, but not what this reference computes.
-    """
-
-    def mix(self, weights: np.ndarray, v: np.ndarray, seen: np.ndarray) -> np.ndarray:
-        return super().mix(self._widen(self._round(weights)), v, seen)
-
-
-@mistake(
     "weights-without-the-window",
     law="weights_sum_to_1_or_0_and_mix_the_values",
     fix="Let `attention_weights` hide what `attention` hides.",

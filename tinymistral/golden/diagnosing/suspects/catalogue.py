@@ -20,7 +20,6 @@ _NEVER = "nothing of the kind is done in the calls of a suite"
 LEFT_OUT = {
     "rope-not-set-at-padding": "padding is never looked at",
     "rope-in-16-bits": _ROUNDING,
-    "weights-in-16-bits": _ROUNDING,
     "softmax-in-16-bits": _ROUNDING,
     "norm-rounded-before-its-weight": _ROUNDING,
     "silu-rounded-before-up": _ROUNDING,
