@@ -26,7 +26,11 @@ from tinymistral.golden import adapters, dumping
 from tinymistral.golden.adapters import CannotRun, Results, Settings, template
 from tinymistral.golden.adapters.gguf_files import gguf_name
 from tinymistral.golden.adapters.transformers import at_positions, check_padding
-from tinymistral.golden.adapters.transformers_operations import check_seen
+from tinymistral.golden.adapters.transformers_operations import (
+    check_counted,
+    check_finite,
+    check_seen,
+)
 from tinymistral.golden.checking.candidate import open_candidate
 from tinymistral.golden.suite import Case, read_suite
 from tinymistral.golden.tensor_files import write_arrays
@@ -356,6 +360,21 @@ def test_transformers_does_not_run_a_query_that_sees_nothing() -> None:
     case = SUITE.case("attention-nothing-visible")
     with pytest.raises(CannotRun):
         check_seen(SUITE.read(case).inputs, (case.parameters or {})["window"])
+
+
+@pytest.mark.parametrize("kind", ["hidden", "visible"])
+def test_transformers_does_not_run_attention_to_nan(kind: str) -> None:
+    with pytest.raises(CannotRun, match="0 times NaN"):
+        check_finite(SUITE.read(SUITE.case(f"attention-{kind}-nan")).inputs)
+    check_finite(SUITE.read(SUITE.case("attention-many-keys")).inputs)
+
+
+def test_transformers_does_not_count_past_2_24() -> None:
+    check_counted(np.array([[-1, 2**24]]))
+    for case, name in (("rope", "positions"), ("positions", "calls.0.positions")):
+        inputs = SUITE.read(SUITE.case(f"{case}-past-2-24")).inputs
+        with pytest.raises(CannotRun, match="angles are float32"):
+            check_counted(inputs[name])
 
 
 def test_names_of_llama_cpp() -> None:

@@ -13,7 +13,8 @@ from planted import as_evidence, candidate, cases_of
 from tinymistral.golden.diagnosing.diagnosis import Diagnosis, diagnose
 from tinymistral.golden.diagnosing.evidence import Evidence
 from tinymistral.golden.diagnosing.predicting import Predictions
-from tinymistral.golden.diagnosing.suspects import FORWARD
+from tinymistral.golden.diagnosing.suspects import FORWARD, Suspect
+from tinymistral.golden.diagnosing.suspects.knowing import Knowing
 from tinymistral.golden.making.tolerances import UNIT
 from tinymistral.golden.running import run_case
 from tinymistral.golden.suite import read_suite
@@ -161,6 +162,7 @@ PAIRS = [
     ("norm-weight-plus-1", "rope-begins-anew"),
     ("evict-before-attend", "padding-seen"),
     ("heads-joined-across-tokens", "eps-outside-the-root"),
+    ("positions-of-columns", "window-in-columns"),
     # Of these one is not common, but explains a part.
     ("rope-backwards", "up-forgotten"),
     ("one-head-for-all", "layers-in-reverse"),
@@ -222,3 +224,33 @@ def test_what_is_unknown_is_said_to_be(
     assert diagnosis.whole == ()
     for explanation in diagnosis.partial:
         assert len(explanation.explained) < len(diagnosis.differing)
+
+
+def test_what_explains_no_case_is_not_told(predictions: Predictions) -> None:
+    """Alone it would lead further, to the mistake that is unknown, and explain nothing."""
+    turned = BY_NAME["rope-interleaved"]
+    planted = turned & BY_NAME["final-norm-missing"]
+    given = [e for e in candidate(predictions, planted, "float32") if e.case.id == "plain"]
+    diagnosis = diagnose(given, [turned], predictions)
+    assert (len(diagnosis.differing), diagnosis.whole, diagnosis.partial) == (1, (), ())
+
+
+def test_a_model_is_made_without_asking_the_classes_that_pairs_have_made() -> None:
+    """Each pair makes one, so that each would take longer than the one before."""
+    asked = []
+
+    class Pair(Knowing):
+        @classmethod
+        def __subclasshook__(cls, other: type) -> bool:
+            asked.append(other)
+            return NotImplemented
+
+    class Other(NumpyBackend):
+        pass
+
+    predictions = Predictions(read_suite())
+    other = Suspect("other", "", "", backends=(Other,))
+    for suspect in (other, other & BY_NAME["no-window"]):
+        assert predictions.of(suspect, predictions.suite.case("plain")) is not None
+    assert issubclass(Pair, Knowing)
+    assert not asked

@@ -190,6 +190,39 @@ def test_ids_alone_tell_of_control_tokens(tmp_path: Path) -> None:
     assert (of_conversations["about"], names(of_conversations)) == ("chat", ["bos-twice"])
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("space-kept-in-decoding", lambda text: text and f" {text}"),
+        ("decoding-stripped", str.strip),
+    ],
+)
+def test_what_decodes_another_way_is_named_without_the_vocabulary(
+    tmp_path: Path, name: str, change: Callable[[str], str]
+) -> None:
+    entries = SUITE.document(SUITE.case("tokenizer-v1"))["strings"]
+    told = [{**entry, "decoded": change(entry["decoded"])} for entry in entries]
+    (tmp_path / "tokenizer-v1.json").write_text(json.dumps({"strings": told}), encoding="utf-8")
+    (diagnosis,) = diagnosed(str(tmp_path))
+    assert names(diagnosis) == [name]
+
+
+def test_eos_after_what_the_user_says_is_told(tmp_path: Path) -> None:
+    """After the last turn, or after each: [/INST] has an id of its own from v2 on, which is 4."""
+
+    def last(entry: dict[str, Any]) -> list[int]:
+        return [*entry["ids"], 2] if entry["ids"][-1] == 4 else entry["ids"]
+
+    def every(entry: dict[str, Any]) -> list[int]:
+        return [each for token in entry["ids"] for each in ((4, 2) if token == 4 else (token,))]
+
+    vocabulary = next(V1.parent.glob("mistral_instruct_tokenizer_*.model.v2"))
+    for name, change in (("eos-after-the-prompt", last), ("eos-after-every-turn", every)):
+        written(tmp_path, "chat-v2", change, "conversations")
+        (diagnosis,) = diagnosed(str(tmp_path), "--vocabulary", str(vocabulary))
+        assert names(diagnosis) == [name]
+
+
 def test_spaces_of_the_hub_are_told_with_the_vocabulary(tmp_path: Path) -> None:
     """And without it, it is said that it is wanted."""
     tokenizer = MistralTokenizer(V1)

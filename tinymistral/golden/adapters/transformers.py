@@ -8,6 +8,8 @@ Where it differs from the suite, and why (transformers 5.24):
 * A cache for a window of W keeps W - 1 columns, but all where W is 1: `window-1` is not run.
 * A query that sees nothing reads all keys alike, where it should read none: padding of a text,
   which nobody looks at, and `attention-nothing-visible`, which is not run.
+* Hidden values are multiplied by 0, and 0 times NaN is NaN: what holds NaN is not run. Nor are
+  positions past 2^24, for its angles are float32, but in attention alone, which makes none.
 * In 16 bits it rounds on the way what the suite's tolerances leave room for: cosines, softmax. In
   float64 its norms, softmax and angles are float32 all the same, and padding is not run: masked
   scores, the lowest number of float64, are -inf to that softmax, and a row of them is NaN.
@@ -23,7 +25,11 @@ import numpy as np
 
 from tinymistral.golden.adapters import Adapter, CannotRun, Results, Settings, missing
 from tinymistral.golden.adapters.torch_arrays import to_numpy, to_torch
-from tinymistral.golden.adapters.transformers_operations import run_operation, run_sampling
+from tinymistral.golden.adapters.transformers_operations import (
+    check_counted,
+    run_operation,
+    run_sampling,
+)
 from tinymistral.golden.adapters.transformers_stages import watch, watched_attention
 from tinymistral.golden.running import calls_of
 from tinymistral.golden.suite import Case, Suite
@@ -92,6 +98,7 @@ class Model:
 
         calls = calls_of(inputs)
         everything = np.concatenate([call["positions"] for call in calls], axis=1)
+        check_counted(everything)
         check_padding(everything, self.window, len(calls), self.dtype == torch.float64)
         cache, columns = DynamicCache(config=self.model.config), 0
         results: Results = {}

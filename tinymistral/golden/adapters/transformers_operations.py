@@ -24,6 +24,9 @@ def run_operation(
 
     if name == "attention":
         check_seen(inputs, parameters["window"])
+        check_finite(inputs)
+    if name == "rope":
+        check_counted(inputs["positions"])
     x = {
         n: torch.tensor(a).to(dtype) if a.dtype.kind == "f" else torch.tensor(a)
         for n, a in inputs.items()
@@ -52,6 +55,18 @@ def check_seen(inputs: Mapping[str, np.ndarray], window: int | None) -> None:
         raise CannotRun(
             "a query that sees nothing gets the mean of all values there, and zeros in the suite"
         )
+
+
+def check_finite(inputs: Mapping[str, np.ndarray]) -> None:
+    """Raise CannotRun where a key or value is NaN or infinite, which somebody may not see."""
+    if not all(np.isfinite(inputs[name]).all() for name in "kv"):
+        raise CannotRun("NaN in keys and values that are hidden reaches its sums: 0 times NaN")
+
+
+def check_counted(positions: np.ndarray) -> None:
+    """Raise CannotRun where float32, in which angles are made there, cannot count positions."""
+    if positions.max(initial=0) > 2**24:
+        raise CannotRun("its angles are float32, which cannot count positions past 2^24")
 
 
 def seen_keys(q_positions: Any, k_positions: Any, window: int | None) -> Any:

@@ -77,7 +77,8 @@ def diagnose(
         found = search.explaining(search.pairs(partial[:PAIRED], relevant))
     whole = search.grouped(sorted(found, key=lambda pair: nearness(pair[1])))
     rest = () if whole else search.grouped(partial[:TOLD])
-    return Diagnosis(search.evidence, whole, rest, search.tried)
+    part = tuple(explanation for explanation in rest if explanation.explained)
+    return Diagnosis(search.evidence, whole, part, search.tried)
 
 
 def nearness(fits: Fits) -> float:
@@ -126,6 +127,8 @@ class Search:
     def _everywhere(self, suspect: Suspect, first: Given) -> Fits | None:
         fits: Fits = {}
         for each in (first, *(each for each in self.evidence if each is not first)):
+            if each.is_far(suspect, self.predictions):
+                return None
             fit = each.fit(suspect, self.predictions)
             if fit is not None and not fit.explains:
                 return None

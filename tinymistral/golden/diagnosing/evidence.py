@@ -134,20 +134,37 @@ class Evidence:
         errors = {name: self.errors(name, x, wanted) for name, x in self.given.items()}
         worst = {name: float(error.max(initial=0.0)) for name, error in errors.items()}
         scales = self._scales({})
-        if any(worst[name] > scale for name, scale in scales.items()) and self.finite:
-            near = (
-                worst[name] <= max(NEAR * (part.tolerance or 1.0), _largest(wanted, name) / 4)
-                for name, part in self.parts.items()
-            )
-            if all(near):
-                scales = self._scales(self._rounding(suspect, wanted, predictions))
+        off = any(worst[name] > scale for name, scale in scales.items())
+        if off and self.finite and all(self._near(n, worst[n], wanted) for n in self.parts):
+            scales = self._scales(self._rounding(suspect, wanted, predictions))
         squares = [
-            float(np.square(error[self.counts[name]] / (self.parts[name].tolerance or 1.0)).mean())
+            _mean_square(error[self.counts[name]] / (self.parts[name].tolerance or 1.0))
             for name, error in errors.items()
             if error.shape == self.counts[name].shape and self.counts[name].any()
         ]
         mean = math.sqrt(sum(squares) / max(1, len(squares)))
         return Fit({name: worst[name] / scale for name, scale in scales.items()}, mean)
+
+    def is_far(self, suspect: Suspect, predictions: Predictions) -> bool:
+        """Tell whether a suspect cannot explain this, whatever comes of rounding beside it.
+
+        It is what `fit` comes to, found at the first tensor that is far; the last ones come first,
+        as most mistakes show there.
+        """
+        wanted = self.predicted(suspect, predictions)
+        if wanted is None:
+            return False
+        scales = self._scales({})
+        for name in reversed(list(self.given)):
+            worst = float(self.errors(name, self.given[name], wanted).max(initial=0.0))
+            if worst > scales[name] and not (self.finite and self._near(name, worst, wanted)):
+                return True
+        return False
+
+    def _near(self, name: str, worst: float, wanted: Numbers) -> bool:
+        """Tell whether errors may have come of rounding, which more runs can tell."""
+        near = NEAR * (self.parts[name].tolerance or 1.0)
+        return worst <= near or worst <= _largest(wanted, name) / 4
 
     def _scales(self, rounding: Mapping[str, float]) -> dict[str, float]:
         """Return how near one has to come, given how far rounding has led beside a suspect."""
@@ -195,7 +212,7 @@ class Evidence:
             told = counts & (numbers != wanted[name]) & (self.dtype == "float32")
             return np.where(told, np.inf, 0.0)
         with np.errstate(all="ignore"):
-            x, y = numbers.astype(np.float64), wanted[name].astype(np.float64)
+            x, y = (np.asarray(each, dtype=np.float64) for each in (numbers, wanted[name]))
             errors = np.abs(x - y)
         errors[(x == y) | (np.isnan(x) & np.isnan(y)) | ~counts] = 0.0
         errors[~np.isfinite(errors)] = np.inf
@@ -209,6 +226,10 @@ class Evidence:
         same = self.given["sequences"][:, -new:] == wanted["sequences"][:, -new:]
         so_far = np.logical_and.accumulate(same.all(axis=0))  # rows may bear on each other
         return np.broadcast_to(so_far, counts.shape)
+
+
+def _mean_square(errors: np.ndarray) -> float:
+    return float(errors @ errors) / errors.size
 
 
 def _share(rounding: float) -> float:

@@ -68,6 +68,10 @@ class TextEvidence:
         units = {n: 0.0 if self.given[n] == wanted[n] else math.inf for n in told}
         return Fit(units, float(len(wrong - set(told))))
 
+    def is_far(self, suspect: Suspect, predictions: Predictions) -> bool:
+        """Nothing is near or far here: see `fit`."""
+        return False
+
     def agree(self, one: Answers, other: Answers) -> bool:
         """Tell whether two suspects' answers are the same, as far as both can be told."""
         return all(one.get(name) == other.get(name) for name in self.given)

@@ -94,6 +94,7 @@ class WindowForgottenInPrompts(Knowing, Textbook):
 @suspect(
     "window-in-columns",
     fix="Take the distance of two tokens from their positions, which padding does not have.",
+    common=True,
 )
 class WindowInColumns(Knowing, Textbook):
     """The window is counted in columns of the batch: padding between two tokens counts."""

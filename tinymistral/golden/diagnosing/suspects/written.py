@@ -6,7 +6,7 @@ Where ids have to be made anew it takes the vocabulary; without it nothing can b
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -26,19 +26,18 @@ FOUND: list[Suspect] = []
 
 
 def suspect(name: str, of: str, fix: str) -> Callable[[Answer], Answer]:
-    """Enter a function into the list; `of` are the parts of a document that it answers to."""
+    """Enter a function into the list; `of` names the parts of a document that it answers to."""
 
     def enter(answer: Answer) -> Answer:
         def document(whole: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any] | None:
-            if of not in whole:
-                return None
-            told = []
-            for entry in whole[of]:
-                answered = answer(entry, tokenizer)
-                if answered is not None:
-                    asked = {name: x for name, x in entry.items() if name in ASKED}
-                    told.append({**asked, **answered})
-            return {of: told} if told else None
+            told: dict[str, Any] = {}
+            for part in of.split():
+                for entry in whole.get(part, ()):
+                    answered = answer(entry, tokenizer)
+                    if answered is not None:
+                        asked = {name: x for name, x in entry.items() if name in ASKED}
+                        told.setdefault(part, []).append({**asked, **answered})
+            return told or None
 
         says = " ".join((answer.__doc__ or "").split())
         FOUND.append(Suspect(name, says, fix, answers=document))
@@ -117,6 +116,31 @@ def _stripped(entry: Entry, tokenizer: Tokenizer) -> Entry | None:
     return {"ids": ids, "decoded": tokenizer.decode(ids)}
 
 
+@suspect(
+    "space-kept-in-decoding",
+    "strings decodings",
+    "Drop the space that SentencePiece puts before a text from the beginning of what is decoded.",
+)
+def _space_kept(entry: Entry, tokenizer: Tokenizer) -> Entry | None:
+    """What is decoded begins with the space that was put before the text."""
+    spaced = "text" in entry and bool(entry["ids"])
+    if "text" not in entry:
+        if tokenizer is None:
+            return None
+        spaced = any(p.startswith("▁") for p in tokenizer.convert_ids_to_tokens(entry["ids"][:1]))
+    return {"ids": entry["ids"], "decoded": " " * spaced + entry["decoded"]}
+
+
+@suspect(
+    "decoding-stripped",
+    "strings decodings",
+    "Of what is decoded drop one space at the beginning, and no other white space.",
+)
+def _decoding_stripped(entry: Entry, _: Tokenizer) -> Entry:
+    """White space at the beginning and the end of what is decoded is cut off."""
+    return {"ids": entry["ids"], "decoded": entry["decoded"].strip()}
+
+
 @suspect("bos-twice", "conversations", "A conversation begins with one <s>.")
 def _bos_twice(entry: Entry, _: Tokenizer) -> Entry:
     """There are two <s> at the beginning: the template writes one, and the tokenizer another."""
@@ -141,6 +165,51 @@ def _bos_again(entry: Entry, _: Tokenizer) -> Entry:
 def _no_eos(entry: Entry, _: Tokenizer) -> Entry:
     """Answers do not end with </s>."""
     return {"ids": [token for token in entry["ids"] if token != EOS]}
+
+
+@suspect(
+    "eos-after-the-prompt",
+    "conversations",
+    "</s>, id 2, ends answers alone: the answer to the last user's turn is still to come.",
+)
+def _eos_last(entry: Entry, _: Tokenizer) -> Entry:
+    """</s> is put after the last user's turn, where the answer should begin."""
+    asked = entry["messages"][-1]["role"] == "user"
+    return {"ids": [*entry["ids"], *[EOS] * asked]}
+
+
+@suspect(
+    "eos-after-every-turn",
+    "conversations",
+    "</s>, id 2, ends answers alone: the user's turns end with [/INST].",
+)
+def _eos_always(entry: Entry, tokenizer: Tokenizer) -> Entry | None:
+    """</s> is put after the user's turns too."""
+    if tokenizer is None:
+        return None
+    answers = [m["content"] for m in entry["messages"] if m["role"] == "assistant"]
+    *turns, rest = _cut(entry["ids"], EOS)
+    if len(turns) != len(answers):
+        return None
+    ids: list[int] = []
+    for turn, answer in zip(turns, answers, strict=True):
+        written = tokenizer.encode(answer, False)
+        asked = len(turn) - len(written)
+        if turn[asked:] != written:
+            return None
+        ids += [*turn[:asked], EOS, *written, EOS]
+    return {"ids": [*ids, *rest, *[EOS] * bool(rest)]}
+
+
+def _cut(ids: Sequence[int], at: int) -> list[list[int]]:
+    """Return what is between the tokens `at`, and what is before and after them."""
+    parts: list[list[int]] = [[]]
+    for token in ids:
+        if token == at:
+            parts.append([])
+        else:
+            parts[-1].append(token)
+    return parts
 
 
 @suspect(
