@@ -24,13 +24,10 @@ from tinymistral.checkpoint.reading import read_file
 from tinymistral.commands import golden_run_arguments
 from tinymistral.golden import adapters, dumping
 from tinymistral.golden.adapters import CannotRun, Results, Settings, template
+from tinymistral.golden.adapters.counting import check_counted
 from tinymistral.golden.adapters.gguf_files import gguf_name
 from tinymistral.golden.adapters.transformers import at_positions, check_padding
-from tinymistral.golden.adapters.transformers_operations import (
-    check_counted,
-    check_finite,
-    check_seen,
-)
+from tinymistral.golden.adapters.transformers_operations import check_finite, check_seen
 from tinymistral.golden.checking.candidate import open_candidate
 from tinymistral.golden.suite import Case, read_suite
 from tinymistral.golden.tensor_files import write_arrays

@@ -6,7 +6,8 @@ no vocabulary. Keys and values are cached in F32 too, and attention is the plain
 
 That architecture has no window, whatever the file says. So past a window tokens go through one at
 a time, and before each what it must not see is removed from the cache: in llama.cpp by itself these
-cases differ, in every call that goes past the window. It shows nothing but logits.
+cases differ, in every call that goes past the window. It shows nothing but logits. Its angles are
+float32, so positions past 2^24 are not run.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from tinymistral.golden.adapters import Adapter, CannotRun, Results, Settings, missing
+from tinymistral.golden.adapters.counting import check_counted
 from tinymistral.golden.adapters.gguf_files import write_gguf
 from tinymistral.golden.making.truth import logprobs
 from tinymistral.golden.running import calls_of
@@ -76,6 +78,7 @@ class Model:
     def calls(self, inputs: Inputs) -> Results:
         """Make the calls of a case, one after the other."""
         calls = calls_of(inputs)
+        check_counted(np.concatenate([call["positions"] for call in calls], axis=1))
         rows, most = len(calls[0]["positions"]), sum(x["positions"].shape[1] for x in calls)
         text = Text(self, rows, most)
         return {

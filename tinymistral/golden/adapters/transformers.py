@@ -24,12 +24,9 @@ from typing import Any
 import numpy as np
 
 from tinymistral.golden.adapters import Adapter, CannotRun, Results, Settings, missing
+from tinymistral.golden.adapters.counting import check_counted
 from tinymistral.golden.adapters.torch_arrays import to_numpy, to_torch
-from tinymistral.golden.adapters.transformers_operations import (
-    check_counted,
-    run_operation,
-    run_sampling,
-)
+from tinymistral.golden.adapters.transformers_operations import run_operation, run_sampling
 from tinymistral.golden.adapters.transformers_stages import watch, watched_attention
 from tinymistral.golden.running import calls_of
 from tinymistral.golden.suite import Case, Suite

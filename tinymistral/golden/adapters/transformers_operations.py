@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tinymistral.golden.adapters import CannotRun
+from tinymistral.golden.adapters.counting import check_counted
 from tinymistral.golden.adapters.torch_arrays import to_numpy
 
 Arrays = dict[str, np.ndarray]
@@ -61,12 +62,6 @@ def check_finite(inputs: Mapping[str, np.ndarray]) -> None:
     """Raise CannotRun where a key or value is NaN or infinite, which somebody may not see."""
     if not all(np.isfinite(inputs[name]).all() for name in "kv"):
         raise CannotRun("NaN in keys and values that are hidden reaches its sums: 0 times NaN")
-
-
-def check_counted(positions: np.ndarray) -> None:
-    """Raise CannotRun where float32, in which angles are made there, cannot count positions."""
-    if positions.max(initial=0) > 2**24:
-        raise CannotRun("its angles are float32, which cannot count positions past 2^24")
 
 
 def seen_keys(q_positions: Any, k_positions: Any, window: int | None) -> Any:
