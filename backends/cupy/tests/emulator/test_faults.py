@@ -2,37 +2,18 @@
 
 import numpy as np
 import pytest
+from faulting import fault, floats
 from run_kernel import compiled, run
 
 from tinymistral_cupy.emulator.faults import (
-    DivergentBarrier,
     KernelFault,
-    LostLane,
     Misaligned,
     OutOfBounds,
-    Race,
     TooLong,
     Trap,
     Uninitialised,
     UnknownInstruction,
 )
-
-
-def fault(kind: type[KernelFault], source: str, *args, **options) -> KernelFault:
-    """Run a kernel that must fail, and see that it does on the line that says `// here`."""
-    kernel = compiled('extern "C" __global__ void k' + source)
-    lines = [i for i, line in enumerate(source.splitlines(), 1) if "// here" in line]
-    with pytest.raises(kind) as caught:
-        run(kernel, *args, **options)
-    error = caught.value
-    assert error.kernel == "k"
-    assert error.source == "mistral.cu"
-    assert error.line in lines, str(error)
-    assert f"mistral.cu:{error.line}, block" in str(error)
-    return error
-
-
-floats = lambda n: np.zeros(n, dtype=np.float32)  # noqa: E731
 
 
 def test_a_read_beyond_the_end() -> None:
@@ -195,267 +176,6 @@ def test_a_read_of_shared_memory_that_nobody_wrote() -> None:
     assert "byte 128 of shared memory" in error.what
 
 
-MISSING_BARRIER = """(float* y) {
-    __shared__ float s[64];
-    s[threadIdx.x] = threadIdx.x;
-    BARRIER
-    y[threadIdx.x] = s[63 - threadIdx.x];  // here
-}"""
-
-
-def test_a_missing_barrier() -> None:
-    error = fault(Race, MISSING_BARRIER.replace("BARRIER", ""), floats(64), block=64)
-    assert "write of 4 bytes of on line 3" in error.what
-    assert "of shared memory" in error.what
-    y = floats(64)
-    kernel = compiled(
-        'extern "C" __global__ void k' + MISSING_BARRIER.replace("BARRIER", "__syncthreads();")
-    )
-    run(kernel, y, block=64)
-    assert y.tolist() == [63 - i for i in range(64)]
-
-
-def test_a_missing_second_barrier() -> None:
-    # The next round overwrites what others still read: the result is right here all the same.
-    source = """(float* y) {
-        __shared__ float s[64];
-        for (int round = 0; round < 2; ++round) {
-            s[threadIdx.x] = round;  // here
-            __syncthreads();
-            y[threadIdx.x] = s[63 - threadIdx.x];
-        }
-    }"""
-    fault(Race, source, floats(64), block=64)
-
-
-def test_a_warp_needs_syncwarp_within() -> None:
-    source = """(float* y) {
-        __shared__ float s[32];
-        s[threadIdx.x] = threadIdx.x;
-        MEETING
-        y[threadIdx.x] = s[31 - threadIdx.x];  // here
-    }"""
-    fault(Race, source.replace("MEETING", ""), floats(32))
-    for meeting in ("__syncwarp();", "y[0] += __shfl_xor_sync(~0u, y[threadIdx.x], 1) * 0;"):
-        text = source.replace("MEETING", meeting.replace("y[0] +=", "volatile float z ="))
-        y = floats(32)
-        run(compiled('extern "C" __global__ void k' + text), y)
-        assert y.tolist() == [31 - i for i in range(32)]
-
-
-def test_syncwarp_does_not_order_other_warps() -> None:
-    source = MISSING_BARRIER.replace("BARRIER", "__syncwarp();")
-    fault(Race, source, floats(64), block=64)
-
-
-def test_syncwarp_of_some_lanes_orders_these() -> None:
-    source = """(float* y) {
-        __shared__ float s[32];
-        int lane = threadIdx.x;
-        if (lane < 16) {
-            s[lane] = lane;
-            MEETING
-            y[lane] = s[15 - lane];  // here
-        }
-    }"""
-    fault(Race, source.replace("MEETING", ""), floats(32))
-    y = floats(32)
-    run(
-        compiled('extern "C" __global__ void k' + source.replace("MEETING", "__syncwarp(65535);")),
-        y,
-    )
-    assert y.tolist() == [15 - i for i in range(16)] + [0] * 16
-
-
-def test_syncwarp_of_one_of_two_warps_orders_it() -> None:
-    source = """(float* y) {
-        __shared__ float s[32];
-        int lane = threadIdx.x;
-        if (lane < 32) {
-            s[lane] = lane;
-            MEETING
-            y[lane] = s[31 - lane];  // here
-            __syncwarp();
-            s[lane] = 0;
-        }
-    }"""
-    fault(Race, source.replace("MEETING", ""), floats(32), block=64)
-    y = floats(32)
-    run(
-        compiled('extern "C" __global__ void k' + source.replace("MEETING", "__syncwarp();")),
-        y,
-        block=64,
-    )
-    assert y.tolist() == [31 - i for i in range(32)]
-
-
-def test_syncwarp_of_some_lanes_does_not_order_others() -> None:
-    source = """(float* y) {
-        __shared__ float s[32];
-        int lane = threadIdx.x;
-        s[lane] = lane;
-        if (lane >= 16) __syncwarp(0xffff0000u);
-        y[lane] = s[lane < 16 ? 15 - lane : 47 - lane];  // here
-    }"""
-    error = fault(Race, source, floats(32))
-    assert error.thread is not None
-    assert error.thread[0] < 16
-
-
-def test_two_threads_that_write_the_same_byte() -> None:
-    source = """(float* y) {
-        y[threadIdx.x / 2] = 1;  // here
-    }"""
-    error = fault(Race, source, floats(32))
-    assert error.thread == (1, 0, 0)
-    assert "thread (0, 0, 0) of block (0, 0, 0)" in error.what
-
-
-def test_two_blocks_that_touch_the_same_words() -> None:
-    source = """(float* y) {
-        int i = threadIdx.x;
-        y[32 * blockIdx.x + i] = 1;
-        __syncthreads();
-        if (blockIdx.x) y[64 + i] = y[i] + 1;  // here
-    }"""
-    error = fault(Race, source, floats(128), grid=2)
-    assert error.block == (1, 0, 0)
-    assert "of block (0, 0, 0)" in error.what
-    assert "'argument 0'" in error.what
-
-
-def test_a_barrier_orders_a_block_in_global_memory() -> None:
-    source = """extern "C" __global__ void k(float* y) {
-        y[threadIdx.x] = threadIdx.x;
-        __syncthreads();
-        float z = y[blockDim.x - 1 - threadIdx.x];
-        __syncthreads();
-        y[threadIdx.x] = z;
-    }"""
-    y = floats(64)
-    run(compiled(source), y, block=64)
-    assert y.tolist() == [63 - i for i in range(64)]
-
-
-def test_atomics_do_not_race_with_each_other_but_with_reads() -> None:
-    source = """(int* y) {
-        atomicAdd(y, 1);
-        READ
-    }"""
-    y = np.zeros(33, dtype=np.int32)
-    run(compiled('extern "C" __global__ void k' + source.replace("READ", "")), y, grid=2)
-    assert y[0] == 64
-    fault(Race, source.replace("READ", "y[1 + threadIdx.x] = y[0];  // here"), y)
-
-
-def test_a_barrier_that_half_of_the_block_never_reaches() -> None:
-    source = """(float* y) {
-        if (threadIdx.x < 32) {
-            y[threadIdx.x] = 1;
-            __syncthreads();  // here
-        }
-    }"""
-    error = fault(DivergentBarrier, source, floats(64), block=64)
-    assert error.thread == (0, 0, 0)
-    assert "32 of 64 threads of the block wait" in error.what
-    assert "thread (32, 0, 0), have ended" in error.what
-
-
-def test_two_barriers_that_threads_choose_between() -> None:
-    source = """(float* y, int n) {
-        if (threadIdx.x < n) {
-            y[threadIdx.x] = 1;
-            __syncthreads();  // here
-            y[threadIdx.x] = 3;
-        } else {
-            y[threadIdx.x] = 2;
-            __syncthreads();  // here
-        }
-    }"""
-    error = fault(DivergentBarrier, source, floats(64), np.int32(32), block=64)
-    assert "wait at the barrier on line" in error.what
-    run(compiled('extern "C" __global__ void k' + source), floats(64), np.int32(64), block=64)
-
-
-def test_threads_that_left_before_the_barrier() -> None:
-    source = """(float* y, int n) {
-        if (threadIdx.x >= n) return;
-        y[threadIdx.x] = 1;
-        __syncthreads();  // here
-        y[threadIdx.x] = 2;
-    }"""
-    fault(DivergentBarrier, source, floats(64), np.int32(63), block=64)
-    # So too where they left long before, so that all who are left come together.
-    early = source.replace("(threadIdx.x >= n) return;", '(threadIdx.x >= n) asm("exit;");')
-    early = early.replace("y[threadIdx.x] = 1;", "y[threadIdx.x] = 1; __syncwarp(__activemask());")
-    fault(DivergentBarrier, early, floats(64), np.int32(63), block=64)
-    # A whole block that leaves is no matter.
-    source = source.replace("threadIdx.x >= n", "blockIdx.x >= n")
-    y = floats(64)
-    run(compiled('extern "C" __global__ void k' + source), y, np.int32(1), block=64, grid=2)
-    assert (y == 2).all()
-
-
-def test_a_shuffle_that_names_lanes_which_went_elsewhere() -> None:
-    source = """(float* y) {
-        if (threadIdx.x < 16) {
-            y[threadIdx.x] = __shfl_xor_sync(0xffffffffu, y[threadIdx.x], 1);  // here
-        }
-    }"""
-    error = fault(LostLane, source, floats(32))
-    assert "lanes 16, 17, 18, ..., 31" in error.what or "lanes 16, 17" in error.what
-    assert "have ended" in error.what
-
-
-def test_a_shuffle_that_reads_a_lane_its_mask_does_not_name() -> None:
-    source = """(float* y) {
-        if (threadIdx.x < 16) {
-            y[threadIdx.x] = __shfl_down_sync(0x0000ffffu, y[threadIdx.x], 1);  // here
-        }
-    }"""
-    error = fault(LostLane, source, floats(32))
-    assert error.thread == (15, 0, 0)
-    assert "reads lane 16" in error.what
-
-
-def test_a_vote_whose_mask_does_not_name_the_lane_itself() -> None:
-    source = """(int* y) {
-        y[threadIdx.x] = __ballot_sync(0x0000ffffu, threadIdx.x & 1);  // here
-    }"""
-    error = fault(LostLane, source, np.zeros(32, dtype=np.int32))
-    assert error.thread == (16, 0, 0)
-
-
-def test_lanes_that_meet_with_different_masks() -> None:
-    source = """(int* y) {
-        unsigned mask = threadIdx.x ? 0xffffffffu : 0x7fffffffu;
-        y[threadIdx.x] = __ballot_sync(mask, 1);  // here
-    }"""
-    fault(LostLane, source, np.zeros(32, dtype=np.int32))
-
-
-def test_lanes_that_do_not_exist() -> None:
-    source = """(int* y) {
-        y[threadIdx.x] = __ballot_sync(0xffffffffu, 1);  // here
-    }"""
-    error = fault(LostLane, source, np.zeros(48, dtype=np.int32), block=48)
-    assert "do not exist" in error.what
-
-
-def test_a_shuffle_waits_for_lanes_that_come_another_way() -> None:
-    # Half of the warp takes a longer way; all must exchange nevertheless.
-    source = """extern "C" __global__ void k(int* y, int n) {
-        int v = threadIdx.x;
-        if (threadIdx.x % 2)
-            for (int i = 0; i < n; ++i) v = v * 3 + y[i];
-        y[threadIdx.x + 32] = __shfl_xor_sync(0xffffffffu, v, 1);
-    }"""
-    y = np.zeros(64, dtype=np.int32)
-    run(compiled(source), y, np.int32(5))
-    v = np.array([i * 3**5 if i % 2 else i for i in range(32)])
-    assert (y[32:] == v[np.arange(32) ^ 1]).all()
-
-
 def test_an_endless_loop() -> None:
     source = """(volatile int* y) {
         while (y[threadIdx.x] == 0)  // here
@@ -489,16 +209,6 @@ def test_an_instruction_that_is_not_known(text: str, named: str) -> None:
         run(compiled(source), np.zeros(32, dtype=np.int32), np.int32(4))
     assert named in str(caught.value)
     assert caught.value.line == 2
-
-
-def test_an_earlier_race_is_the_cause_of_a_bad_address() -> None:
-    source = """(int* y) {
-        __shared__ int s[64];
-        s[threadIdx.x] = threadIdx.x;
-        int at = s[63 - threadIdx.x];  // here
-        y[at + 1] = 1;
-    }"""
-    fault(Race, source, np.zeros(64, dtype=np.int32), block=64)
 
 
 @pytest.mark.parametrize(
