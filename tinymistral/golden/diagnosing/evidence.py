@@ -12,6 +12,7 @@ from tinymistral.golden.checking.closeness import own_dtype
 from tinymistral.golden.checking.comparing import what_counts
 from tinymistral.golden.checking.orders import all_in_halves, is_raw
 from tinymistral.golden.checking.verdicts import AGREES, DIFFERS, UNPROVEN, Compared, Part
+from tinymistral.golden.diagnosing.judged import Judged
 from tinymistral.golden.diagnosing.lengths import of_another_length
 from tinymistral.golden.diagnosing.predicting import Predictions
 from tinymistral.golden.diagnosing.rounding import ROUNDED
@@ -55,7 +56,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Evidence(Judged):
     """The numbers that are given of a case, as far as they can be compared."""
 
     case: Case
@@ -95,17 +96,6 @@ class Evidence:
         finite = all(np.isfinite(x[counts[n]]).all() for n, x in wide.items())
         own = dtype or "float32"
         return cls(compared.case, wide, parts, counts, own, finite, bool(other), raw)
-
-    @property
-    def differs(self) -> bool:
-        """Tell whether it is not what the suite expects."""
-        return any(part.verdict == DIFFERS for part in self.parts.values())
-
-    @property
-    def first(self) -> int:
-        """The place, in the order of computation, of the first tensor that differs."""
-        verdicts = [part.verdict for part in self.parts.values()]
-        return verdicts.index(DIFFERS) if self.differs else len(verdicts)
 
     @property
     def cost(self) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from typing import Any
 from tinymistral.golden.checking.texts import ANSWERS, ASKED, key
 from tinymistral.golden.checking.verdicts import DIFFERS, Compared, Part
 from tinymistral.golden.diagnosing.evidence import COSTS, Fit
+from tinymistral.golden.diagnosing.judged import Judged
 from tinymistral.golden.diagnosing.predicting import Predictions
 from tinymistral.golden.diagnosing.suspects.suspect import Suspect
 from tinymistral.golden.suite import Case
@@ -21,7 +22,7 @@ Answers = Mapping[str, Any]  # by name, such as "strings.3.ids"
 
 
 @dataclass(frozen=True)
-class TextEvidence:
+class TextEvidence(Judged):
     """The answers that are given of a case."""
 
     case: Case
@@ -36,17 +37,6 @@ class TextEvidence:
         right = _answers(document, document)
         given = {n: p.got if p.verdict == DIFFERS else right[n] for n, p in parts.items()}
         return cls(compared.case, document, given, parts) if parts else None
-
-    @property
-    def differs(self) -> bool:
-        """Tell whether it is not what the suite expects."""
-        return any(part.verdict == DIFFERS for part in self.parts.values())
-
-    @property
-    def first(self) -> int:
-        """The place of the first answer that differs."""
-        verdicts = [part.verdict for part in self.parts.values()]
-        return verdicts.index(DIFFERS) if self.differs else len(verdicts)
 
     @property
     def cost(self) -> tuple[int, int]:

@@ -7,26 +7,23 @@ from run_kernel import apply, compiled, run
 LANES = np.arange(32)
 
 
-def shuffled(mode: str, a: list[int], b: int, c: int) -> tuple[list[int], list[bool]]:
-    """`shfl.sync` of one warp, written down from the manual's pseudo-code."""
+def shuffled(mode: str, a: list[int], b: int, width: int) -> tuple[list[int], list[bool]]:
+    """`__shfl_*_sync` of a warp in groups of `width`, by what the CUDA C++ guide says of them.
+
+    Up, down: as many places below or above, but within the group, else a lane keeps its own. Bfly:
+    the lane whose number differs in the bits of b, but of no later group. Idx: place b, counted
+    around, of the own group.
+    """
     values, valid = [], []
     for lane in range(32):
-        bval, cval, mask = b & 31, c & 31, c >> 8 & 31
-        highest = (lane & mask) | (cval & ~mask)
-        lowest = lane & mask
-        if mode == "up":
-            j = lane - bval
-            good = j >= highest
-        elif mode == "down":
-            j = lane + bval
-            good = j <= highest
-        elif mode == "bfly":
-            j = lane ^ bval
-            good = j <= highest
-        else:
-            j = lowest | (bval & ~mask)
-            good = j <= highest
-        values.append(a[j if good else lane])
+        group, place = divmod(lane, width)
+        source, good = {
+            "up": (lane - b, b <= place),
+            "down": (lane + b, place + b < width),
+            "bfly": (lane ^ b, (lane ^ b) // width <= group),
+            "idx": (group * width + b % width, True),
+        }[mode]
+        values.append(a[source if good else lane])
         valid.append(good)
     return values, valid
 
@@ -40,9 +37,8 @@ def test_shuffles(mode: str, width: int) -> None:
         text = f"shfl.sync.{mode}.b32 d, a, {b}, {c}, -1;"
         got = apply(text, "int32", a)
         good = apply("{ .reg .b32 x; " + text.replace(" d,", " x|d,") + " }", "bool", a)
-        for warp in (a[:32], a[32:]):
-            values, valid = shuffled(mode, warp.tolist(), b, c)
-            at = slice(0, 32) if warp is a[:32] or (warp == a[:32]).all() else slice(32, 64)
+        for at in (slice(0, 32), slice(32, 64)):
+            values, valid = shuffled(mode, a[at].tolist(), b, width)
             assert got[at].tolist() == values
             assert good[at].tolist() == valid
 

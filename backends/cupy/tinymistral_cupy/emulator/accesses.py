@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tinymistral_cupy.emulator.faults import Misaligned, OutOfBounds
+from tinymistral_cupy.emulator.faults import KernelFault, Misaligned, OutOfBounds
 from tinymistral_cupy.emulator.memory import LOCAL, REGION_BITS, SHARED
 from tinymistral_cupy.emulator.ptx import Instruction
 
@@ -171,50 +171,38 @@ class Site:
     def _find(self, S: Any, a: np.ndarray, lanes: Any) -> Any:
         """Find the argument that all addresses lie in; None where each lies in some."""
         wrong = a & (self.size - 1) != 0
-        if wrong.any():
-            i = int(np.argmax(wrong))
-            raise S.fault(
-                Misaligned,
-                self.instruction,
-                _lane(lanes, i),
-                f"{self} at {S.describe(int(a[i]))}, which is no multiple of {self.size}",
-            )
+        no_multiple = f", which is no multiple of {self.size}"
+        self._check(S, Misaligned, wrong, lanes, lambda i: S.describe(int(a[i])) + no_multiple)
         low, high = int(a.min()), int(a.max())
         for window in S.windows:
             if low >= window.base + window.start and high + self.size <= window.base + window.end:
                 S.last_window[self.index] = window
                 return window
         outside = ~S.within(a, self.size)
-        if outside.any():
-            i = int(np.argmax(outside))
-            raise S.fault(
-                OutOfBounds,
-                self.instruction,
-                _lane(lanes, i),
-                f"{self} at {S.describe(int(a[i]))}",
-            )
+        self._check(S, OutOfBounds, outside, lanes, lambda i: S.describe(int(a[i])))
         return None
 
     def _refuse(self, S: Any, a: np.ndarray, lanes: Any, limit: int, where: str) -> None:
         """Raise for the first lane whose address is wrong, if one is."""
-        wrong = (a < 0) | (a + self.size > limit)
+        outside, odd = (a < 0) | (a + self.size > limit), a & (self.size - 1) != 0
+        at = f"of {where}, which"
+        self._check(S, OutOfBounds, outside, lanes, lambda i: f"byte {a[i]} {at} has {limit} bytes")
+        self._check(
+            S, Misaligned, odd, lanes, lambda i: f"byte {a[i]} {at} is no multiple of {self.size}"
+        )
+
+    def _check(
+        self,
+        S: Any,
+        kind: type[KernelFault],
+        wrong: np.ndarray,
+        lanes: Any,
+        where: Callable[[int], str],
+    ) -> None:
+        """Raise a fault of the first lane that is wrong, if one is; `where` says what it is at."""
         if wrong.any():
             i = int(np.argmax(wrong))
-            raise S.fault(
-                OutOfBounds,
-                self.instruction,
-                _lane(lanes, i),
-                f"{self} at byte {int(a[i])} of {where}, which has {limit} bytes",
-            )
-        wrong = a & (self.size - 1) != 0
-        if wrong.any():
-            i = int(np.argmax(wrong))
-            raise S.fault(
-                Misaligned,
-                self.instruction,
-                _lane(lanes, i),
-                f"{self} at byte {int(a[i])} of {where}, which is no multiple of {self.size}",
-            )
+            raise S.fault(kind, self.instruction, _lane(lanes, i), f"{self} at {where(i)}")
 
 
 def _taking_part(S: Any, a: Values, m: Mask) -> tuple[Any, np.ndarray]:
