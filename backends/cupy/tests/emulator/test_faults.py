@@ -87,6 +87,18 @@ def test_beyond_shared_memory() -> None:
     assert "byte 128 of shared memory, which has 128 bytes" in error.what
 
 
+def test_before_shared_memory() -> None:
+    source = """(float* y, int n) {
+        __shared__ float s[32];
+        s[threadIdx.x] = 1;
+        __syncthreads();
+        y[threadIdx.x] = s[(int)threadIdx.x - n];  // here
+    }"""
+    error = fault(OutOfBounds, source, floats(32), np.int32(1))
+    assert error.thread == (0, 0, 0)
+    assert "byte -4 of shared memory" in error.what
+
+
 def test_beyond_dynamic_shared_memory() -> None:
     source = """(float* y) {
         extern __shared__ float s[];
