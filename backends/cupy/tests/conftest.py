@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tinymistral_cupy.emulator import EmulatedBackend
-from tinymistral_cupy.emulator.cupy_stand_in import _card
+from tinymistral_cupy.emulator.cupy_stand_in import _card, _raw
+from tinymistral_cupy.emulator.machine import Launch
 
 
 @pytest.fixture(autouse=True)
@@ -24,3 +25,12 @@ def backend(request: pytest.FixtureRequest) -> EmulatedBackend:
 def float16() -> EmulatedBackend:
     """Return the emulated backend in float16."""
     return EmulatedBackend("float16")
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
+    """What is launched from here on, with what it cost."""
+    kept: list[Launch] = []
+    launch = _raw.launch
+    monkeypatch.setattr(_raw, "launch", lambda *args: kept.append(launch(*args)))
+    return kept

@@ -1,0 +1,113 @@
+"""What kernels cost: bytes, sectors, conflicts, as the emulator counts them."""
+
+from __future__ import annotations
+
+import kernel_checks as check
+import numpy as np
+import pytest
+from kernel_cases import SPLIT, TILES, every_dtype, kernels_for
+from kernel_checks import attend, drawn
+
+from tinymistral.conformance.cases import filled
+from tinymistral.numpy_backend import NUMPY_DTYPES
+from tinymistral_cupy.emulator.counts import LineCounts
+from tinymistral_cupy.emulator.machine import Launch
+from tinymistral_cupy.kernels import SOURCE
+
+S, D_HEAD, WINDOW = 256, 32, 20
+T, GROUP = 8, 5  # 40 rows, two blocks of 32
+
+
+def in_order(T: int, last: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Where T tokens up to a last position see a window of S keys whose slots are in order."""
+    return np.arange(last - T + 1, last + 1)[None], np.arange(S)[None], WINDOW
+
+
+MOVES = ("load", "store", "load_floats", "store_floats", "copy")  # of the source's functions
+
+
+def bytes_loaded(launch: Launch) -> int:
+    """Bytes of stored numbers: of q, k and v in attention."""
+    return lines(launch)["load"].bytes
+
+
+def lines(launch: Launch) -> dict[str, LineCounts]:
+    """Sum the counts by the function that moves numbers, else by the source line's text."""
+    out: dict[str, LineCounts] = {}
+    names: dict[int, str] = {}
+    function = ""
+    for number, text in enumerate(SOURCE.read_text(encoding="utf-8").splitlines(), 1):
+        if text.startswith(("__device__ void ", "extern")):
+            function = text.removeprefix("__device__ void ").partition("(")[0]
+        names[number] = function if function in MOVES else text.strip()
+    for number, counts in launch.lines.items():
+        if number:
+            out.setdefault(names[number], LineCounts()).add(counts)
+    return out
+
+
+@every_dtype
+@pytest.mark.parametrize("last, tiles", [(S - 1, 1), (63, 1), (70, 2), (S + 40, 0)])
+def test_tiles_that_no_query_of_a_block_sees_are_not_fetched(launches, dtype, last, tiles):
+    size = NUMPY_DTYPES[dtype].itemsize
+    q = drawn(dtype, 1, T, GROUP, D_HEAD)
+    k, v = (drawn(dtype, 1, S, 1, D_HEAD, seed=seed) for seed in (1, 2))
+    where = in_order(T, last)
+    unseen = ~((where[1] > last - T - WINDOW + 1) & (where[1] <= last))
+    unread = (filled(array, unseen, np.nan) for array in (k, v))
+    check.mix_agrees(attend(kernels_for(dtype), q, *unread, where), q, k, v, where, dtype)
+    assert bytes_loaded(launches[0]) == 2 * (32 + tiles * 2 * 32) * D_HEAD * size
+
+
+@every_dtype
+def test_a_tile_in_any_order_is_judged_by_its_positions(launches, dtype):
+    """One key of a tile is visible, the last: that fetches it, and no other."""
+    size = NUMPY_DTYPES[dtype].itemsize
+    q = drawn(dtype, 1, T, GROUP, D_HEAD)
+    k, v = (drawn(dtype, 1, S, 1, D_HEAD, seed=seed) for seed in (1, 2))
+    k_positions = np.arange(1000, 1000 + S)[None]
+    k_positions[0, 95] = 500
+    where = (np.arange(500, 500 + T)[None], k_positions, 100)
+    out = attend(kernels_for(dtype), q, k, v, where)
+    np.testing.assert_array_equal(out, np.broadcast_to(v[:, 95:96], out.shape))
+    assert bytes_loaded(launches[0]) == 2 * (32 + 2 * 32) * D_HEAD * size
+
+
+@every_dtype
+@pytest.mark.parametrize("last, warps", [(31, 1), (S - 1, 1), (70, 2), (S + 40, 0)])
+def test_decoding_reads_a_key_once_for_its_group(launches, dtype, last, warps):
+    """One token, four heads: those 32 keys of which one is visible, and no others, once each."""
+    group, size = 4, NUMPY_DTYPES[dtype].itemsize
+    q = drawn(dtype, 1, 1, group, D_HEAD)
+    k, v = (drawn(dtype, 1, S, 1, D_HEAD, seed=seed) for seed in (1, 2))
+    attend(kernels_for(dtype), q, k, v, in_order(1, last))
+    split, _ = launches
+    # Of a query each team of lanes has a copy, in each of four warps of the two blocks.
+    team = D_HEAD * size // 16
+    copies = 32 // team * 4 * 2
+    assert bytes_loaded(split) == (copies * group + warps * 2 * 32) * D_HEAD * size
+
+
+# Where lanes read, or write, in 16 bits, floats that are 32 bytes apart: twice the fewest.
+TWICE = {"load_floats": "sectors", "store_floats": "conflicts"}
+
+
+@every_dtype
+def test_accesses_are_coalesced_and_free_of_conflicts(launches, dtype):
+    kernels = kernels_for(dtype)
+    check.norms(kernels, dtype, 2, 512)
+    check.silu(kernels, dtype, 1024)
+    check.rotations(kernels, dtype, 2, 4, 128)
+    check.writes(kernels, dtype, 5, 9, 4, 128)
+    for case in (SPLIT[0], TILES[0]):
+        check.mixes(kernels, dtype, case)
+    assert {launch.kernel for launch in launches} == {
+        *("rms_norm", "add_rms_norm", "silu_mul", "rope", "store_rotated", "scatter"),
+        *("attention", "attention_split_4", "attention_combine"),
+    }
+    for launch in launches:
+        for name, counts in lines(launch).items():
+            more = TWICE.get(name) if NUMPY_DTYPES[dtype].itemsize == 2 else None
+            where = f"{launch.kernel}: {name}"
+            assert counts.sectors == counts.fewest_sectors * (1 + (more == "sectors")), where
+            assert counts.conflicts * 2 == counts.wavefronts * (more == "conflicts"), where
