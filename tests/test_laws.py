@@ -26,7 +26,7 @@ from tinymistral import MistralModel
 from tinymistral.cache import RollingCache
 from tinymistral.conformance import oracle
 from tinymistral.numpy_backend import NUMPY_DTYPES, NumpyBackend
-from tinymistral.stages import STAGES
+from tinymistral.tap import STAGES
 
 # What rounding may make of logits of deviation 3: ten times the largest difference seen over
 # 20,000 of these models (float32 from float64, and float64 cached from whole; most are a hundred

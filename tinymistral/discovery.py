@@ -1,9 +1,9 @@
 """Which backends are installed, and how one is chosen.
 
 A distribution offers a backend by an entry point of the group `tinymistral.backends`: its name is
-the backend's, its value `module:Class` a subclass of `Backend`. numpy is built in. No plugin is
-imported before it is asked for; then everything about it is checked, and what is wrong is an
-error: none is ever chosen or replaced silently.
+the backend's, its value `module:Class` a subclass of `Backend`. numpy and plain are built in. No
+plugin is imported before it is asked for; then everything about it is checked, and what is wrong is
+an error: none is ever chosen or replaced silently.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ def load_backend(name: str) -> type[Backend]:
 
 def default_name() -> str:
     """Return the name of the backend that computes where none is asked for by argument."""
-    return os.environ.get(VARIABLE) or BUILT_IN.name
+    return os.environ.get(VARIABLE) or next(iter(BUILT_IN))
 
 
 def installed_backends() -> list[InstalledBackend]:
-    """Return what is installed, the built-in numpy first, then by name; no plugin is imported.
+    """Return what is installed, the built-in ones first, then by name; no plugin is imported.
 
     Of a distribution that is on sys.path more than once the first counts, as it does in imports.
-    A plugin that calls itself numpy is among them, but never used.
+    A plugin with the name of a built-in one is among them, but never used.
     """
     import importlib.metadata  # some 30 ms that a run on numpy need not wait for
 
@@ -82,7 +82,7 @@ def installed_backends() -> list[InstalledBackend]:
                 if key not in seen or name == UNNAMED:
                     found |= {InstalledBackend(p.name, name, version, p.value) for p in points}
                     seen.add(key)
-    return [BUILT_IN, *sorted(found)]
+    return [*BUILT_IN.values(), *sorted(found)]
 
 
 def _name_and_version(distribution: Any) -> tuple[str, str]:
@@ -94,9 +94,9 @@ def _name_and_version(distribution: Any) -> tuple[str, str]:
 
 
 def _find(name: Any, asked_by: str) -> tuple[InstalledBackend, Sequence[InstalledBackend]]:
-    """Return what has the name, and all that is installed; for numpy nothing is looked for."""
-    if name == BUILT_IN.name:
-        return BUILT_IN, ()
+    """Return what has the name, and all that is installed, which is not looked for if built in."""
+    if isinstance(name, str) and name in BUILT_IN:
+        return BUILT_IN[name], ()
     everything = installed_backends()
     for installed in everything:
         if installed.name == name:

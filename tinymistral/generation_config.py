@@ -14,7 +14,7 @@ from tinymistral.config import plain_ids
 from tinymistral.files import is_named, read_json
 
 if TYPE_CHECKING:
-    from tinymistral.model import MistralForCausalLM
+    from tinymistral.heads import MistralForCausalLM
 
 FILE_NAME = "generation_config.json"
 LARGEST = 2**63 - 1  # of integers that have no bound of their own

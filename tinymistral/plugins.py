@@ -33,9 +33,14 @@ class InstalledBackend:
         return f"{one_line(self.distribution, 80)} {one_line(self.version, 40)}"
 
 
-BUILT_IN = InstalledBackend(
-    "numpy", "tinymistral", __version__, "tinymistral.numpy_backend:NumpyBackend"
-)
+# By name; the first is the default.
+BUILT_IN = {
+    name: InstalledBackend(name, "tinymistral", __version__, entry_point)
+    for name, entry_point in {
+        "numpy": "tinymistral.numpy_backend:NumpyBackend",
+        "plain": "tinymistral.operations:PlainBackend",
+    }.items()
+}
 
 
 def make_backend(
@@ -65,7 +70,7 @@ def open_backend(
 
 def load_class(installed: InstalledBackend, others: Sequence[InstalledBackend]) -> type[Backend]:
     """Import its class and check that."""
-    if installed != BUILT_IN:
+    if installed != BUILT_IN.get(installed.name):
         _refuse_namesakes(installed, others)
     where = re.fullmatch(r"([\w.]+)\s*:\s*([\w.]+)\s*(\[.*\])?", installed.entry_point.strip())
     entry_point = f"its entry point {one_line(installed.entry_point, 80)}"
@@ -82,9 +87,9 @@ def load_class(installed: InstalledBackend, others: Sequence[InstalledBackend]) 
 
 
 def _refuse_namesakes(installed: InstalledBackend, others: Sequence[InstalledBackend]) -> None:
-    if installed.name == BUILT_IN.name:
+    if installed.name in BUILT_IN:
         raise BackendUnavailable(
-            "the name numpy is that of the built-in backend, which nothing replaces",
+            f"the name {installed.name} is that of a built-in backend, which nothing replaces",
             f"uninstall {one_line(installed.distribution, 80)}",
         )
     sources = [x.source for x in others if x.name == installed.name]

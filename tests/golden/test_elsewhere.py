@@ -15,7 +15,7 @@ TWO = np.array([[0, 1]], dtype=np.int64)
 
 
 def bf16(backend: NumpyBackend, *shape: int, fill: float = 0.0) -> np.ndarray:
-    return np.full(shape, fill, dtype=backend._dtype)
+    return np.full(shape, fill, dtype=backend.activation_dtype)
 
 
 def made(*choices: str) -> Elsewhere:
@@ -34,7 +34,7 @@ def test_halves_of_a_sum_are_rounded() -> None:
     weight = np.ones((1, 4))
     found = []
     for backend in (made(), made("halves")):
-        arrays = (array.astype(backend._dtype) for array in (x, weight))
+        arrays = (array.astype(backend.activation_dtype) for array in (x, weight))
         found.append(float(backend.linear(*arrays)[0, 0, 0]))
     assert found == [1 + 2 * 2.0**-7, 1 + 2.0**-7]
 
@@ -47,7 +47,7 @@ def test_what_is_normed_is_rounded_before_its_weight() -> None:
     x, weight = np.array([[[1.0, 2.0]]]), np.array([1.1328125, 1.1328125])
     found = []
     for backend in (made(), made("normed")):
-        arrays = (array.astype(backend._dtype) for array in (x, weight))
+        arrays = (array.astype(backend.activation_dtype) for array in (x, weight))
         found.append(float(backend.rms_norm(*arrays, 0.0)[0, 0, 0]))
     assert found == [0.71484375, 0.71875]
 

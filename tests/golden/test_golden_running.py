@@ -59,36 +59,36 @@ class AsTransformers(NumpyBackend):
 
     def rms_norm(self, x, weight, eps):
         normed = super().rms_norm(x, np.ones_like(weight), eps)
-        return self._round(self._widen(normed) * self._widen(weight))
+        return self.round(self.widen(normed) * self.widen(weight))
 
     def rope(self, x, table):
-        cos, sin = (np.tile(self._round(part), 2) for part in table)
+        cos, sin = (np.tile(self.round(part), 2) for part in table)
         half = x.shape[-1] // 2
         turned = np.concatenate([-x[..., half:], x[..., :half]], axis=-1)
         return self._product(x, cos) + self._product(turned, sin)
 
     def attention_weights(self, q, k, q_positions, k_positions, window):
         k = np.repeat(k, q.shape[2] // k.shape[2], axis=2)
-        scores = self._round(np.einsum("bthd,bshd->bhts", self._widen(q), self._widen(k)))
-        scores = self._widen(self._product(scores, self._round(np.float32(q.shape[-1] ** -0.5))))
+        scores = self.round(np.einsum("bthd,bshd->bhts", self.widen(q), self.widen(k)))
+        scores = self.widen(self._product(scores, self.round(np.float32(q.shape[-1] ** -0.5))))
         distance = q_positions[:, None, :, None] - k_positions[:, None, None, :]
         seen = (k_positions >= 0)[:, None, None] & (distance >= 0)
         seen &= distance < (window or 2**31)
         scores = np.where(seen, scores, -np.inf)
         top = scores.max(axis=-1, keepdims=True)
         exps = np.exp(scores - np.where(np.isfinite(top), top, 0))
-        return self._round(exps / np.maximum(exps.sum(axis=-1, keepdims=True), 1e-30))
+        return self.round(exps / np.maximum(exps.sum(axis=-1, keepdims=True), 1e-30))
 
     def attention(self, q, k, v, q_positions, k_positions, window):
-        weights = self._widen(self.attention_weights(q, k, q_positions, k_positions, window))
-        v = np.repeat(self._widen(v), q.shape[2] // k.shape[2], axis=2)
-        return self._round(np.einsum("bhts,bshd->bthd", weights, v))
+        weights = self.widen(self.attention_weights(q, k, q_positions, k_positions, window))
+        v = np.repeat(self.widen(v), q.shape[2] // k.shape[2], axis=2)
+        return self.round(np.einsum("bhts,bshd->bthd", weights, v))
 
     def silu_mul(self, gate, up):
         return self._product(super().silu_mul(gate, np.ones_like(up)), up)
 
     def _product(self, x, y):
-        return self._round(self._widen(x) * self._widen(y))
+        return self.round(self.widen(x) * self.widen(y))
 
 
 @pytest.mark.parametrize("case", COMPUTED)

@@ -7,7 +7,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from tinymistral.golden.suite import V1
-from tinymistral.stages import STAGES
+from tinymistral.tap import STAGES
 
 SCHEMA = json.loads((V1 / "schema.json").read_text(encoding="utf-8"))
 MANIFEST = json.loads((V1 / "manifest.json").read_text(encoding="utf-8"))

@@ -20,7 +20,7 @@ from tinymistral.golden.making.tolerances import UNIT, rounded_up
 from tinymistral.golden.running import run_calls, run_case
 from tinymistral.golden.suite import V1, read_suite
 from tinymistral.golden.where import counted
-from tinymistral.model import MistralForCausalLM
+from tinymistral.heads import MistralForCausalLM
 from tinymistral.numpy_backend import NUMPY_DTYPES, NumpyBackend
 
 SUITE = read_suite()

@@ -33,7 +33,7 @@ from tinymistral.checkpoint.writing import write_file, write_shards
 from tinymistral.config import MistralConfig
 from tinymistral.files import parse_size, write_json
 from tinymistral.generation_config import read_generation_config
-from tinymistral.model import MistralForCausalLM
+from tinymistral.heads import MistralForCausalLM
 from tinymistral.tokenizer import MistralTokenizer
 
 REORDERED = ("q_proj.weight", "k_proj.weight", "wq.weight", "wk.weight")

@@ -80,7 +80,7 @@ def read_raw(folder: Path) -> tuple[MistralConfig, dict[str, np.ndarray]]:
 
 def read_raw_unpermuted(folder: Path) -> tuple[MistralConfig, dict[str, np.ndarray]]:
     """Read a raw checkpoint as `read_raw` does, but with wq and wk as they are stored."""
-    from tinymistral.model import MistralForCausalLM
+    from tinymistral.heads import MistralForCausalLM
 
     config, tensors = _read(folder)
     shapes = MistralForCausalLM.parameter_shapes(config)

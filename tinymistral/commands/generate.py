@@ -16,7 +16,7 @@ from tinymistral.commands.prompts import as_text, read_text
 from tinymistral.commands.report import Report
 from tinymistral.generation import GenerationStep
 from tinymistral.generation_config import settle
-from tinymistral.model import MistralForCausalLM
+from tinymistral.heads import MistralForCausalLM
 from tinymistral.streaming import StopStrings, StreamDecoder
 
 MAX_NEW_TOKENS = 200  # where neither the command line nor the model says

@@ -26,7 +26,7 @@ from tinymistral.checkpoint.reading import INDEX_FILE, SINGLE_FILE
 from tinymistral.config import MistralConfig
 from tinymistral.files import read_json
 from tinymistral.golden.hashing import sha256_of
-from tinymistral.model import MistralForCausalLM
+from tinymistral.heads import MistralForCausalLM
 
 if TYPE_CHECKING:
     from tinymistral.golden.suite import Model, Suite

@@ -18,7 +18,7 @@ from tinymistral.backend import Backend
 from tinymistral.cache import RollingCache
 from tinymistral.golden.suite import Case, Suite
 from tinymistral.golden.weights import open_model
-from tinymistral.model import MistralForCausalLM
+from tinymistral.heads import MistralForCausalLM
 
 Inputs = Mapping[str, np.ndarray]
 Results = dict[str, np.ndarray]

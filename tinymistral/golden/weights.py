@@ -13,7 +13,7 @@ from tinymistral.checkpoint.raw import config_from_params, raw_name, rotate_halv
 from tinymistral.config import MistralConfig
 from tinymistral.golden.external import open_external
 from tinymistral.golden.suite import Suite
-from tinymistral.model import MistralForCausalLM
+from tinymistral.heads import MistralForCausalLM
 
 Tensors = dict[str, np.ndarray]
 

@@ -19,7 +19,7 @@ from tinymistral.golden.diagnosing.rounding import ROUNDED
 from tinymistral.golden.diagnosing.suspects.suspect import Suspect
 from tinymistral.golden.making.tolerances import FACTOR
 from tinymistral.golden.suite import Arrays, Case
-from tinymistral.stages import STAGES
+from tinymistral.tap import STAGES
 
 Numbers = Mapping[str, np.ndarray]
 

@@ -20,7 +20,7 @@ from tinymistral.golden.running import run_case
 from tinymistral.golden.suite import Arrays, Case, Suite
 from tinymistral.golden.vectors.running import open_vocabulary
 from tinymistral.golden.weights import read_model
-from tinymistral.model import MistralForCausalLM
+from tinymistral.heads import MistralForCausalLM
 from tinymistral.numpy_backend import NumpyBackend
 from tinymistral.tokenizer import MistralTokenizer
 

@@ -68,27 +68,27 @@ class Elsewhere(Angles):
             return linear(x, weight)
         half = x.shape[-1] // 2
         one, other = (linear(x[..., p], weight[:, p]) for p in (slice(0, half), slice(half, None)))
-        return self._round(self._widen(one) + self._widen(other))
+        return self.round(self.widen(one) + self.widen(other))
 
     def _in_a_row(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        out = np.zeros((*x.shape[:-1], len(weight)), dtype=self._wide)
+        out = np.zeros((*x.shape[:-1], len(weight)), dtype=self.compute_dtype)
         for n in range(x.shape[-1]):
-            out += self._widen(x[..., n, None]) * self._widen(weight[:, n])
-        return self._round(out)
+            out += self.widen(x[..., n, None]) * self.widen(weight[:, n])
+        return self.round(out)
 
     def rms_norm(self, x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
         """Round what is normed, then its product with the weight."""
-        wide = self._widen(x)
-        mean_square = self._sum(np.square(wide)) / self._wide.type(x.shape[-1])
+        wide = self.widen(x)
+        mean_square = self._sum(np.square(wide)) / self.compute_dtype.type(x.shape[-1])
         normed = self._at("normed", self._over(wide, np.sqrt(mean_square + eps)))
-        return self._round(normed * self._widen(weight))
+        return self.round(normed * self.widen(weight))
 
     def silu_mul(self, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
         """Round silu, then the product."""
-        wide = self._widen(gate)
+        wide = self.widen(gate)
         with np.errstate(over="ignore"):  # exp(-gate) = inf is right: the quotient is 0
             silu = self._over(wide, 1 + np.exp(-wide))
-        return self._round(self._at("silu", silu) * self._widen(up))
+        return self.round(self._at("silu", silu) * self.widen(up))
 
     def rope_table(
         self, positions: np.ndarray, theta: float, d: int
@@ -100,12 +100,12 @@ class Elsewhere(Angles):
     def rope(self, x: np.ndarray, table: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         """Round the products, then their sums."""
         cos, sin = table
-        first, second = np.split(self._widen(x), 2, axis=-1)
+        first, second = np.split(self.widen(x), 2, axis=-1)
         a, b, c, d = (
             self._at("turned", product)
             for product in (first * cos, second * sin, second * cos, first * sin)
         )
-        return self._round(np.concatenate([a - b, c + d], axis=-1))
+        return self.round(np.concatenate([a - b, c + d], axis=-1))
 
     def _exp_scores(
         self, q: np.ndarray, k: np.ndarray, seen: np.ndarray
@@ -129,23 +129,23 @@ class Elsewhere(Angles):
         if "in-a-row" not in self._choices:
             return super()._mix(q, k, v, seen)
         weights, total = self._exp_scores(q, k, seen)
-        mix = np.zeros((*weights.shape[:2], v.shape[-1]), dtype=self._wide)
+        mix = np.zeros((*weights.shape[:2], v.shape[-1]), dtype=self.compute_dtype)
         with np.errstate(invalid="ignore"):  # 0 · inf, of what is not visible
             for s in range(len(v)):
-                mix += weights[..., s, None] * self._widen(v[s])[:, None]
+                mix += weights[..., s, None] * self.widen(v[s])[:, None]
             mix = self._over(mix, total)
         return mix.reshape(q.shape[1], len(q), -1).swapaxes(0, 1)
 
     def _scores(self, q: np.ndarray, k: np.ndarray) -> np.ndarray:
         """Return the scores (K, G·t, s), times log2(e) if they are to be powers of 2."""
         (t, H, d), K = q.shape, k.shape[1]
-        queries = self._widen(q.swapaxes(0, 1)).reshape(K, H // K * t, d)
-        scale = self._wide.type(d**-0.5)
-        base = self._wide.type(np.log2(np.e) if "powers-of-2" in self._choices else 1)
+        queries = self.widen(q.swapaxes(0, 1)).reshape(K, H // K * t, d)
+        scale = self.compute_dtype.type(d**-0.5)
+        base = self.compute_dtype.type(np.log2(np.e) if "powers-of-2" in self._choices else 1)
         with np.errstate(invalid="ignore", over="ignore"):  # of what is not visible
             if "queries" in self._choices:
-                queries, scale = self._at("queries", queries * scale), self._wide.type(1)
-            products = self._at("products", queries @ self._widen(k.transpose(1, 2, 0)))
+                queries, scale = self._at("queries", queries * scale), self.compute_dtype.type(1)
+            products = self._at("products", queries @ self.widen(k.transpose(1, 2, 0)))
             return self._at("scores", products * scale) * base
 
     def _largest(self, scores: np.ndarray) -> np.ndarray:
@@ -171,4 +171,4 @@ class Elsewhere(Angles):
         return x * (1 / y) if "reciprocals" in self._choices else x / y
 
     def _at(self, place: str, x: np.ndarray) -> np.ndarray:
-        return self._widen(self._round(x)) if place in self._choices else x
+        return self.widen(self.round(x)) if place in self._choices else x

@@ -14,7 +14,7 @@ from tinymistral.golden.making.drafts import Draft
 from tinymistral.golden.making.models import MODELS
 from tinymistral.golden.running import run_calls, run_generate, run_operation
 from tinymistral.golden.where import counted
-from tinymistral.model import MistralForCausalLM
+from tinymistral.heads import MistralForCausalLM
 from tinymistral.numpy_backend import NumpyBackend
 
 Arrays = dict[str, np.ndarray]

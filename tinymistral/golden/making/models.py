@@ -19,7 +19,7 @@ from tinymistral.demo import DEMO
 from tinymistral.files import read_json
 from tinymistral.golden.making.drawing import exact, normal
 from tinymistral.golden.manifest import IN_PACKAGE
-from tinymistral.model import MistralForCausalLM
+from tinymistral.heads import MistralForCausalLM
 from tinymistral.numpy_backend import NUMPY_DTYPES
 
 Tensors = dict[str, np.ndarray]

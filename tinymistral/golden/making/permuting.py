@@ -39,7 +39,7 @@ class Angles(NumpyBackend):
         if self._pairs is not None:
             frequencies = frequencies[self._pairs]
         angles = positions.astype(self._angles)[..., None, None] * frequencies
-        return np.cos(angles).astype(self._wide), np.sin(angles).astype(self._wide)
+        return np.cos(angles).astype(self.compute_dtype), np.sin(angles).astype(self.compute_dtype)
 
 
 class Permuted:

@@ -29,7 +29,7 @@ from tinymistral.golden.manifest import FORMAT, FORMAT_VERSION, IN_PACKAGE
 from tinymistral.golden.suite import V1
 from tinymistral.golden.vectors import cases as vectors
 from tinymistral.golden.vectors.documents import as_text as document_text
-from tinymistral.stages import STAGES
+from tinymistral.tap import STAGES
 
 DRAFTS = [*OPERATIONS, *cases.CALLS, *cases.GREEDY]
 HOW = (

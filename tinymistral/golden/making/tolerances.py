@@ -41,7 +41,7 @@ from tinymistral.golden.making.permuting import Permuted, order
 from tinymistral.golden.making.truth import logprobs, positions_of
 from tinymistral.golden.running import run_calls, run_operation
 from tinymistral.golden.where import counted
-from tinymistral.model import MistralForCausalLM
+from tinymistral.heads import MistralForCausalLM
 
 Arrays = dict[str, np.ndarray]
 Weights = Mapping[str, np.ndarray]

@@ -17,10 +17,10 @@ from tinymistral.cache import RollingCache
 from tinymistral.config import MistralConfig
 from tinymistral.golden.making.eager import Eager
 from tinymistral.golden.making.permuting import Angles, Permuted
-from tinymistral.model import Piece, forward
+from tinymistral.model import forward
 from tinymistral.numpy_backend import NUMPY_DTYPES
 from tinymistral.pretrained import tree
-from tinymistral.stages import Watcher
+from tinymistral.tap import Tapped
 
 Arrays = dict[str, np.ndarray]
 Tensors = Mapping[str, np.ndarray]
@@ -72,23 +72,28 @@ class Way:
 
         `tensors` are those of the layer as this way needs them, see `by_weights`.
         """
-        prefix = f"model.layers.{n}."
-        layer = tree({k.removeprefix(prefix): self._array(x) for k, x in tensors.items()})
-        weights = tree({"norm.weight": layer.input_layernorm.weight})  # of no use
-        weights.layers = [layer]
+        names = {k.removeprefix("model."): self._array(x) for k, x in tensors.items()}
+        own = {name.removeprefix(f"layers.{n}."): array for name, array in names.items()}
+        names["norm.weight"] = np.ones(self.config.hidden_size, dtype=np.float32)  # of no use
+        weights = tree({"norm.weight": names["norm.weight"]})
+        weights.layers = [tree(own)]
+        pieces: dict[str, list[np.ndarray]] = {}
+
+        def keep(name: str, array: np.ndarray) -> None:
+            if wanted(name) or name == f"layers.{n}.output":
+                pieces.setdefault(name, []).append(array)
+
         one = dataclasses.replace(self.config, num_hidden_layers=1)
         T = self.hidden.shape[1]
         cache = RollingCache(one, self.backend, 1, self.width)
         cache.reserve(T)
-        kept = Kept(self.backend, n, lambda name: wanted(name) or name == f"layers.{n}.output")
+        backend: Any = Tapped(self.backend, names, cache, keep)
+        backend.weighs = wanted(f"layers.{n}.attention_weights")
         for start in range(0, T, self.width):
             x = self.hidden[:, start : start + self.width]
             positions = np.arange(start, start + x.shape[1], dtype=np.int64)[None]
-            table = self.backend.rope_table(positions, one.rope_theta, one.head_dim)
-            slots = cache.admit(positions)
-            forward(x, weights, Piece(one, self.backend, cache, positions, slots, table, kept))
-            cache.commit(positions)
-        stages = kept.joined(T)
+            forward(x, weights, positions, cache, one, backend)
+        stages = {name: joined(name, parts, T) for name, parts in pieces.items()}
         self.hidden = stages[f"layers.{n}.output"]
         return self.permuted.undo({name: x for name, x in stages.items() if wanted(name)})
 
@@ -113,37 +118,12 @@ class Way:
         return self.backend.asarray(tensor, None if tensor.ndim > 1 else self.backend.dtype)
 
 
-class Kept(Watcher):
-    """Keeps the stages that are wanted of layer n, which `forward` takes for layer 0."""
-
-    def __init__(self, backend: Any, n: int, wanted: Wanted):
-        super().__init__(backend)
-        self._n, self._wanted = n, wanted
-        self._pieces: dict[str, list[np.ndarray]] = {}
-
-    @property
-    def wants_all(self) -> bool:
-        """Tell whether stages that cost work of their own are wanted."""
-        names = ("k_rotated", "attention_weights")
-        return any(self._wanted(f"layers.{self._n}.{name}") for name in names)
-
-    def __call__(self, name: str, array: Any) -> None:
-        """Keep a piece of a stage."""
-        parts = name.split(".")
-        if parts[0] == "layers":
-            name = f"layers.{self._n}.{parts[2]}"
-            if self._wanted(name):
-                self._pieces.setdefault(name, []).append(self.backend.to_numpy(array))
-
-    def joined(self, tokens: int) -> Arrays:
-        """Return the stages of all pieces together."""
-        whole = {}
-        for name, pieces in self._pieces.items():
-            weights = name.endswith("attention_weights")  # (1, H, t, tokens so far)
-            if weights:
-                pieces = [np.pad(x, [(0, 0)] * 3 + [(0, tokens - x.shape[3])]) for x in pieces]
-            whole[name] = np.concatenate(pieces, axis=2 if weights else 1)
-        return whole
+def joined(name: str, pieces: list[np.ndarray], tokens: int) -> np.ndarray:
+    """Join the pieces of a stage, of attention weights (1, H, t, tokens so far) too."""
+    if not name.endswith("attention_weights"):
+        return np.concatenate(pieces, axis=1)
+    padded = [np.pad(x, [(0, 0)] * 3 + [(0, tokens - x.shape[3])]) for x in pieces]
+    return np.concatenate(padded, axis=2)
 
 
 def layer_tensors(tensors: Tensors, n: int) -> Arrays:

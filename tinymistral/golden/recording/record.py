@@ -15,7 +15,7 @@ from tinymistral.golden.recording.layerwise import Tensors
 from tinymistral.golden.recording.recorded_suite import RecordedSuite, slug
 from tinymistral.golden.recording.recorder import Progress, Recorder, Request
 from tinymistral.golden.recording.walking import FEW, MANY, SMALL
-from tinymistral.model import MistralForCausalLM
+from tinymistral.heads import MistralForCausalLM
 
 MOST_WAYS = 1000
 HOW = (

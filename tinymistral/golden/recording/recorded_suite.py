@@ -19,7 +19,7 @@ from tinymistral.golden.recording.parts import write_text
 from tinymistral.golden.recording.walking import FACTOR
 from tinymistral.golden.suite import V1, read_suite
 from tinymistral.golden.tensor_files import write_arrays
-from tinymistral.stages import STAGES
+from tinymistral.tap import STAGES
 
 _LEFT_BEHIND = re.compile(r"\..+\.[0-9a-f]{16}")  # what `files.whole_file` had not finished
 

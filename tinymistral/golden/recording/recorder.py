@@ -15,7 +15,7 @@ from tinymistral.golden.recording.parts import Parts
 from tinymistral.golden.recording.recorded_suite import RecordedSuite
 from tinymistral.golden.recording.selecting import select
 from tinymistral.golden.recording.walking import Job, Step, Walk, tolerances
-from tinymistral.model import MistralForCausalLM
+from tinymistral.heads import MistralForCausalLM
 from tinymistral.numpy_backend import NumpyBackend
 
 Progress = Callable[[str, int, int], None]  # what is counted, how many are done, of how many

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from tinymistral.config import MistralConfig
-from tinymistral.stages import STAGES
+from tinymistral.tap import STAGES
 
 CACHED = ("cache.layers.N.k", "cache.layers.N.v")  # what a cache must still hold after a text
 # A recording of all stages that would be larger has only some, unless asked for.

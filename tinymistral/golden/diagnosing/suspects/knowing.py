@@ -10,7 +10,7 @@ import numpy as np
 
 from tinymistral.config import MistralConfig
 from tinymistral.golden.running import calls_of
-from tinymistral.model import MistralForCausalLM
+from tinymistral.heads import MistralForCausalLM
 from tinymistral.numpy_backend import NumpyBackend
 
 
