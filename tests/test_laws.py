@@ -213,7 +213,7 @@ def test_a_rejected_draft_leaves_no_trace(config, seed, sizes, chunk, dtype, dat
 def state(cache):
     """All that a cache tells, apart from how much room it has."""
     tensors = [array for n in range(len(cache.k)) for array in cache.read(n)] if cache.k else []
-    return [cache.read_positions(), cache.count, cache.columns, cache.mask, *tensors]
+    return [cache.key_positions, cache.count, cache.columns, cache.mask, *tensors]
 
 
 def same_state(cache, other):

@@ -137,6 +137,8 @@ class RollingCache:
     def take_back(self, positions: np.ndarray) -> None:
         """Forget, in each row, everything from the first of the given positions (B, T) on."""
         first = np.where(positions >= 0, positions, np.iinfo(np.int64).max).min(axis=1)
+        if (first > self.last).all():  # as a rule
+            return
         gone = (self.evicted >= 0) & (first - self.evicted < (self.window or 1))
         if gone.any():
             row = int(np.argmax(gone))

@@ -36,8 +36,8 @@ class NumpyBackend(PlainBackend):
     name = "numpy"
 
     def linear(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        rows = self.widen(x.reshape(-1, x.shape[-1]))
         m, n = weight.shape
+        rows = self.widen(x.reshape(-1, n))
         out = np.empty((len(rows), m), dtype=self.compute_dtype)
         if weight.dtype == self.compute_dtype and weight.flags.aligned:
             _multiply(rows, weight, out)
@@ -55,15 +55,18 @@ class NumpyBackend(PlainBackend):
         cos, sin = table
         half = x.shape[-1] // 2
         first, second = self.widen(x[..., :half]), self.widen(x[..., half:])
-        out = np.empty(x.shape, dtype=self.activation_dtype)
-        out[..., :half] = first * cos - second * sin
-        out[..., half:] = second * cos + first * sin
-        return out
+        out = np.empty(x.shape, dtype=self.compute_dtype)
+        np.multiply(first, cos, out=out[..., :half])
+        np.multiply(second, cos, out=out[..., half:])
+        out[..., :half] -= second * sin
+        out[..., half:] += first * sin
+        return self.round(out)
 
     def silu_mul(self, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
         gate = self.widen(gate)
         with np.errstate(over="ignore"):  # exp(-gate) = inf is right: the quotient is 0
-            out = np.exp(-gate)
+            out = np.negative(gate)
+            np.exp(out, out=out)
         out += 1
         np.divide(gate, out, out=out)
         out *= self.widen(up)
@@ -85,7 +88,7 @@ class NumpyBackend(PlainBackend):
             for start in range(0, q.shape[1], tokens):
                 queries = slice(start, start + tokens)
                 mask = visible(q_positions[row, queries], k_positions[row], window)
-                columns = np.flatnonzero(mask.any(axis=0))
+                columns = (mask if len(mask) == 1 else mask.any(axis=0)).nonzero()[-1]
                 if len(columns):
                     # A slice rather than the columns themselves: a view is not copied.
                     slots = slice(columns[0], columns[-1] + 1)
@@ -111,7 +114,8 @@ class NumpyBackend(PlainBackend):
     def _mix(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray) -> np.ndarray:
         weights, total = self._exp_scores(q, k, mask)
         with np.errstate(invalid="ignore"):  # 0 · inf, of what is not visible
-            mix = weights @ self.widen(v.swapaxes(0, 1)) / total
+            mix = weights @ self.widen(v.swapaxes(0, 1))
+            mix /= total
         return mix.reshape(q.shape[1], len(q), -1).swapaxes(0, 1)
 
     def _exp_scores(
@@ -126,10 +130,11 @@ class NumpyBackend(PlainBackend):
         q = self.widen(q.swapaxes(0, 1)).reshape(K, H // K * t, d) * d**-0.5
         with np.errstate(invalid="ignore", over="ignore"):  # of what is not visible
             scores = q @ self.widen(k.transpose(1, 2, 0))
-        edge = np.flatnonzero(~mask.all(axis=0))
+        hidden = ~mask
+        edge = (hidden if t == 1 else hidden.any(axis=0)).nonzero()[-1]
         if len(edge):  # in the middle every query sees every key
             part = slice(edge[0], edge[-1] + 1)
-            np.copyto(scores.reshape(H, t, s)[:, :, part], -np.inf, where=~mask[:, part])
+            np.copyto(scores.reshape(H, t, s)[:, :, part], -np.inf, where=hidden[:, part])
         largest = scores.max(axis=-1, keepdims=True, initial=-np.inf)
         largest[largest == -np.inf] = 0
         scores -= largest
@@ -158,7 +163,7 @@ class NumpyBackend(PlainBackend):
 def _multiply(rows: np.ndarray, weight: np.ndarray, out: np.ndarray) -> None:
     """Write rows (N, n) @ weight.T, weight (m, n), into out (N, m)."""
     if len(rows) <= ROWS_ONE_BY_ONE:
-        for row, into in zip(rows, out, strict=True):
-            weight.dot(row, out=into)
+        for n in range(len(rows)):
+            weight.dot(rows[n], out[n])
     else:
         np.matmul(rows, weight.T, out=out)

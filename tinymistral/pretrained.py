@@ -249,7 +249,7 @@ def _caller() -> int:
 def refuse_unknown(
     function: Callable[..., Any], given: Mapping[str, Any], head: Callable[..., Any] | None = None
 ) -> None:
-    """Raise a TypeError that lists the known arguments, those of a head too, for others."""
+    """Raise a TypeError that lists the known arguments, those of a model's head too, for others."""
     if not given:
         return
     functions = [function] if head is None else [function, head]
@@ -257,9 +257,13 @@ def refuse_unknown(
     passed_on = ("pieces", "inputs", "backend")[: 3 if head else 0]
     named = [p.name for p in parameters if p.kind != p.VAR_KEYWORD and p.name not in passed_on]
     if unknown := sorted(set(given) - set(named)):
+        name = (
+            function.__qualname__
+            if head is None
+            else type(getattr(head, "__self__", None)).__name__
+        )
         raise TypeError(
-            f"{function.__qualname__}: unknown argument {', '.join(unknown)}; "
-            f"known are {', '.join(named)}"
+            f"{name}: unknown argument {', '.join(unknown)}; known are {', '.join(named)}"
         )
 
 

@@ -90,7 +90,7 @@ def held(cache: RollingCache, positions: np.ndarray) -> Results:
     Where there should be something and is not, NaN.
     """
     results: Results = {}
-    there = cache.read_positions()
+    there = cache.key_positions
     for layer in range(len(cache.k) if positions.size else 0):
         for name, array in zip("kv", cache.read(layer), strict=True):
             stored = cache.backend.to_numpy(array)
