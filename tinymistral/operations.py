@@ -99,8 +99,9 @@ class PlainBackend(Backend):
         rotated = [first * cos - second * sin, second * cos + first * sin]
         return self.round(np.concatenate(rotated, axis=-1))
 
-    # Tokens together
+    # Tokens together. Where a number that is seen is infinite, the result is NaN, without a warning.
 
+    @np.errstate(invalid="ignore")
     def attention(
         self,
         q: np.ndarray,
@@ -132,6 +133,7 @@ class PlainBackend(Backend):
         exp = np.exp(scores - scores.max(axis=-1, keepdims=True))
         return np.asarray(exp / exp.sum(axis=-1, keepdims=True))
 
+    @np.errstate(invalid="ignore")
     def attention_weights(
         self,
         q: np.ndarray,
