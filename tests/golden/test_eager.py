@@ -7,8 +7,7 @@ import pytest
 from goldens import FIXTURES, goldens
 
 from tinymistral import MistralForCausalLM
-from tinymistral.golden.making.eager import Eager
-from tinymistral.golden.making.permuting import Angles
+from tinymistral.golden.rounding import Angles, Eager
 
 AT = np.array([[0, 1]], dtype=np.int64)
 

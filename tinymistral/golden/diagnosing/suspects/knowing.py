@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tinymistral.config import MistralConfig
-from tinymistral.golden.running import calls_of
+from tinymistral.golden.calls import calls_of
 from tinymistral.heads import MistralForCausalLM
 from tinymistral.numpy_backend import NumpyBackend
 
