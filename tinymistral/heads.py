@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from tinymistral.cache import RollingCache
+from tinymistral.checkpoint.tensors import with_head
 from tinymistral.config import MistralConfig
 from tinymistral.inputs import Inputs
 from tinymistral.labels import sequence_labels, span_columns, token_labels
 from tinymistral.losses import cross_entropy, multi_label_loss, regression_loss, span_loss
-from tinymistral.model import Call, with_head
+from tinymistral.model import Call
 from tinymistral.outputs import ClassifierOutput, QuestionAnsweringOutput
 from tinymistral.pretrained import PreTrainedModel, Shapes, refuse_unknown
 from tinymistral.stages import Tap

@@ -24,6 +24,7 @@ import numpy as np
 
 from tinymistral.backend import Array, Backend
 from tinymistral.cache import RollingCache
+from tinymistral.checkpoint.tensors import base_shapes, causal_lm_shapes
 from tinymistral.config import MistralConfig
 from tinymistral.inputs import Inputs, kept_columns, prepare
 from tinymistral.labels import next_token_labels
@@ -164,11 +165,6 @@ class Call:
         }
 
 
-def with_head(config: MistralConfig, head: Shapes) -> Shapes:
-    """Return the base model's tensors after `model.`, then those of a head."""
-    return {f"model.{n}": s for n, s in MistralModel.parameter_shapes(config).items()} | head
-
-
 class MistralModel(PreTrainedModel):
     """The layers without a head: ids to hidden states."""
 
@@ -180,24 +176,7 @@ class MistralModel(PreTrainedModel):
     @classmethod
     def parameter_shapes(cls, config: MistralConfig) -> Shapes:
         """Return the names and shapes of a base model's tensors."""
-        V, D, F = config.vocab_size, config.hidden_size, config.intermediate_size
-        q = config.num_attention_heads * config.head_dim
-        kv = config.num_key_value_heads * config.head_dim
-        layer = {
-            "input_layernorm.weight": (D,),
-            "self_attn.q_proj.weight": (q, D),
-            "self_attn.k_proj.weight": (kv, D),
-            "self_attn.v_proj.weight": (kv, D),
-            "self_attn.o_proj.weight": (D, q),
-            "post_attention_layernorm.weight": (D,),
-            "mlp.gate_proj.weight": (F, D),
-            "mlp.up_proj.weight": (F, D),
-            "mlp.down_proj.weight": (D, F),
-        }
-        shapes: Shapes = {"embed_tokens.weight": (V, D)}
-        for n in range(config.num_hidden_layers):
-            shapes |= {f"layers.{n}.{name}": shape for name, shape in layer.items()}
-        return shapes | {"norm.weight": (D,)}
+        return base_shapes(config)
 
     def __call__(
         self,
@@ -236,8 +215,7 @@ class MistralForCausalLM(PreTrainedModel):
     @classmethod
     def parameter_shapes(cls, config: MistralConfig) -> Shapes:
         """Return the base model's tensors after `model.`, and the head unless it is tied."""
-        head: Shapes = {"lm_head.weight": (config.vocab_size, config.hidden_size)}
-        return with_head(config, {} if config.tie_word_embeddings else head)
+        return causal_lm_shapes(config)
 
     def logits(self, hidden: Array) -> Array:
         """Map normed hidden states (B, T, D) -> (B, T, V); tied: by the embedding itself."""

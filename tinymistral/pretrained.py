@@ -111,7 +111,7 @@ class PreTrainedModel:
 
         folder = find_checkpoint(name_or_path, revision)
         chosen = get_backend(backend, dtype)
-        config, tensors = load_checkpoint(folder, cls)
+        config, tensors = load_checkpoint(folder, cls.parameter_shapes, cls.__name__)
         model = cls(config, backend=chosen, tensors=tensors)
         model.generation_config = read_generation_config(folder)
         return model

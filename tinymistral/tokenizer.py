@@ -11,6 +11,7 @@ import numpy as np
 import sentencepiece
 
 from tinymistral.files import is_named, make_folder, read_bytes, whole_file
+from tinymistral.files.hub import find_checkpoint
 from tinymistral.streaming import StreamDecoder
 
 FILE_NAME = "tokenizer.model"
@@ -70,8 +71,6 @@ class MistralTokenizer:
         pad_token_id: int | None = None,
     ) -> MistralTokenizer:
         """The tokenizer of a checkpoint: a folder, or a hub name in the local cache."""
-        from tinymistral.checkpoint import find_checkpoint
-
         folder = find_checkpoint(name_or_path, revision)
         found = [folder / name for name in FILE_NAMES if is_named(folder / name)]
         if not found:

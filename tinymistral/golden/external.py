@@ -21,12 +21,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinymistral.checkpoint import find_checkpoint, is_raw, load_checkpoint
-from tinymistral.checkpoint.raw import PARAMS_FILE, PTH_FILE, SAFETENSORS_FILE
-from tinymistral.checkpoint.reading import INDEX_FILE, SINGLE_FILE
 from tinymistral.config import MistralConfig
 from tinymistral.files import read_json
+from tinymistral.files.consolidated import PARAMS_FILE, PTH_FILE, SAFETENSORS_FILE
+from tinymistral.files.safetensors import INDEX_FILE, SINGLE_FILE
 from tinymistral.golden.hashing import sha256_of
-from tinymistral.model import MistralForCausalLM
 
 if TYPE_CHECKING:
     from tinymistral.golden.suite import Model, Suite
@@ -92,7 +91,7 @@ def open_external(suite: Suite, model: Model) -> tuple[MistralConfig, dict[str, 
     if suite.checkpoint is None:
         suite.path(model)  # raises, and says what to do
     folder = find_checkpoint(suite.checkpoint or "")
-    _, tensors = load_checkpoint(folder, MistralForCausalLM)
+    _, tensors = load_checkpoint(folder)
     found, wanted = fingerprint(tensors), (model.weights or {}).get("fingerprint")
     if found != wanted:
         raise ValueError(

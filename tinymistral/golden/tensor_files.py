@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tinymistral.checkpoint.reading import DTYPES
 from tinymistral.files import whole_file
+from tinymistral.files.safetensors import DTYPES
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from tinymistral.backend import Backend
-from tinymistral.checkpoint.checking import check_tensors, layer_count
-from tinymistral.checkpoint.raw import config_from_params, raw_name, rotate_halves
+from tinymistral.checkpoint.tensors import check_tensors, layer_count, raw_name, rotate_halves
 from tinymistral.config import MistralConfig
 from tinymistral.golden.external import open_external
 from tinymistral.golden.suite import Suite
@@ -31,7 +30,7 @@ def read_model(suite: Suite, name: str) -> tuple[MistralConfig, Tensors]:
     try:
         if model.layout == "raw":
             tied = "output.weight" not in tensors
-            config = config_from_params(model.config)
+            config = MistralConfig.from_params(model.config)
             config = dataclasses.replace(config, tie_word_embeddings=tied)
         else:
             config = MistralConfig.from_dict(model.config)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinymistral.checkpoint.raw import pair_rows
+from tinymistral.checkpoint.tensors import pair_rows
 from tinymistral.config import MistralConfig
 
 TENSORS = {

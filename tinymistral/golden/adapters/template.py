@@ -42,9 +42,9 @@ from typing import Any
 import numpy as np
 
 from tinymistral.checkpoint import find_checkpoint
-from tinymistral.checkpoint.raw import PARAMS_FILE, SAFETENSORS_FILE
-from tinymistral.checkpoint.reading import SINGLE_FILE, read_file
 from tinymistral.files import read_json
+from tinymistral.files.consolidated import PARAMS_FILE, SAFETENSORS_FILE
+from tinymistral.files.safetensors import SINGLE_FILE, read_file
 from tinymistral.golden.adapters import Adapter, CannotRun, Results, Settings
 from tinymistral.golden.checking.naming import full_name
 from tinymistral.golden.checking.npy import read_npy

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from tinymistral.checkpoint.reading import read_file
 from tinymistral.files import JSON_LIMIT, parse_json, read_bytes
+from tinymistral.files.safetensors import read_file
 from tinymistral.golden.checking import orders
 from tinymistral.golden.checking.folders import files_by_case, is_folder, npy_files
 from tinymistral.golden.checking.naming import full_name, is_of_a_cache, nearest

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from tinymistral.checkpoint import read_tensors
-from tinymistral.checkpoint.raw import CONFIG_NAMES, pair_rows, raw_name
-from tinymistral.config import MistralConfig
+from tinymistral.checkpoint.tensors import pair_rows, raw_name
+from tinymistral.config import PARAMS_NAMES, MistralConfig
 from tinymistral.demo import DEMO
 from tinymistral.files import read_json
 from tinymistral.golden.making.drawing import exact, normal
@@ -110,7 +110,7 @@ class Tiny:
         """Return the fields of its config.json, or of its params.json."""
         fields = self.config.to_dict()
         if self.layout == "raw":
-            return {raw: fields[name] for raw, name in CONFIG_NAMES.items()}
+            return {raw: fields[name] for raw, name in PARAMS_NAMES.items()}
         return fields | {"architectures": ["MistralForCausalLM"]}
 
     def stored_tensors(self) -> Tensors:

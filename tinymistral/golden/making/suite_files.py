@@ -17,9 +17,9 @@ import numpy as np
 from safetensors.numpy import save
 
 import tinymistral
-from tinymistral.checkpoint.writing import write_file
 from tinymistral.demo import DEMO
 from tinymistral.files import make_folder
+from tinymistral.files.safetensors import write_file
 from tinymistral.golden.making import cases, tolerances
 from tinymistral.golden.making.drafts import Draft, Vector
 from tinymistral.golden.making.finishing import Finished, finish

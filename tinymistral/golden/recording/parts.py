@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from tinymistral.checkpoint.reading import read_file
 from tinymistral.files import make_folder, read_json, whole_file
+from tinymistral.files.safetensors import read_file
 from tinymistral.golden.recording.walking import Errors, Step, Walk
 from tinymistral.golden.tensor_files import write_arrays
 

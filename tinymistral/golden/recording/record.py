@@ -15,7 +15,6 @@ from tinymistral.golden.recording.layerwise import Tensors
 from tinymistral.golden.recording.recorded_suite import RecordedSuite, slug
 from tinymistral.golden.recording.recorder import Progress, Recorder, Request
 from tinymistral.golden.recording.walking import FEW, MANY, SMALL
-from tinymistral.model import MistralForCausalLM
 
 MOST_WAYS = 1000
 HOW = (
@@ -36,7 +35,7 @@ def record(
     `hashed`: read all of the checkpoint's files for their sha256. Raises ValueError.
     """
     folder = find_checkpoint(checkpoint)
-    config, tensors = load_checkpoint(folder, MistralForCausalLM)
+    config, tensors = load_checkpoint(folder)
     check(request, config)
     weights = sum(tensor.size for tensor in tensors.values())
     ways = request.ways if request.ways is not None else MANY if weights <= SMALL else FEW
