@@ -14,7 +14,7 @@ from tinymistral.golden.adapters import Adapter, CannotRun, Results, Settings, o
 from tinymistral.golden.dumping import FAILED, WRITTEN, Outcome, dump
 from tinymistral.golden.external import open_external
 from tinymistral.golden.suite import Case, Model, Suite
-from tinymistral.plugins import one_line
+from tinymistral.text import one_line
 
 
 class RunProgress(Progress):

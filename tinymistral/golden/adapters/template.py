@@ -52,7 +52,7 @@ from tinymistral.golden.checking.texts import ASKED
 from tinymistral.golden.manifest import TEXTS
 from tinymistral.golden.suite import Case, Suite
 from tinymistral.golden.tensor_files import write_arrays
-from tinymistral.plugins import one_line
+from tinymistral.text import one_line
 
 
 def open_peer(suite: Suite, settings: Settings) -> Adapter:

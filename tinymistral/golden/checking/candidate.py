@@ -30,7 +30,7 @@ from tinymistral.golden.checking.npy import AnotherShapeError, read_npy, shape_o
 from tinymistral.golden.checking.places import axes_of, shape_problem, token_too_many
 from tinymistral.golden.manifest import TEXTS
 from tinymistral.golden.suite import Arrays, Case, Suite
-from tinymistral.plugins import one_line
+from tinymistral.text import one_line
 
 MANIFEST = "manifest.json"
 RAW_TAKEN = "queries and keys are taken in the order of a raw checkpoint"

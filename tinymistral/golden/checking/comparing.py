@@ -20,7 +20,7 @@ from tinymistral.golden.checking.verdicts import AGREES, DIFFERS, INCOMPARABLE, 
 from tinymistral.golden.manifest import TEXTS
 from tinymistral.golden.suite import Arrays, Case, Suite
 from tinymistral.golden.where import counted
-from tinymistral.plugins import one_line
+from tinymistral.text import one_line
 
 
 def check(

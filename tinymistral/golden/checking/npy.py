@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from tinymistral.files import check_is_file
-from tinymistral.plugins import one_line
+from tinymistral.text import one_line
 
 BEGINNING = 20_000  # bytes that a header must end within; NumPy itself refuses 10,000
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

@@ -16,7 +16,7 @@ from tinymistral.golden.checking.verdicts import (
     Compared,
     Part,
 )
-from tinymistral.plugins import one_line
+from tinymistral.text import one_line
 
 HEADER = ("case", "", "compared", "largest error")
 FIRST_FEW = 5  # of what may be many
