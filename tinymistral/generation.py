@@ -10,9 +10,9 @@ import numpy as np
 
 from tinymistral import sampling
 from tinymistral.cache import RollingCache
-from tinymistral.generation_config import GenerationConfig, settle
 from tinymistral.inputs import check_ids, integers, prepare
 from tinymistral.model import run
+from tinymistral.sampling import GenerationConfig, settle
 from tinymistral.stages import Watcher
 from tinymistral.streaming import StopStrings, StreamDecoder
 

@@ -107,7 +107,7 @@ class PreTrainedModel:
         """
         refuse_unknown(cls.from_pretrained, unknown)
         from tinymistral.checkpoint import find_checkpoint, load_checkpoint
-        from tinymistral.generation_config import read_generation_config
+        from tinymistral.sampling import read_generation_config
 
         folder = find_checkpoint(name_or_path, revision)
         chosen = get_backend(backend, dtype)

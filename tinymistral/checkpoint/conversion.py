@@ -22,7 +22,7 @@ from tinymistral.files import CheckpointError, parse_size, write_json
 from tinymistral.files.consolidated import CONFIG_FILE, PARAMS_FILE, SAFETENSORS_FILE, is_raw
 from tinymistral.files.hub import find_checkpoint
 from tinymistral.files.safetensors import write_file, write_shards
-from tinymistral.generation_config import read_generation_config
+from tinymistral.sampling import read_generation_config
 from tinymistral.text import listed
 from tinymistral.tokenizer import MistralTokenizer
 

@@ -11,9 +11,8 @@ import numpy as np
 
 from tinymistral.demo import DEMO
 from tinymistral.files import read_bytes
-from tinymistral.generation_config import GenerationConfig
 from tinymistral.golden.suite import LARGEST_FILE, Case, Suite
-from tinymistral.sampling import softmax
+from tinymistral.sampling import GenerationConfig, softmax
 from tinymistral.tokenizer import MistralTokenizer
 
 
