@@ -18,7 +18,7 @@ def normal(seed: list[int], *shape: int) -> np.ndarray:
     """Draw numbers with mean 0 and standard deviation 1, at most 3.5 of these from 0."""
     bits = np.random.PCG64(seed).random_raw(math.prod(shape))
     sums = sum((bits >> np.uint64(16 * n)) & np.uint64(0xFFFF) for n in range(4))
-    uniform = sums.astype(np.float64) - 2 * 0xFFFF  # type: ignore[union-attr]
+    uniform = np.asarray(sums).astype(np.float64) - 2 * 0xFFFF
     return (uniform / (2.0**16 * math.sqrt(4 / 12))).reshape(shape)
 
 
