@@ -17,9 +17,9 @@ from tinymistral import (
     installed_backends,
     load_backend,
 )
+from tinymistral.discovery import InstalledBackend
 from tinymistral.numpy_backend import NumpyBackend
 from tinymistral.operations import PlainBackend
-from tinymistral.plugins import InstalledBackend
 
 REPOSITORY = Path(tinymistral.__file__).parents[1]
 HEAD = GOOD.split("    dtypes")[

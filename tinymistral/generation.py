@@ -10,8 +10,8 @@ import numpy as np
 
 from tinymistral import sampling
 from tinymistral.cache import RollingCache
-from tinymistral.generation_config import GenerationConfig, settle
 from tinymistral.inputs import Inputs, check_ids, integers
+from tinymistral.sampling import GenerationConfig, settle
 from tinymistral.streaming import StopStrings, StreamDecoder
 
 if TYPE_CHECKING:

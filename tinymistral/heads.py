@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tinymistral.backend import Array, Backend
+from tinymistral.checkpoint.tensors import base_shapes, causal_lm_shapes, with_head
 from tinymistral.config import MistralConfig
 from tinymistral.inputs import Inputs, kept_columns
 from tinymistral.labels import next_token_labels, sequence_labels, span_columns, token_labels
@@ -51,24 +52,7 @@ class MistralModel(PreTrainedModel[ModelOutput]):
     @classmethod
     def parameter_shapes(cls, config: MistralConfig) -> Shapes:
         """Return the names and shapes of a base model's tensors."""
-        V, D, F = config.vocab_size, config.hidden_size, config.intermediate_size
-        q = config.num_attention_heads * config.head_dim
-        kv = config.num_key_value_heads * config.head_dim
-        layer = {
-            "input_layernorm.weight": (D,),
-            "self_attn.q_proj.weight": (q, D),
-            "self_attn.k_proj.weight": (kv, D),
-            "self_attn.v_proj.weight": (kv, D),
-            "self_attn.o_proj.weight": (D, q),
-            "post_attention_layernorm.weight": (D,),
-            "mlp.gate_proj.weight": (F, D),
-            "mlp.up_proj.weight": (F, D),
-            "mlp.down_proj.weight": (D, F),
-        }
-        shapes: Shapes = {"embed_tokens.weight": (V, D)}
-        for n in range(config.num_hidden_layers):
-            shapes |= {f"layers.{n}.{name}": shape for name, shape in layer.items()}
-        return shapes | {"norm.weight": (D,)}
+        return base_shapes(config)
 
     def head(self, pieces: Iterator[Array], inputs: Inputs, backend: Backend) -> ModelOutput:
         """Return the normed hidden states (B, T, D) as they are."""
@@ -81,8 +65,7 @@ class MistralForCausalLM(PreTrainedModel[CausalLMOutput]):
     @classmethod
     def parameter_shapes(cls, config: MistralConfig) -> Shapes:
         """Return the base model's tensors after `model.`, and the head unless it is tied."""
-        head: Shapes = {"lm_head.weight": (config.vocab_size, config.hidden_size)}
-        return with_head(config, {} if config.tie_word_embeddings else head)
+        return causal_lm_shapes(config)
 
     def logits(self, hidden: Array, backend: Backend | None = None) -> Array:
         """Map normed hidden states (B, T, D) -> (B, T, V); tied: by the embedding itself."""
@@ -138,11 +121,6 @@ class MistralForCausalLM(PreTrainedModel[CausalLMOutput]):
         from tinymistral.generation import generate_stream
 
         return generate_stream(self, input_ids, attention_mask, **options)
-
-
-def with_head(config: MistralConfig, head: Shapes) -> Shapes:
-    """Return the base model's tensors after `model.`, then those of a head."""
-    return {f"model.{n}": s for n, s in MistralModel.parameter_shapes(config).items()} | head
 
 
 def joined(backend: Backend, pieces: Iterable[Array]) -> np.ndarray:

@@ -88,7 +88,7 @@ class NumpyBackend(PlainBackend):
             for start in range(0, q.shape[1], tokens):
                 queries = slice(start, start + tokens)
                 mask = visible(q_positions[row, queries], k_positions[row], window)
-                columns = (mask if len(mask) == 1 else mask.any(axis=0)).nonzero()[-1]
+                columns = np.flatnonzero(mask if len(mask) == 1 else mask.any(axis=0))
                 if len(columns):
                     # A slice rather than the columns themselves: a view is not copied.
                     slots = slice(columns[0], columns[-1] + 1)
@@ -131,7 +131,7 @@ class NumpyBackend(PlainBackend):
         with np.errstate(invalid="ignore", over="ignore"):  # of what is not visible
             scores = q @ self.widen(k.transpose(1, 2, 0))
         hidden = ~mask
-        edge = (hidden if t == 1 else hidden.any(axis=0)).nonzero()[-1]
+        edge = np.flatnonzero(hidden if t == 1 else hidden.any(axis=0))
         if len(edge):  # in the middle every query sees every key
             part = slice(edge[0], edge[-1] + 1)
             np.copyto(scores.reshape(H, t, s)[:, :, part], -np.inf, where=hidden[:, part])

@@ -99,7 +99,7 @@ class PlainBackend(Backend):
         rotated = [first * cos - second * sin, second * cos + first * sin]
         return self.round(np.concatenate(rotated, axis=-1))
 
-    # Tokens together. Where a number that is seen is infinite, the result is NaN, without a warning.
+    # Tokens together. Where a visible number is infinite, the result is NaN, without a warning.
 
     @np.errstate(invalid="ignore")
     def attention(

@@ -178,11 +178,11 @@ class PreTrainedModel(Generic[AnyOutput]):
         """
         refuse_unknown(cls.from_pretrained, unknown)
         from tinymistral.checkpoint import find_checkpoint, load_checkpoint
-        from tinymistral.generation_config import read_generation_config
+        from tinymistral.sampling import read_generation_config
 
         folder = find_checkpoint(name_or_path, revision)
         chosen = get_backend(backend, dtype)
-        config, tensors = load_checkpoint(folder, cls)
+        config, tensors = load_checkpoint(folder, cls.parameter_shapes, cls.__name__)
         model = cls(config, backend=chosen, tensors=tensors)
         model.generation_config = read_generation_config(folder)
         return model

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from tinymistral.backend import DTYPES, Backend
 from tinymistral.cache import RollingCache
+from tinymistral.conformance import BEFORE_SNIPPET
 from tinymistral.conformance.law import SETTINGS, all_laws
 from tinymistral.conformance.mistakes import MISTAKES, Mistake
 from tinymistral.conformance.mistakes.textbook import Textbook
 from tinymistral.conformance.models import Tiny
-from tinymistral.conformance.pytest_plugin import BEFORE_SNIPPET
 from tinymistral.heads import MistralForCausalLM
 from tinymistral.numpy_backend import NumpyBackend
 

@@ -11,7 +11,6 @@ import pytest
 from cli_runner import good, refused
 from goldens import FIXTURES
 
-from tinymistral import MistralForCausalLM
 from tinymistral.checkpoint import load_checkpoint, write_tensors
 from tinymistral.golden.models import describe, files_of, fingerprint, read_model
 from tinymistral.golden.run.template import write_model
@@ -21,7 +20,7 @@ GQA = FIXTURES / "models" / "gqa"
 
 
 def tensors(folder: Path) -> dict[str, np.ndarray]:
-    return load_checkpoint(folder, MistralForCausalLM)[1]
+    return load_checkpoint(folder)[1]
 
 
 def copy(folder: Path, changed: dict[str, np.ndarray], shard: int = 10**9) -> Path:

@@ -9,8 +9,15 @@ from typing import Any
 
 from tinymistral.backend import BackendUnavailable
 from tinymistral.commands.console import say, write
-from tinymistral.discovery import VARIABLE, default_name, installed_backends
-from tinymistral.plugins import BUILT_IN, InstalledBackend, one_line, open_backend
+from tinymistral.discovery import (
+    BUILT_IN,
+    VARIABLE,
+    InstalledBackend,
+    default_name,
+    installed_backends,
+    open_backend,
+)
+from tinymistral.text import one_line
 
 HEADER = ("", "name", "distribution", "version", "device", "dtypes")
 INDENT = " " * 7  # of what stands below a row

@@ -22,7 +22,7 @@ from tinymistral.golden.diagnosing.telling import as_fields, as_text
 from tinymistral.golden.manifest import TEXTS as TEXT_KINDS
 from tinymistral.golden.run.tinymistral import open_vocabulary
 from tinymistral.golden.suite import Suite
-from tinymistral.plugins import one_line
+from tinymistral.text import one_line
 
 # What is diagnosed by itself: the kinds of cases, and the suspects.
 ABOUT = {

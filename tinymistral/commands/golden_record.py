@@ -8,7 +8,7 @@ import sys
 from tinymistral.commands.console import Progress, interruptible, write
 from tinymistral.commands.prompts import read_text
 from tinymistral.golden.record.recorder import Request, record
-from tinymistral.plugins import one_line
+from tinymistral.text import one_line
 from tinymistral.tokenizer import MistralTokenizer
 
 

@@ -23,7 +23,7 @@ from tinymistral.golden.run import (
     open_adapter,
 )
 from tinymistral.golden.suite import Case, Model, Suite
-from tinymistral.plugins import one_line
+from tinymistral.text import one_line
 
 
 class RunProgress(Progress):

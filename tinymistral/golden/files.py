@@ -20,9 +20,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from tinymistral.checkpoint.reading import DTYPES
 from tinymistral.files import check_is_file, whole_file
-from tinymistral.plugins import one_line
+from tinymistral.files.safetensors import DTYPES
+from tinymistral.text import one_line
 
 BEGINNING = 20_000  # bytes that a header must end within; NumPy itself refuses 10,000
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

@@ -12,18 +12,11 @@ import numpy as np
 
 from tinymistral.backend import Backend
 from tinymistral.checkpoint import find_checkpoint, is_raw, load_checkpoint
-from tinymistral.checkpoint.checking import check_tensors, layer_count
-from tinymistral.checkpoint.raw import (
-    PARAMS_FILE,
-    PTH_FILE,
-    SAFETENSORS_FILE,
-    config_from_params,
-    raw_name,
-    rotate_halves,
-)
-from tinymistral.checkpoint.reading import INDEX_FILE, SINGLE_FILE
+from tinymistral.checkpoint.tensors import check_tensors, layer_count, raw_name, rotate_halves
 from tinymistral.config import MistralConfig
 from tinymistral.files import read_json
+from tinymistral.files.consolidated import PARAMS_FILE, PTH_FILE, SAFETENSORS_FILE
+from tinymistral.files.safetensors import INDEX_FILE, SINGLE_FILE
 from tinymistral.golden.files import sha256_of
 from tinymistral.golden.suite import Suite
 from tinymistral.heads import MistralForCausalLM
@@ -48,7 +41,7 @@ def read_model(suite: Suite, name: str) -> tuple[MistralConfig, Tensors]:
     try:
         if model.layout == "raw":
             tied = "output.weight" not in tensors
-            config = config_from_params(model.config)
+            config = MistralConfig.from_params(model.config)
             config = dataclasses.replace(config, tie_word_embeddings=tied)
         else:
             config = MistralConfig.from_dict(model.config)
@@ -150,7 +143,7 @@ def open_external(suite: Suite, model: Model) -> tuple[MistralConfig, dict[str, 
     if suite.checkpoint is None:
         suite.path(model)  # raises, and says what to do
     folder = find_checkpoint(suite.checkpoint or "")
-    _, tensors = load_checkpoint(folder, MistralForCausalLM)
+    _, tensors = load_checkpoint(folder)
     found, wanted = fingerprint(tensors), (model.weights or {}).get("fingerprint")
     if found != wanted:
         raise ValueError(

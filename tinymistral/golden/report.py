@@ -24,7 +24,7 @@ from tinymistral.golden.compare.verdicts import (
     Part,
     verdict_of_all,
 )
-from tinymistral.plugins import one_line
+from tinymistral.text import one_line
 
 HEADER = ("case", "", "compared", "largest error")
 FIRST_FEW = 5  # of what may be many

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from tinymistral.checkpoint.reading import read_file
 from tinymistral.demo import DEMO
 from tinymistral.files import parse_json, read_bytes, read_json
+from tinymistral.files.safetensors import read_file
 from tinymistral.golden.files import sha256_of
 from tinymistral.golden.manifest import (
     IN_PACKAGE,

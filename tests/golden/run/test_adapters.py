@@ -20,8 +20,8 @@ from cli_runner import good, refused, run
 from goldens import FIXTURES
 from safetensors.numpy import load_file
 
-from tinymistral.checkpoint.reading import read_file
 from tinymistral.commands import golden_run_arguments
+from tinymistral.files.safetensors import read_file
 from tinymistral.golden.compare.candidate import open_candidate
 from tinymistral.golden.files import write_arrays
 from tinymistral.golden.run import (

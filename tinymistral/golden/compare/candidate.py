@@ -22,14 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from tinymistral.checkpoint.reading import read_file
 from tinymistral.files import JSON_LIMIT, parse_json, read_bytes
+from tinymistral.files.safetensors import read_file
 from tinymistral.golden.compare import layouts
 from tinymistral.golden.compare.places import axes_of, shape_problem, token_too_many
 from tinymistral.golden.files import AnotherShapeError, read_npy, shape_of
 from tinymistral.golden.manifest import TEXTS, Case
 from tinymistral.golden.suite import Arrays, Suite
-from tinymistral.plugins import one_line
+from tinymistral.text import one_line
 
 MANIFEST = "manifest.json"
 RAW_TAKEN = "queries and keys are taken in the order of a raw checkpoint"

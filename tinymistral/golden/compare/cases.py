@@ -25,7 +25,7 @@ from tinymistral.golden.compare.texts import compare_texts
 from tinymistral.golden.compare.verdicts import AGREES, DIFFERS, INCOMPARABLE, Compared, Part
 from tinymistral.golden.manifest import TEXTS
 from tinymistral.golden.suite import Arrays, Case, Suite
-from tinymistral.plugins import one_line
+from tinymistral.text import one_line
 
 
 def check(

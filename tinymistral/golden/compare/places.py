@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from tinymistral.golden.manifest import Case
-from tinymistral.plugins import one_line
+from tinymistral.text import one_line
 
 WORDS = {
     "B": "row",

@@ -13,7 +13,7 @@ from tinymistral.golden.diagnosing.evidence_of_texts import TextEvidence
 from tinymistral.golden.diagnosing.predicting import Predictions
 from tinymistral.golden.manifest import TEXTS
 from tinymistral.golden.suite import Case
-from tinymistral.plugins import one_line
+from tinymistral.text import one_line
 
 LARGEST = 20_000_000  # weights of a model
 

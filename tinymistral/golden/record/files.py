@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 import tinymistral
-from tinymistral.checkpoint.reading import read_file
 from tinymistral.files import make_folder, read_json
+from tinymistral.files.safetensors import read_file
 from tinymistral.golden.files import manifest_text, sha256_of, write_arrays, write_text
 from tinymistral.golden.manifest import FORMAT, FORMAT_VERSION, parse_manifest
 from tinymistral.golden.record.steps import FACTOR, Errors, Step, Walk

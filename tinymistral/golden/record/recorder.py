@@ -43,7 +43,7 @@ def record(
     `hashed`: read all of the checkpoint's files for their sha256. Raises ValueError.
     """
     folder = find_checkpoint(checkpoint)
-    config, tensors = load_checkpoint(folder, MistralForCausalLM)
+    config, tensors = load_checkpoint(folder)
     check(request, config)
     weights = sum(tensor.size for tensor in tensors.values())
     ways = request.ways if request.ways is not None else MANY if weights <= SMALL else FEW

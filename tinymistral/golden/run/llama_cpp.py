@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tinymistral.checkpoint.raw import pair_rows
+from tinymistral.checkpoint.tensors import pair_rows
 from tinymistral.config import MistralConfig
 from tinymistral.golden.calls import calls_of, logprobs
 from tinymistral.golden.models import read_model

@@ -41,17 +41,17 @@ from typing import Any
 
 import numpy as np
 
-from tinymistral.checkpoint import find_checkpoint
-from tinymistral.checkpoint.raw import PARAMS_FILE, SAFETENSORS_FILE
-from tinymistral.checkpoint.reading import SINGLE_FILE, read_file
 from tinymistral.files import read_json
+from tinymistral.files.consolidated import PARAMS_FILE, SAFETENSORS_FILE
+from tinymistral.files.hub import find_checkpoint
+from tinymistral.files.safetensors import SINGLE_FILE, read_file
 from tinymistral.golden.compare.candidate import full_name
 from tinymistral.golden.compare.texts import ASKED
 from tinymistral.golden.files import read_npy, write_arrays
 from tinymistral.golden.manifest import TEXTS
 from tinymistral.golden.run import Adapter, CannotRun, Results, Settings
 from tinymistral.golden.suite import Case, Suite
-from tinymistral.plugins import one_line
+from tinymistral.text import one_line
 
 
 def open_peer(suite: Suite, settings: Settings) -> Adapter:

@@ -21,7 +21,6 @@ from tinymistral.cache import RollingCache
 from tinymistral.demo import DEMO
 from tinymistral.discovery import get_backend
 from tinymistral.files import read_bytes
-from tinymistral.generation_config import GenerationConfig
 from tinymistral.golden.calls import calls_of
 from tinymistral.golden.files import sha256_of
 from tinymistral.golden.manifest import TEXTS
@@ -30,7 +29,7 @@ from tinymistral.golden.run import Adapter, CannotRun, Settings
 from tinymistral.golden.suite import LARGEST_FILE, Case, Suite
 from tinymistral.heads import MistralForCausalLM
 from tinymistral.numpy_backend import NUMPY_DTYPES
-from tinymistral.sampling import softmax
+from tinymistral.sampling import GenerationConfig, softmax
 from tinymistral.tokenizer import MistralTokenizer
 
 Inputs = Mapping[str, np.ndarray]
@@ -94,7 +93,7 @@ def held(cache: RollingCache, positions: np.ndarray) -> Results:
     Where there should be something and is not, NaN.
     """
     results: Results = {}
-    there = cache.read_positions()
+    there = cache.key_positions
     for layer in range(len(cache.k) if positions.size else 0):
         for name, array in zip("kv", cache.read(layer), strict=True):
             stored = cache.backend.to_numpy(array)

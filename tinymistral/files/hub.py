@@ -1,6 +1,6 @@
-"""Finding a checkpoint: a folder, or a name in the local Hugging Face cache. Never the network.
+"""Finding a checkpoint: a folder, or a name in the local Hugging Face cache; never the network.
 
-The cache, as huggingface_hub lays it out:
+The cache's layout, which is that of huggingface_hub:
 
     models--mistralai--Mistral-7B-v0.1/
         refs/main                   the commit that `main` stood for when it was downloaded
@@ -12,9 +12,10 @@ import os
 import re
 from pathlib import Path
 
-from tinymistral.checkpoint.errors import CheckpointError, quoted
+from tinymistral.files import CheckpointError
+from tinymistral.text import quoted
 
-# huggingface_hub's own rules for names, and for revisions the names git and the hub have in use.
+# Names by huggingface_hub's own rules; revisions as git and the hub have them.
 _NAME = re.compile(r"(?:\w(?:[\w.-]*\w)?/)?\w(?:[\w.-]*\w)?", re.ASCII)
 _REVISION = re.compile(r"\w[\w.@+-]*(?:/\w[\w.@+-]*)*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -23,8 +24,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 def find_checkpoint(name_or_path: str | os.PathLike[str], revision: str = "main") -> Path:
     """Return the folder of a checkpoint: an existing folder, or a downloaded one by its hub name.
 
-    `revision` is a branch, a tag, `refs/pr/1` or a commit of 40 hexadecimal digits; it has no
-    meaning for a folder. Raises CheckpointError, which says how to download what is not there.
+    `revision` is a branch, a tag, `refs/pr/1` or a commit of 40 hexadecimal digits; a folder has
+    none. Raises CheckpointError, whose message says how to download what is not in the cache.
     """
     given = os.fspath(name_or_path)
     path = Path(given)
@@ -59,7 +60,7 @@ def _find_snapshot(name: str, revision: str) -> Path:
                 f"{quoted(name)} is no folder, and its revision {quoted(revision)} is not in the "
                 f"local Hugging Face cache {cache}; to download it, run: {download}"
             )
-        # A raw checkpoint has params.json in its place.
+        # A raw checkpoint has params.json instead.
         if not any((snapshot / file).is_file() for file in ("config.json", "params.json")):
             raise CheckpointError(
                 f"the download of {quoted(name)} is incomplete: no config.json in {snapshot}; "
@@ -71,7 +72,7 @@ def _find_snapshot(name: str, revision: str) -> Path:
 
 
 def _commit_of(repository: Path, revision: str) -> str | None:
-    """Return the commit that a revision stands for, or None where it was never downloaded."""
+    """Return the commit that a revision stands for, or None if it was never downloaded."""
     if _COMMIT.fullmatch(revision):
         return revision
     reference = repository / "refs" / revision
@@ -88,7 +89,7 @@ def _commit_of(repository: Path, revision: str) -> str | None:
 
 
 def _cache_folder() -> Path:
-    """Return the hub cache by the rules of huggingface_hub; an empty variable counts as unset."""
+    """Return the hub cache by huggingface_hub's rules; an empty variable counts as unset."""
     xdg = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("HF_HOME") or f"{xdg}/huggingface"
     cache = os.environ.get("HF_HUB_CACHE") or f"{home}/hub"

@@ -1,9 +1,9 @@
-"""Unpickling what torch.save pickles, by an interpreter of the few opcodes that this takes.
+"""Unpickling what torch.save pickles: an interpreter of the few opcodes that this needs.
 
-Python's own unpickler imports what a file names and calls it. Here there is nothing to import or
-call: a global is looked up in a table of what a checkpoint of tensors needs, and an opcode, a
-global or an argument beyond that is refused by its name. Time and memory are bounded by the
-pickle's length, whatever it holds: no value is copied, compared or walked through.
+Python's own unpickler imports and calls whatever a file names. This one imports nothing: a global
+is looked up in a table of what a checkpoint of tensors needs, and any other opcode, global or
+argument is refused by name. Time and memory are bounded by the pickle's length, whatever it
+contains: no value is copied, compared or walked through.
 Opcodes: the standard library's pickletools
 """
 
@@ -13,7 +13,8 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tinymistral.checkpoint.errors import CheckpointError, quoted
+from tinymistral.files import CheckpointError
+from tinymistral.text import quoted
 
 _MAX_MARKS = 32  # open at once; torch.save has three
 _MAX_OPCODES = 1_000_000  # a tensor takes about 40
@@ -30,16 +31,16 @@ def unpickle(
 ) -> Any:
     """Return the object of a pickle of protocol 2 to 5, built of dicts, lists, tuples and scalars.
 
-    Keys of dicts are strings. A global `module.name` is looked up as `"module name"`, in
-    `functions`, which may be called, then in `constants`. Persistent ids, which must be tuples,
-    go to `persistent_load`. The attributes of an OrderedDict are passed over. Raises
+    Keys of dicts are strings. A global `module.name` is looked up as `"module name"`, first in
+    `functions`, which may be called, then in `constants`. `persistent_load` gets the persistent
+    ids, which must be tuples. The attributes of an OrderedDict are ignored. Raises
     CheckpointError, and what the functions raise.
     """
     return _Machine(content, functions, constants, persistent_load).run()
 
 
 class _Machine:
-    """The pickle machine: a stack, marks on it, and a memo of what is used again."""
+    """The pickle machine: a stack, marks on it, and a memo of values that are used again."""
 
     def __init__(
         self,
@@ -219,7 +220,7 @@ class _Machine:
                     f"its pickle has a dict with a key of type {type(key).__name__}"
                 )
             if key in target:
-                raise CheckpointError(f"the name {quoted(key)} stands there twice")
+                raise CheckpointError(f"the name {quoted(key)} appears twice")
             target[key] = value
 
     def look_up(self, name: str) -> Any:

@@ -1,4 +1,7 @@
-"""Reading files with one-line errors, and writing files that appear whole or not at all."""
+"""Files: what is read is checked, what is written appears whole or not at all.
+
+The modules beside this one read checkpoints' files to tensors; none knows of a configuration.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,18 @@ JSON_LIMIT = 10_000_000  # bytes: an index of 100,000 tensors, a 7B model has 29
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*(?:([KMGT])(I?)B)?", re.ASCII)
 
 
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, broken or not the one that its config describes.
+
+    Its message is one line: line breaks and control codes that a file contains are escaped.
+    """
+
+    def __init__(self, message: str):
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+
+
 def check_is_file(path: Path) -> None:
-    """Raise a ValueError, which leaves the path unsaid, unless it is a regular file."""
+    """Raise a ValueError, without the path in its message, unless it is a regular file."""
     if path.is_file():
         return
     if path.exists():
@@ -29,7 +42,7 @@ def check_is_file(path: Path) -> None:
 
 
 def is_named(path: Path) -> bool:
-    """Tell whether a folder lists the name, be it a link to nothing: that is no absent file."""
+    """Return whether a folder has an entry of this name; a link to nothing counts as one."""
     return path.is_symlink() or path.exists()
 
 
@@ -67,7 +80,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     unique: dict[str, Any] = {}
     for name, value in pairs:
         if name in unique:
-            raise ValueError(f"the name {name!r:.120} stands there twice")
+            raise ValueError(f"the name {name!r:.120} appears twice")
         unique[name] = value
     return unique
 
@@ -81,9 +94,9 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`, renamed to it on success and removed on failure.
+    """Return a temporary name beside `path`, renamed to it on success and removed on failure.
 
-    A device or a pipe, such as /dev/stdout, is written to: a rename would put a file in its place.
+    A device or a pipe, such as /dev/stdout, is written to: renaming would replace it by a file.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         with TemporaryDirectory() as folder:
@@ -93,7 +106,7 @@ def whole_file(path: Path) -> Iterator[Path]:
                 shutil.copyfileobj(whole, device)
         return
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
-    temporary.open("xb").close()  # new, and readable by whom the umask allows, unlike mkstemp's
+    temporary.open("xb").close()  # with the umask's permissions, unlike mkstemp
     try:
         yield temporary
         temporary.replace(path)
@@ -103,7 +116,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, if they are not there; ValueError if that cannot be."""
+    """Make a folder and those above it where they do not exist; ValueError if that fails."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
@@ -113,7 +126,7 @@ def make_folder(path: Path) -> None:
 
 
 def parse_size(size: int | str) -> int:
-    """Return a size in bytes, given so or as "5GB": KB, MB, GB, TB decimal, KiB ... TiB binary.
+    """Return a size in bytes, given so or as "5GB"; KB to TB are decimal, KiB to TiB binary.
 
     The units are those of transformers' `max_shard_size`. Raises ValueError below one byte.
     """
