@@ -79,7 +79,8 @@ class Way:
         pieces: dict[str, list[np.ndarray]] = {}
 
         def keep(name: str, array: np.ndarray) -> None:
-            if wanted(name) or name == f"layers.{n}.output":
+            of_the_layer = name.startswith("layers.")  # else it is the input, or of no use
+            if of_the_layer and (wanted(name) or name.endswith(".output")):
                 pieces.setdefault(name, []).append(array)
 
         one = dataclasses.replace(self.config, num_hidden_layers=1)
