@@ -77,11 +77,11 @@ def test_what_the_pool_holds_unused_counts_as_free(float16, monkeypatch):
 def outputs_of_a_step(layers: int) -> int:
     """Count what a step of decoding has to make, each in memory of its own.
 
-    Embedded tokens, the table of angles, the first norm and logits; in a layer q, k, v, q rotated,
-    the mix, its projection, a sum and its norm; gate, up, their product, its projection, a sum and
-    its norm.
+    Embedded tokens, the table of angles, the first norm and logits; in a layer q, k, v, q and k
+    rotated, the mix, its projection, a sum and its norm; gate, up, their product, its projection, a
+    sum and its norm.
     """
-    return 4 + 14 * layers
+    return 4 + 15 * layers
 
 
 @pytest.mark.parametrize("rows", [1, 2])

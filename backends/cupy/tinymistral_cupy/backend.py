@@ -107,12 +107,6 @@ class CupyBackend(Backend):
         with self._memory:
             return self._kernels.rms_norm(self._whole(x), weight, eps)
 
-    def add_rms_norm(
-        self, x: Array, residual: Array, weight: Array, eps: float
-    ) -> tuple[Array, Array]:
-        with self._memory:
-            return self._kernels.add_rms_norm(self._whole(x), self._whole(residual), weight, eps)
-
     def silu_mul(self, gate: Array, up: Array) -> Array:
         with self._memory:
             return self._kernels.silu_mul(self._whole(gate), self._whole(up))
@@ -157,15 +151,6 @@ class CupyBackend(Backend):
             cache = self._whole(cache)
             self._kernels.scatter(cache, self._slots(slots), self._whole(new))
             return cache
-
-    def store(
-        self, k: Array, v: Array, table: Table, cache: tuple[Array, Array], slots: np.ndarray
-    ) -> tuple[Array, Array]:
-        with self._memory:
-            k, v = self._whole(k), self._whole(v)
-            k_cache, v_cache = (self._whole(array) for array in cache)
-            self._kernels.store(k, v, *table, k_cache, v_cache, self._slots(slots))
-            return k_cache, v_cache
 
     def _whole(self, array: Array) -> Array:
         """Return the array as kernels take it: itself, or a copy if it is a slice with gaps."""

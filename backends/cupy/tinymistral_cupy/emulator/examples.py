@@ -52,28 +52,17 @@ class Example:
             WINDOW,
         )
 
-    def store(self) -> None:
-        """Write T tokens into a cache."""
-        caches = self.floats(B, S, K, d), self.floats(B, S, K, d)
-        new = self.floats(B, T, K, d), self.floats(B, T, K, d)
-        self.kernels.store(*new, *self.table(T), *caches, self.numbers(0, T))
-
 
 EXAMPLES: dict[str, tuple[str, Callable[[Example], Any]]] = {
     "rms_norm": (
         "RMSNorm of rows",
         lambda e: e.kernels.rms_norm(e.floats(B, T, D), e.floats(D), 1e-5),
     ),
-    "add_rms_norm": (
-        "a sum and its RMSNorm",
-        lambda e: e.kernels.add_rms_norm(e.floats(B, T, D), e.floats(B, T, D), e.floats(D), 1e-5),
-    ),
     "silu_mul": (
         "silu(gate) · up",
         lambda e: e.kernels.silu_mul(e.floats(B, T, D), e.floats(B, T, D)),
     ),
     "rope": ("rotary positions", lambda e: e.kernels.rope(e.floats(B, T, H, d), *e.table(T))),
-    "store_rotated": ("rotate keys and write the cache", lambda e: e.store()),
     "scatter": (
         "write into slots of the cache",
         lambda e: e.kernels.scatter(e.floats(B, S, K, d), e.numbers(0, T), e.floats(B, T, K, d)),
