@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cuda_emulator import cupy_stand_in as cp
+from cuda_emulator.cupy_stand_in import _card
+from cuda_emulator.memory import REGION_BITS
 from tinymistral.conformance import oracle
 from tinymistral.conformance.bounds import (
     agree,
@@ -23,9 +26,6 @@ from tinymistral.conformance.bounds import (
 )
 from tinymistral.conformance.cases import Attention, filled, normal
 from tinymistral.numpy_backend import NUMPY_DTYPES
-from tinymistral_cupy.emulator import cupy_stand_in as cp
-from tinymistral_cupy.emulator.cupy_stand_in import _card
-from tinymistral_cupy.emulator.memory import REGION_BITS
 from tinymistral_cupy.kernels import Kernels
 
 EPS = 1e-5

@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from cuda_emulator.cupy_stand_in import _card
 from tinymistral.conformance import oracle
 from tinymistral.conformance.cases import normal
-from tinymistral_cupy.emulator import EmulatedBackend
-from tinymistral_cupy.emulator.cupy_stand_in import _card
+from tinymistral_cupy import EmulatedBackend
 from tinymistral_cupy.uploads import Upload
 
 # Of a result of size 1 or so: what float32 sums and one rounding to the dtype lead to.

@@ -8,10 +8,10 @@ import pytest
 from kernel_cases import SPLIT, TILES, every_dtype, kernels_for
 from kernel_checks import attend, drawn
 
+from cuda_emulator.counts import LineCounts
+from cuda_emulator.report import Launch
 from tinymistral.conformance.cases import filled
 from tinymistral.numpy_backend import NUMPY_DTYPES
-from tinymistral_cupy.emulator.counts import LineCounts
-from tinymistral_cupy.emulator.machine import Launch
 from tinymistral_cupy.kernels import SOURCE
 
 S, D_HEAD, WINDOW = 256, 32, 20

@@ -10,10 +10,10 @@ import pytest
 from kernel_cases import SPLIT, TILES, every_dtype, kernels_for
 from kernel_checks import attend, drawn
 
+from cuda_emulator import cupy_stand_in as cp
+from cuda_emulator.cupy_stand_in import _card, _raw
 from tinymistral.conformance.cases import Attention
 from tinymistral.numpy_backend import NUMPY_DTYPES
-from tinymistral_cupy.emulator import cupy_stand_in as cp
-from tinymistral_cupy.emulator.cupy_stand_in import _card, _raw
 from tinymistral_cupy.kernels import NO_WINDOW, Kernels
 
 # A token by itself

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tiny import ids, tiny_model
 
+from cuda_emulator.cupy_stand_in import _card
 from tinymistral.backend import BackendUnavailable
-from tinymistral_cupy.emulator import EmulatedBackend
-from tinymistral_cupy.emulator.cupy_stand_in import _card
+from tinymistral_cupy import EmulatedBackend
 
 # By hand, of `tiny_config`: V·D = 29·24 = 696 of embeddings and as many of a head; of a layer
 # 2·24·32 + 2·24·16 = 2304 in attention, 3·24·40 = 2880 in the mlp, 2·24 in norms; 24 in the last.

@@ -16,7 +16,7 @@ import machine_code
 import pytest
 from machine_code import Code, Loop, Resources
 
-from tinymistral_cupy.emulator.compiler import Program, compile_cuda
+from cuda_emulator.compiler import Program, compile_cuda
 from tinymistral_cupy.kernels import DTYPES, OCCUPANCY, SOURCE, VECTOR_BYTES, compile_options
 
 RECORD = Path(__file__).with_name("static.json")
@@ -64,7 +64,8 @@ CASES = [
 @cache
 def compiled(case: Case) -> Program:
     options = compile_options(DTYPES[case.dtype][1], case.vector, case.d)
-    return compile_cuda(SOURCE.read_text(encoding="utf-8"), case.arch, options, cubin=True)
+    source = SOURCE.read_text(encoding="utf-8")
+    return compile_cuda(source, case.arch, options, SOURCE.name, cubin=True)
 
 
 @cache

@@ -16,6 +16,7 @@ import numpy as np
 from tinymistral.backend import Array, Backend, BackendUnavailable
 from tinymistral_cupy.card import (
     INSTALL,
+    INSTALL_EMULATOR,
     OutOfMemoryInOneLine,
     check_card,
     check_room,
@@ -157,8 +158,29 @@ class CupyBackend(Backend):
         return self._cp.ascontiguousarray(array)
 
 
+class EmulatedBackend(CupyBackend):
+    """The same code on cuda-emulator, which stands in for CuPy and runs the kernels on NumPy."""
+
+    name = "cupy-emulated"
+
+    @classmethod
+    def module(cls) -> Any:
+        """Return the stand-in for cupy; BackendUnavailable where the emulator cannot run."""
+        try:
+            import cuda_emulator
+            from cuda_emulator import cupy_stand_in
+        except ImportError:
+            raise BackendUnavailable("cuda-emulator is not installed", INSTALL_EMULATOR) from None
+        try:
+            cuda_emulator.compile_cuda("")
+            cupy_stand_in.cuda.runtime.getDeviceProperties(0)
+        except cuda_emulator.Unavailable as error:
+            raise BackendUnavailable(error.reason, error.remedy) from None
+        return cupy_stand_in
+
+
 def _rows_are_whole(array: Array) -> bool:
-    """Tell whether (B, S, K, d) is contiguous but for what may lie between its B rows."""
+    """Return whether (B, S, K, d) is contiguous, except for gaps between its B rows."""
     _, _, K, d = array.shape
     return array.strides[1:] == (K * d * array.itemsize, d * array.itemsize, array.itemsize)
 

@@ -98,7 +98,8 @@ class Kernels:
             raise ValueError(f"dtype {dtype!r}: the kernels are for {', '.join(DTYPES)}")
         self._cp = cp
         self._dtype, self._number = DTYPES[dtype]
-        self._code = SOURCE.read_text(encoding="utf-8")
+        # NVRTC, and whoever says where an error is, call the source by this name.
+        self._code = f'#line 1 "{SOURCE.name}"\n{SOURCE.read_text(encoding="utf-8")}'
         self._modules: dict[tuple[int, int], Any] = {}
         self._functions: dict[tuple[str, int, int], Any] = {}
         self._multiprocessors = cp.cuda.Device().attributes["MultiProcessorCount"]
