@@ -16,13 +16,16 @@ from tinymistral.backend import Array, Backend
 from tinymistral.checkpoint.tensors import base_shapes, causal_lm_shapes, with_head
 from tinymistral.config import MistralConfig
 from tinymistral.inputs import Inputs, kept_columns
-from tinymistral.labels import next_token_labels, sequence_labels, span_columns, token_labels
 from tinymistral.losses import (
     causal_lm_loss,
     cross_entropy,
     multi_label_loss,
+    next_token_labels,
     regression_loss,
+    sequence_labels,
+    span_columns,
     span_loss,
+    token_labels,
 )
 from tinymistral.model import Parameter, Weights
 from tinymistral.outputs import (
@@ -185,7 +188,7 @@ class MistralForSequenceClassification(PreTrainedModel[ClassifierOutput]):
         give a `loss` by `config.problem_type`: numbers (B,), or (B, num_labels), for "regression";
         integers (B,), -100 for none, for "single_label_classification"; floats
         (B, num_labels), 0.0 to 1.0, for "multi_label_classification"; where it is None, see
-        `labels.sequence_labels`.
+        `losses.sequence_labels`.
         """
         columns = pooled_columns(self.config, inputs)
         rows = np.arange(len(columns), dtype=np.int64)
