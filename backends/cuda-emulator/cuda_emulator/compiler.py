@@ -2,7 +2,7 @@
 
 NVRTC comes as a wheel (nvidia-cuda-nvrtc), its headers as another (nvidia-cuda-runtime), and
 cuda-bindings calls it. The flags are those that CuPy compiles with. CuPy asks for machine code, as
-`cubin` does here; the PTX is what NVRTC assembles that of.
+`cubin` does; NVRTC assembles it from the same PTX.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the lanes of a warp, or the threads of a block, do together: shuffles, votes, `mma`.
 
 Called from the functions of a kernel with the state S of the launch. `lanes` is the member mask of
-the instruction (bit i: lane i); `m` has a boolean for each lane, whether it is here, None for all.
+the instruction (bit i: lane i); `m` is the mask of active lanes, None for all.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _ALL = -1
 def sync_lanes(
     S: Any, lanes: Values, m: Mask, instruction: Instruction, orders: bool = True
 ) -> None:
-    """Check that the lanes that an instruction names are here.
+    """Check that the lanes that an instruction names are active.
 
-    Where it `orders`, what they did before to memory comes before what they do afterwards.
+    Where it `orders`, their accesses to memory before it come before those after it.
     """
     if not orders:
         tick, clocks = S.tick, S.clocks
@@ -73,7 +73,7 @@ def sync_lanes(
 
 
 def complete(S: Any, lanes: Values, m: np.ndarray) -> np.ndarray:
-    """Return the lanes that are here and whose warp's named lanes are all here too."""
+    """Return the active lanes for which all named lanes of the warp are active too."""
     if S.whole_warps and not lanes.ndim and lanes == _ALL:
         whole = m.reshape(-1, 32).all(axis=1)
         if 32 * np.count_nonzero(whole) == np.count_nonzero(m):
@@ -84,7 +84,7 @@ def complete(S: Any, lanes: Values, m: np.ndarray) -> np.ndarray:
 
 
 def _here(S: Any, present: np.ndarray) -> np.ndarray:
-    """Return for each lane the bits of its warp's lanes that are here."""
+    """Return for each lane the bits of its warp's active lanes."""
     bits = np.where(present, S.layout.bit, np.uint32(0))
     return np.bitwise_or.reduceat(bits, S.layout.warp_starts)[S.layout.warp]
 
@@ -232,7 +232,7 @@ def reduce_warp(S: Any, how: str, value: Values, lanes: Values) -> Values:
 
 
 def active_lanes(S: Any, m: Mask) -> Values:
-    """Return the lanes of the warp that are here, as bits."""
+    """Return the active lanes of the warp, as bits."""
     return _here(S, np.ones(S.N, dtype=bool) if m is None else m).view(np.int32)
 
 
@@ -246,7 +246,7 @@ def reduce_block(S: Any, how: str, predicate: Values, m: Mask) -> Values:
 
 
 def chosen(S: Any, predicate: Values, m: Mask) -> Mask:
-    """Return the lanes that are here and for which a predicate holds."""
+    """Return the active lanes for which a predicate holds."""
     if not predicate.ndim:
         return m if predicate else np.zeros(S.N, dtype=bool)
     return predicate if m is None else predicate & m

@@ -129,7 +129,7 @@ def _atomic(
 
 
 def _sync_members(w: Writer, ins: Instruction) -> str:
-    """Write the check that the lanes named by the last operand are here; return that operand."""
+    """Write the check that the lanes named by the last operand are active; return that operand."""
     lanes = w.value(ins.operands[-1], "b32")
     name = w.names.name("at", ins)
     w.lines.append(f"sync_lanes(S, {lanes}, m, {name})")
@@ -290,7 +290,7 @@ def _site(w: Writer, kind: str, space: str, dtype: str, vector: int) -> Site:
 
 
 def _sync_warp(w: Writer, ins: Instruction) -> None:
-    """Check that all lanes are here. This does not order their accesses to memory."""
+    """Write the check that all lanes are active. This does not order their accesses to memory."""
     at = w.names.name("at", ins)
     w.lines.append(f"sync_lanes(S, {w.names.constant(-1, 'i4')}, m, {at}, orders=False)")
 

@@ -218,13 +218,13 @@ class Translation:
         return segments
 
     def whole_function(self, number: int) -> Any:
-        """The function of a chain of segments, for when all threads are here."""
+        """The function of a chain of segments, for when all threads are active."""
         if self.whole[number] is None:
             self.whole[number] = self.compile(number, some=False)
         return self.whole[number]
 
     def some_function(self, number: int) -> Any:
-        """The function of a segment, for when only some lanes are here."""
+        """The function of a segment, for when only some lanes are active."""
         if self.some[number] is None:
             self.some[number] = self.compile(number, some=True)
         return self.some[number]

@@ -1,10 +1,10 @@
 """Write segments of a kernel as Python functions over arrays, to be compiled once.
 
 A register is an array over the lanes, or a NumPy scalar where all lanes share the value. A segment
-is written in two forms. `whole` is for when all threads that have not ended are here: it assigns
+is written in two forms. `whole` is for when all threads that have not ended are active: it assigns
 registers outright, and goes on through the following segments as far as nothing branches. `some`
-is for when only the lanes of a mask are here: the others keep their values, unless the register is
-used in no other segment. Both are called with (S, R, m): the state of the launch, the registers,
+is for when only the lanes of a mask are active: the others keep their values, unless the register
+is used in no other segment. Both are called with (S, R, m): the state of the launch, the registers,
 and the mask of the lanes that memory accesses are made for, None for all.
 """
 
