@@ -56,7 +56,7 @@ WEIGHT_DTYPES = tuple(DTYPES[name] for name in WEIGHT_TYPES)
 
 _SHARD_NAME = re.compile(r"\w[\w .+-]{0,200}\.safetensors")  # no separator, drive or control code
 _WEIGHTS_NAME = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors(\.index\.json)?")
-GIT_LFS_POINTER = b"version https://git-lfs"  # stands in for a large file in a git clone
+GIT_LFS_POINTER = b"version https://git-lfs"  # in place of a large file in a git clone
 
 Prepare = Callable[[str, np.ndarray], np.ndarray]  # name, tensor -> what is written in its place
 
@@ -138,7 +138,7 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file:
             beginning = file.read(len(GIT_LFS_POINTER))
         if beginning == GIT_LFS_POINTER:
-            raise ValueError("it only stands in for the weights; to get them: git lfs pull")
+            raise ValueError("it is a Git LFS pointer, not the weights; to get them: git lfs pull")
         header_length = int.from_bytes(beginning[:8], "little")
         if header_length > JSON_LIMIT:
             raise ValueError(
