@@ -26,9 +26,9 @@ LAYERS = """
     checkpoint                                  files to a configuration and its tensors, and back
     backend operations numpy_backend discovery
     cache
-    stages tap
+    tap
     model                                       the forward pass
-    outputs inputs losses labels
+    inputs outputs losses                       what a call is given, and what it returns
     pretrained                                  what all models share
     generation
     heads                                       the models that users open
@@ -39,9 +39,6 @@ LAYERS = """
     training
     commands cli __main__
 """
-
-
-NOT_YET = {"tinymistral.model"}  # not checked: its classes move to heads.py
 
 
 def layers() -> dict[str, int]:
@@ -99,8 +96,6 @@ def imports_of(modules: dict[str, Path]) -> dict[str, set[str]]:
                 if not importer.startswith(f"{module}."):
                     imports[importer].add(module)
         imports[importer] &= modules.keys() - {importer}
-        if importer in NOT_YET:
-            imports[importer].clear()
     return imports
 
 

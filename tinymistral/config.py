@@ -72,7 +72,7 @@ class MistralConfig:
     num_labels: int = None  # type: ignore[assignment]
     id2label: dict[int, str] = None  # type: ignore[assignment]
     label2id: dict[str, int] = None  # type: ignore[assignment]
-    problem_type: str | None = None  # of PROBLEM_TYPES; None: labels.sequence_labels
+    problem_type: str | None = None  # of PROBLEM_TYPES; None: losses.sequence_labels
 
     def __post_init__(self) -> None:
         for name in _COUNTS:

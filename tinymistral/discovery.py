@@ -1,10 +1,10 @@
 """Which backends are installed, and how one is chosen, imported, checked and made.
 
 A distribution offers a backend by an entry point of the group `tinymistral.backends`: its name is
-the backend's, its value `module:Class` a subclass of `Backend`. numpy is built in. No plugin is
-imported before it is asked for; then everything about it is checked. Whatever it raises or lacks
-becomes BackendUnavailable, with a message of bounded length; no backend is ever chosen or replaced
-silently.
+the backend's, its value `module:Class` a subclass of `Backend`. numpy and plain are built in. No
+plugin is imported before it is asked for; then everything about it is checked. Whatever it raises
+or lacks becomes BackendUnavailable, with a message of bounded length; no backend is ever chosen or
+replaced silently.
 """
 
 from __future__ import annotations
@@ -41,9 +41,14 @@ class InstalledBackend:
         return f"{one_line(self.distribution, 80)} {one_line(self.version, 40)}"
 
 
-BUILT_IN = InstalledBackend(
-    "numpy", "tinymistral", __version__, "tinymistral.numpy_backend:NumpyBackend"
-)
+# By name; the first is the default.
+BUILT_IN = {
+    name: InstalledBackend(name, "tinymistral", __version__, entry_point)
+    for name, entry_point in {
+        "numpy": "tinymistral.numpy_backend:NumpyBackend",
+        "plain": "tinymistral.operations:PlainBackend",
+    }.items()
+}
 
 
 def get_backend(backend: str | Backend | None = None, dtype: str | None = None) -> Backend:
@@ -77,14 +82,14 @@ def load_backend(name: str) -> type[Backend]:
 
 def default_name() -> str:
     """Return the name of the backend that is used if none is given as an argument."""
-    return os.environ.get(VARIABLE) or BUILT_IN.name
+    return os.environ.get(VARIABLE) or next(iter(BUILT_IN))
 
 
 def installed_backends() -> list[InstalledBackend]:
-    """Return the installed backends, numpy first, then by name; no plugin is imported.
+    """Return the installed backends, the built-in ones first, then by name; no plugin is imported.
 
     If a distribution is on sys.path more than once, the first one counts, as in imports. A plugin
-    named numpy is listed, but never used.
+    with the name of a built-in one is listed, but never used.
     """
     import importlib.metadata  # takes 30 ms, and a run on numpy does not need it
 
@@ -99,7 +104,7 @@ def installed_backends() -> list[InstalledBackend]:
                 if key not in seen or name == UNNAMED:
                     found |= {InstalledBackend(p.name, name, version, p.value) for p in points}
                     seen.add(key)
-    return [BUILT_IN, *sorted(found)]
+    return [*BUILT_IN.values(), *sorted(found)]
 
 
 def _name_and_version(distribution: Any) -> tuple[str, str]:
@@ -111,9 +116,9 @@ def _name_and_version(distribution: Any) -> tuple[str, str]:
 
 
 def _find(name: Any, asked_by: str) -> tuple[InstalledBackend, Sequence[InstalledBackend]]:
-    """Return the backend of this name, and all that are installed; for numpy none is looked up."""
-    if name == BUILT_IN.name:
-        return BUILT_IN, ()
+    """Return the backend of this name, and all others, which a built-in one is found without."""
+    if isinstance(name, str) and name in BUILT_IN:
+        return BUILT_IN[name], ()
     everything = installed_backends()
     for installed in everything:
         if installed.name == name:
@@ -152,7 +157,7 @@ def open_backend(
 
 def load_class(installed: InstalledBackend, others: Sequence[InstalledBackend]) -> type[Backend]:
     """Import and check the class of a backend; `others` are all that are installed."""
-    if installed != BUILT_IN:
+    if installed != BUILT_IN.get(installed.name):
         _refuse_namesakes(installed, others)
     where = re.fullmatch(r"([\w.]+)\s*:\s*([\w.]+)\s*(\[.*\])?", installed.entry_point.strip())
     entry_point = f"its entry point {one_line(installed.entry_point, 80)}"
@@ -169,9 +174,9 @@ def load_class(installed: InstalledBackend, others: Sequence[InstalledBackend]) 
 
 
 def _refuse_namesakes(installed: InstalledBackend, others: Sequence[InstalledBackend]) -> None:
-    if installed.name == BUILT_IN.name:
+    if installed.name in BUILT_IN:
         raise BackendUnavailable(
-            "the name numpy is that of the built-in backend, which nothing replaces",
+            f"the name {installed.name} is that of a built-in backend, which nothing replaces",
             f"uninstall {one_line(installed.distribution, 80)}",
         )
     sources = [x.source for x in others if x.name == installed.name]

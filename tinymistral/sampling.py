@@ -20,7 +20,7 @@ from tinymistral.files import is_named, read_json
 from tinymistral.text import shorten
 
 if TYPE_CHECKING:
-    from tinymistral.model import MistralForCausalLM
+    from tinymistral.heads import MistralForCausalLM
 
 FILE_NAME = "generation_config.json"
 LARGEST = 2**63 - 1  # of integers that have no other bound

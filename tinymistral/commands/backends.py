@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
 
 def describe(installed: InstalledBackend, everything: Sequence[InstalledBackend]) -> dict[str, Any]:
     """Return what there is to say of a backend, as --json prints it."""
-    never = installed.name == BUILT_IN.name and installed != BUILT_IN
+    never = installed.name in BUILT_IN and installed != BUILT_IN[installed.name]
     row: dict[str, Any] = {
         "name": one_line(installed.name, 80),
         "distribution": one_line(installed.distribution, 80),

@@ -7,7 +7,7 @@ import json
 
 from tinymistral.commands.console import write
 from tinymistral.commands.golden_suites import find_suite
-from tinymistral.golden.checking.places import in_order
+from tinymistral.golden.compare.places import in_order
 from tinymistral.text import one_line
 
 

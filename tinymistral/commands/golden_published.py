@@ -8,7 +8,7 @@ import numpy as np
 
 from tinymistral.commands.console import interruptible, write
 from tinymistral.commands.opening import open_checkpoint
-from tinymistral.golden.checking.npy import read_npy
+from tinymistral.golden.files import read_npy
 from tinymistral.golden.published_numbers import check_logits, check_model, read_published
 from tinymistral.text import one_line
 

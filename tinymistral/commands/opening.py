@@ -7,7 +7,7 @@ import argparse
 from tinymistral.commands.console import say
 from tinymistral.conversation import is_instruct
 from tinymistral.files.hub import find_checkpoint
-from tinymistral.model import MistralForCausalLM
+from tinymistral.heads import MistralForCausalLM
 from tinymistral.tokenizer import MistralTokenizer
 
 

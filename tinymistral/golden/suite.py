@@ -19,8 +19,7 @@ import numpy as np
 from tinymistral.demo import DEMO
 from tinymistral.files import parse_json, read_bytes, read_json
 from tinymistral.files.safetensors import read_file
-from tinymistral.golden.contents import check_inputs
-from tinymistral.golden.hashing import sha256_of
+from tinymistral.golden.files import sha256_of
 from tinymistral.golden.manifest import (
     IN_PACKAGE,
     TEXTS,
@@ -28,6 +27,7 @@ from tinymistral.golden.manifest import (
     Expected,
     Manifest,
     Model,
+    check_inputs,
     parse_manifest,
 )
 
