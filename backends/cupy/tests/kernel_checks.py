@@ -225,8 +225,8 @@ def attend(
 def mixes(kernels: Kernels, dtype: str, case: Attention, spare: int = 0, offset: int = 0) -> None:
     """A softmax over what is visible: slots in any order, padding, any position and window."""
     q, k, v = case.qkv(dtype)
-    out = attend(kernels, q, k, v, case.where, spare, offset)
-    mix_agrees(out, q, k, v, case.where, dtype)
+    out = attend(kernels, q, k, v, case.visibility, spare, offset)
+    mix_agrees(out, q, k, v, case.visibility, dtype)
 
 
 def mix_agrees(
@@ -239,10 +239,10 @@ def mix_agrees(
 
 def seen(case: Attention) -> np.ndarray:
     """Tell who sees whom (B, T, S), as the oracle has it."""
-    q_positions, k_positions, window = case.where
+    q_positions, k_positions, window = case.visibility
     out = np.zeros((case.B, case.T, case.S), dtype=bool)
     for b, t, s in np.ndindex(out.shape):
-        out[b, t, s] = oracle.sees(int(q_positions[b, t]), int(k_positions[b, s]), window)
+        out[b, t, s] = oracle.visible(int(q_positions[b, t]), int(k_positions[b, s]), window)
     return out
 
 
@@ -250,7 +250,7 @@ def hides(kernels: Kernels, dtype: str, case: Attention, value: float) -> None:
     """What a query does not see has no influence on it, to the bit, be it NaN."""
     q, k, v = case.qkv(dtype)
     visible = seen(case)
-    expected = attend(kernels, q, k, v, case.where)
+    expected = attend(kernels, q, k, v, case.visibility)
     tried = [(b, t) for b, t in np.argwhere(visible.any(axis=2)) if not visible[b, t].all()]
     if not tried:
         raise ValueError("the case hides nothing from anybody who sees something")
@@ -258,7 +258,7 @@ def hides(kernels: Kernels, dtype: str, case: Attention, value: float) -> None:
         hidden = np.ones(visible.shape[::2], dtype=bool)
         hidden[b] = ~visible[b, t]
         spoiled = (filled(k, hidden, value), filled(v, hidden, value))
-        out = attend(kernels, q, *spoiled, case.where)
+        out = attend(kernels, q, *spoiled, case.visibility)
         np.testing.assert_array_equal(out[b, t], expected[b, t])
 
 
@@ -269,7 +269,7 @@ def lets_through(kernels: Kernels, dtype: str, case: Attention, value: float) ->
     b, s = np.argwhere(visible.any(axis=1))[0]
     one = np.zeros(visible.shape[::2], dtype=bool)
     one[b, s] = True
-    out = attend(kernels, q, k, filled(v, one, value), case.where).astype(np.float64)
+    out = attend(kernels, q, k, filled(v, one, value), case.visibility).astype(np.float64)
     np.testing.assert_array_equal(out[b, visible[b, :, s]], value)
     assert np.isfinite(out[b, ~visible[b, :, s]]).all()
 
@@ -296,7 +296,7 @@ def zeros(kernels: Kernels, dtype: str, case: Attention) -> None:
     blind = ~seen(case).any(axis=2)
     if not blind.any():
         raise ValueError("in this case everybody sees something")
-    assert not attend(kernels, q, k, v, case.where)[blind].any()
+    assert not attend(kernels, q, k, v, case.visibility)[blind].any()
 
 
 def large_scores(kernels: Kernels, dtype: str, case: Attention) -> None:
