@@ -49,11 +49,11 @@ def test_the_example_of_the_docstring():
     cache = new_cache(1, window=3, chunk=2)
     feed(cache, [0, 1], [2, 3], [4, 5])
     assert cache.capacity == 4
-    assert cache.read_positions().tolist() == [[4, 5, 2, 3]]
+    assert cache.key_positions.tolist() == [[4, 5, 2, 3]]
     feed(cache, [6, 7])
-    assert cache.read_positions().tolist() == [[4, 5, 6, 7]]
+    assert cache.key_positions.tolist() == [[4, 5, 6, 7]]
     feed(cache, [8])
-    assert cache.read_positions().tolist() == [[8, 5, 6, 7]]
+    assert cache.key_positions.tolist() == [[8, 5, 6, 7]]
     k, v = cache.read(1)
     assert k[0, :, 0, 0].tolist() == [1008, 1005, 1006, 1007]
     assert v[0, :, 0, 0].tolist() == [1008.1, 1005.1, 1006.1, 1007.1]
@@ -64,7 +64,7 @@ def test_a_new_cache_is_empty():
     cache = new_cache(3, window=None, chunk=5)
     assert cache.capacity is None
     assert (cache.count.tolist(), cache.last.tolist()) == ([0] * 3, [-1] * 3)
-    assert cache.read_positions().shape == (3, 0)
+    assert cache.key_positions.shape == (3, 0)
     assert new_cache(1, 4, None).chunk == BACKEND.chunk
 
 
@@ -73,7 +73,7 @@ def test_padding_takes_no_slot():
     slots = cache.admit(positions := np.array([[-1, -1, 0], [0, -1, 1]]))
     cache.commit(positions)
     assert slots.tolist() == [[-1, -1, 0], [0, -1, 1]]
-    assert cache.read_positions().tolist() == [[0, -1], [0, 1]]
+    assert cache.key_positions.tolist() == [[0, -1], [0, 1]]
     slots = cache.admit(positions := np.array([[-1, -1, -1], [2, 3, 4]]))
     cache.commit(positions)
     assert slots.tolist() == [[-1, -1, -1], [2, 3, 4]]
@@ -98,7 +98,7 @@ def test_room_without_a_window_keeps_what_it_holds():
     feed(cache, [0, 1], [2, 3], [4])
     cache.reserve(50)
     assert cache.positions.shape[1] >= 55
-    assert cache.read_positions().tolist() == [[0, 1, 2, 3, 4]]
+    assert cache.key_positions.tolist() == [[0, 1, 2, 3, 4]]
     assert cache.read(0)[0][0, :, 0, 0].tolist() == [0, 1, 2, 3, 4]
 
 
@@ -120,7 +120,7 @@ def test_no_memory_for_more_room_leaves_the_cache_usable():
             cache.reserve(room)
         backend.left = 100
         feed(cache, list(range(room - 4, room)))
-        assert cache.read_positions().tolist() == [list(range(room))]
+        assert cache.key_positions.tolist() == [list(range(room))]
         assert [array.shape[:2] for array in cache.k + cache.v] == [cache.positions.shape] * 4
         assert cache.read(1)[0][0, :, 0, 0].tolist() == [1000 + n for n in range(room)]
 
@@ -129,7 +129,7 @@ def test_a_draft_is_taken_back():
     cache = new_cache(1, window=3, chunk=2)
     feed(cache, [0, 1], [2, 3], [4, 5])
     feed(cache, [4])
-    assert cache.read_positions().tolist() == [[4, -1, 2, 3]]
+    assert cache.key_positions.tolist() == [[4, -1, 2, 3]]
     assert (cache.count.tolist(), cache.last.tolist()) == ([5], [4])
 
 
@@ -139,7 +139,7 @@ def test_back_by_more_than_the_chunk_is_refused():
     refusal = r"^position_ids: row 1 goes back .*3, .*; go back by at most 2 tokens, [^\n]*$"
     with pytest.raises(ValueError, match=refusal):
         cache.admit(np.array([[6], [3]]))
-    assert cache.read_positions().tolist() == [[4, 5, 2, 3]] * 2
+    assert cache.key_positions.tolist() == [[4, 5, 2, 3]] * 2
     assert cache.count.tolist() == [6, 6]
 
 
@@ -160,12 +160,12 @@ def test_selected_rows_are_copies():
     cache.admit(np.array([[0, 1], [-1, 0], [-1, -1]]))
     cache.commit(np.array([[0, 1], [-1, 0], [-1, -1]]))
     chosen = cache.select(np.array([1, 0, 1]))
-    assert chosen.read_positions().tolist() == [[0, -1], [0, 1], [0, -1]]
+    assert chosen.key_positions.tolist() == [[0, -1], [0, 1], [0, -1]]
     assert chosen.count.tolist() == [1, 2, 1]
     assert chosen.mask.tolist() == [[False, True], [True, True], [False, True]]
     chosen.admit(np.array([[1], [2], [3]]))
     assert cache.count.tolist() == [2, 1, 0]
-    assert cache.read_positions().tolist() == [[0, 1], [0, -1], [-1, -1]]
+    assert cache.key_positions.tolist() == [[0, 1], [0, -1], [-1, -1]]
 
 
 def test_the_mask_is_remembered_up_to_its_last_zero():
@@ -243,7 +243,7 @@ class Remembering(RuleBasedStateMachine):
     def check_queries(self, cache, rows, positions):
         """Each query of a piece finds the keys and values of the tokens that it should see."""
         for b, row in enumerate(rows):
-            at = cache.read_positions()[b]
+            at = cache.key_positions[b]
             for i in positions[b][positions[b] >= 0]:
                 due = [n for j, n in row.tokens if oracle.visible(i, j, self.window)]
                 seen = [s for s in range(len(at)) if oracle.visible(i, at[s], self.window)]
@@ -308,7 +308,7 @@ class Remembering(RuleBasedStateMachine):
     @staticmethod
     def state(cache):
         arrays = [array for n in range(len(cache.k)) for array in cache.read(n)]
-        return [array.copy() for array in (cache.read_positions(), cache.count, *arrays)]
+        return [array.copy() for array in (cache.key_positions, cache.count, *arrays)]
 
     @invariant()
     def the_books_are_right(self):
@@ -329,7 +329,7 @@ class Remembering(RuleBasedStateMachine):
     @invariant()
     def every_slot_holds_a_token_of_its_row_or_nothing(self):
         for cache, rows, _ in self.branches:
-            by_slot = cache.read_positions()
+            by_slot = cache.key_positions
             by_token = cache.in_token_order(by_slot[:, None, None] + 1)[:, 0, 0] - 1
             for b, row in enumerate(rows):
                 held = sorted(j for j in cache.positions[b] if j >= 0)

@@ -136,6 +136,4 @@ def test_the_cache_holds_what_was_said():
     list(talk.ask("Who?", **OPTIONS))
     held = talk.cache.count[0]
     assert len(talk.ids) - 2 <= held < len(talk.ids)
-    np.testing.assert_array_equal(
-        np.sort(talk.cache.read_positions()[0])[-5:], range(held - 5, held)
-    )
+    np.testing.assert_array_equal(np.sort(talk.cache.key_positions[0])[-5:], range(held - 5, held))

@@ -17,8 +17,9 @@ from tinymistral import (
     installed_backends,
     load_backend,
 )
+from tinymistral.discovery import InstalledBackend
 from tinymistral.numpy_backend import NumpyBackend
-from tinymistral.plugins import InstalledBackend
+from tinymistral.operations import PlainBackend
 
 REPOSITORY = Path(tinymistral.__file__).parents[1]
 HEAD = GOOD.split("    dtypes")[
@@ -43,13 +44,12 @@ def refusal(name: str, dtype: str | None = None) -> str:
 # What is installed
 
 
-def test_numpy_is_built_in_and_comes_first(plugins: Plugins) -> None:
+def test_numpy_and_plain_are_built_in_and_come_first(plugins: Plugins) -> None:
     plugins.install("aardvark", GOOD, "aardvark = aardvark:Good")
-    first = installed_backends()[0]
-    assert (first.name, first.distribution) == ("numpy", "tinymistral")
-    assert first.version == tinymistral.__version__
-    module, _, name = first.entry_point.partition(":")
-    assert getattr(sys.modules[module], name) is NumpyBackend
+    for built_in, kind in zip(installed_backends(), (NumpyBackend, PlainBackend), strict=False):
+        assert (built_in.name, built_in.distribution) == (kind.name, "tinymistral")
+        assert built_in.version == tinymistral.__version__
+        assert type(get_backend(kind.name)) is load_backend(kind.name) is kind
 
 
 def test_the_others_are_listed_by_name_with_where_they_come_from(plugins: Plugins) -> None:

@@ -13,7 +13,7 @@ from strategies import config, tiny_model
 
 from tinymistral import MistralConfig, MistralTokenizer, files
 from tinymistral.conversation import is_instruct
-from tinymistral.generation_config import read_generation_config
+from tinymistral.sampling import read_generation_config
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="no pipes in folders there")
 
@@ -111,7 +111,7 @@ def test_a_name_that_stands_twice_is_refused(tmp_path, name, content, twice):
     (tmp_path / name).write_text(content, encoding="utf-8")
     message = said(READERS[name], tmp_path)
     assert message.startswith(f"{tmp_path / name}: not valid JSON: the name {twice}")
-    assert message.endswith("stands there twice")
+    assert message.endswith("appears twice")
     assert len(message) < 400
 
 

@@ -10,7 +10,7 @@ import pytest
 from goldens import DEMO, FIXTURES, MODELS, goldens, read_json
 
 from tinymistral import MistralForCausalLM, MistralTokenizer, RollingCache
-from tinymistral.generation_config import GenerationConfig
+from tinymistral.sampling import GenerationConfig
 
 GENERATE = read_json("generate.json")
 

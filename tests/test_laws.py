@@ -26,7 +26,7 @@ from tinymistral import MistralModel
 from tinymistral.cache import RollingCache
 from tinymistral.conformance import oracle
 from tinymistral.numpy_backend import NUMPY_DTYPES, NumpyBackend
-from tinymistral.stages import STAGES
+from tinymistral.tap import STAGES
 
 # What rounding may make of logits of deviation 3: ten times the largest difference seen over
 # 20,000 of these models (float32 from float64, and float64 cached from whole; most are a hundred
@@ -213,7 +213,7 @@ def test_a_rejected_draft_leaves_no_trace(config, seed, sizes, chunk, dtype, dat
 def state(cache):
     """All that a cache tells, apart from how much room it has."""
     tensors = [array for n in range(len(cache.k)) for array in cache.read(n)] if cache.k else []
-    return [cache.read_positions(), cache.count, cache.columns, cache.mask, *tensors]
+    return [cache.key_positions, cache.count, cache.columns, cache.mask, *tensors]
 
 
 def same_state(cache, other):

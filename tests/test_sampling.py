@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from tinymistral import sampling
-from tinymistral.generation_config import GenerationConfig
+from tinymistral.sampling import GenerationConfig
 
 SETTINGS = read_json("sampling.json")
 TENSORS = load_file(FIXTURES / "sampling.safetensors")

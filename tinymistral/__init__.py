@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from tinymistral.demo import DEMO
     from tinymistral.discovery import get_backend, installed_backends, load_backend
     from tinymistral.heads import (
+        MistralForCausalLM,
         MistralForQuestionAnswering,
         MistralForSequenceClassification,
         MistralForTokenClassification,
+        MistralModel,
     )
-    from tinymistral.model import MistralForCausalLM, MistralModel
     from tinymistral.streaming import StopStrings, StreamDecoder
     from tinymistral.tokenizer import MistralTokenizer
 
@@ -31,11 +32,11 @@ _HOMES = {
     "Backend": "backend",
     "BackendUnavailable": "backend",
     "MistralConfig": "config",
-    "MistralForCausalLM": "model",
+    "MistralForCausalLM": "heads",
     "MistralForQuestionAnswering": "heads",
     "MistralForSequenceClassification": "heads",
     "MistralForTokenClassification": "heads",
-    "MistralModel": "model",
+    "MistralModel": "heads",
     "MistralTokenizer": "tokenizer",
     "RollingCache": "cache",
     "StopStrings": "streaming",

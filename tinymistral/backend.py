@@ -2,9 +2,9 @@
 
 The model computes through the methods of `Backend` alone. Its arrays are the backend's own; of
 them the model uses `+`, `.reshape`, `.shape`, `.dtype` and basic slicing, nothing else. An
-operation leaves what it is given as it was, but for `scatter` and `store`, and gives the same bits
-each time. Positions, ids and slots are NumPy int64 arrays on the host. The letters B, T, S, ... are
-explained at the top of `model.py`.
+operation leaves what it is given as it was, but for `scatter`, and gives the same bits each time.
+Positions, ids and slots are NumPy int64 arrays on the host. The letters B, T, S, ... are explained
+at the top of `model.py`.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Backend(ABC):
         top.
         """
 
-    # Required to implement.
+    # Required. `operations.py` has each of them in plain NumPy.
 
     @abstractmethod
     def asarray(self, array: np.ndarray, dtype: str | None = None) -> Array:
@@ -160,25 +160,6 @@ class Backend(ABC):
         array given is not used again. (After an interrupt it is, in a cache that goes on; a backend
         that destroys it has to be given a new cache then.)
         """
-
-    # What you get for it. Each may be overridden by one fused kernel.
-
-    def store(
-        self, k: Array, v: Array, table: Array, cache: tuple[Array, Array], slots: np.ndarray
-    ) -> tuple[Array, Array]:
-        """Rotate new keys and write them and their values into the cache's two arrays."""
-        k_cache, v_cache = cache
-        return (
-            self.scatter(k_cache, slots, self.rope(k, table)),
-            self.scatter(v_cache, slots, v),
-        )
-
-    def add_rms_norm(
-        self, x: Array, residual: Array, weight: Array, eps: float
-    ) -> tuple[Array, Array]:
-        """Return x + residual and its norm."""
-        total = x + residual
-        return total, self.rms_norm(total, weight, eps)
 
     # Optional, declared by `has_attention_weights`.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -28,9 +30,10 @@ class RollingCache:
     needed. Padding is never written. A position given again takes back all from there on, so a
     rejected draft of up to C tokens needs no clean-up.
 
-    Attributes: `k[n]`, `v[n]` (B, slots, K, d) of layer n, on the backend; on the host
-    `positions` (B, slots), -1 in an empty slot; `count` (B,), the tokens of each row so far, and
-    `last` (B,), the position of the last one, -1 before the first.
+    Attributes: `k[n]`, `v[n]` (B, storage, K, d) of layer n, on the backend; on the host
+    `positions` (B, storage), -1 in an empty slot; `count` (B,), the tokens of each row so far, and
+    `last` (B,), the position of the last one, -1 before the first. While a piece goes through
+    (`piece`), `slots` (B, T) is where it is written, -1 for padding.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class RollingCache:
         # The attention mask so far: its width, and its values up to the last column with a zero.
         self.columns = 0
         self.mask = np.empty((rows, 0), dtype=bool)
+        self.slots = np.empty((rows, 0), dtype=np.int64)
 
     @property
     def capacity(self) -> int | None:
@@ -79,6 +83,27 @@ class RollingCache:
                 arrays[layer] = self.backend.scatter(grown, slots, old[:, :have]) if have else grown
         empty = np.full((rows, need - have), -1, dtype=np.int64)
         self.positions = np.concatenate([self.positions, empty], axis=1)
+
+    @contextmanager
+    def piece(self, positions: np.ndarray) -> Iterator[None]:
+        """Take in a piece at positions (B, T), rising in each row, for as long as it goes through.
+
+        Meanwhile each layer calls `update`. After an error or an interrupt the cache holds what it
+        held before, without the piece.
+        """
+        self.slots = self.admit(positions)
+        try:
+            yield
+        except BaseException:
+            self.withdraw(self.slots)
+            raise
+        self.commit(positions)
+
+    def update(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
+        """Write the piece's rotated keys and values (B, T, K, d) -> all of the layer's, by slot."""
+        self.k[layer] = self.backend.scatter(self.k[layer], self.slots, k)
+        self.v[layer] = self.backend.scatter(self.v[layer], self.slots, v)
+        return self.read(layer)
 
     def admit(self, positions: np.ndarray) -> np.ndarray:
         """Take in a piece at positions (B, T), rising in each row -> slots (B, T), -1 for none."""
@@ -112,6 +137,8 @@ class RollingCache:
     def take_back(self, positions: np.ndarray) -> None:
         """Forget, in each row, everything from the first of the given positions (B, T) on."""
         first = np.where(positions >= 0, positions, np.iinfo(np.int64).max).min(axis=1)
+        if (first > self.last).all():  # as a rule
+            return
         gone = (self.evicted >= 0) & (first - self.evicted < (self.window or 1))
         if gone.any():
             row = int(np.argmax(gone))
@@ -130,8 +157,9 @@ class RollingCache:
         used = int(self.count.max())
         return self.k[layer][:, :used], self.v[layer][:, :used]
 
-    def read_positions(self) -> np.ndarray:
-        """Return the positions (B, S) of the keys that `read` returns."""
+    @property
+    def key_positions(self) -> np.ndarray:
+        """The positions (B, S) of the keys that `read` returns."""
         return self.positions[:, : int(self.count.max())]
 
     def in_token_order(self, weights: np.ndarray) -> np.ndarray:
@@ -140,7 +168,7 @@ class RollingCache:
         Column n is the row's n-th token; those that have left the ring have weight 0.
         """
         out = np.zeros((*weights.shape[:3], int(self.count.max())), dtype=weights.dtype)
-        for row, positions in enumerate(self.read_positions()):
+        for row, positions in enumerate(self.key_positions):
             held = np.count_nonzero(positions >= 0)
             newest = np.argsort(positions, kind="stable")[len(positions) - held :]
             count = self.count[row]

@@ -21,9 +21,12 @@ the user's text: in v1 the first user's, in v2 and v3 the last one's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tinymistral.tokenizer import MistralTokenizer, check_text, shown
+from tinymistral.text import check_text, shown
+
+if TYPE_CHECKING:
+    from tinymistral.tokenizer import MistralTokenizer
 
 FORMATS = ("official", "hf")
 

@@ -1,4 +1,4 @@
-"""MistralConfig: what config.json says about a Mistral model, checked field by field."""
+"""MistralConfig: what config.json or params.json says about a Mistral model, field by field."""
 
 from __future__ import annotations
 
@@ -9,24 +9,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinymistral.files import make_folder, read_json, write_json
+from tinymistral.files import CheckpointError, make_folder, read_json, write_json
+from tinymistral.files.consolidated import CONFIG_FILE, PARAMS_FILE, is_raw, read_consolidated
+from tinymistral.files.hub import find_checkpoint
+from tinymistral.text import listed, quoted, shorten
 
-# What transformers takes an absent field to mean, where that is not Mistral-7B-v0.1
+# What an absent field means in transformers, where that is not the value of Mistral-7B-v0.1
 # (transformers 5, models/mistral/configuration_mistral.py).
 ABSENT = {"max_position_embeddings": 131072, "rms_norm_eps": 1e-6}
 
 # Fields of other models, and of other Mistrals, that change what is computed.
 UNSUPPORTED = ("layer_types", "quantization_config", "attention_bias", "mlp_bias")
 
+PARAMS_NAMES = {  # field of a raw checkpoint's params.json -> field of config.json
+    "dim": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "head_dim": "head_dim",
+    "hidden_dim": "intermediate_size",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "norm_eps": "rms_norm_eps",
+    "vocab_size": "vocab_size",
+    "rope_theta": "rope_theta",
+    "sliding_window": "sliding_window",
+}
+_OPTIONAL_PARAMS = ("head_dim", "n_kv_heads", "rope_theta", "sliding_window")
+_IGNORED_PARAMS = ("max_batch_size", "max_seq_len", "model_type")  # these do not change results
+
 
 @dataclass(frozen=True)
 class MistralConfig:
-    """The shape and constants of a Mistral model, under the names that config.json gives them.
+    """The sizes and constants of a Mistral model, under their names in config.json.
 
     `MistralConfig()` is Mistral-7B-v0.1 as published. The class defaults of transformers differ
-    from it in `rms_norm_eps` (1e-6 there) and `max_position_embeddings` (131072); a field that
-    is absent from a config.json means what transformers takes it to mean (`from_dict`).
-    A wrong type or value is a ValueError that names the field.
+    from it in `rms_norm_eps` (1e-6 there) and `max_position_embeddings` (131072); a field that is
+    absent from a config.json has transformers' default (`from_dict`). A wrong type or value is a
+    ValueError that names the field.
     """
 
     vocab_size: int = 32000
@@ -48,13 +66,13 @@ class MistralConfig:
     rope_theta: float = None  # type: ignore[assignment]  # None: see rope_parameters, else 10000
     rope_parameters: dict[str, Any] | None = None  # transformers 5 keeps rope_theta in here
     sliding_window: int | None = 4096  # keys visible to a query, its own included; None: all
-    attention_dropout: float = 0.0  # of training; nothing is dropped here
-    dtype: str | None = None  # of the checkpoint's weights, as information
-    # Of the heads with labels. None: as many as id2label names, else 2; LABEL_0, LABEL_1, ...
+    attention_dropout: float = 0.0  # for training; not used here
+    dtype: str | None = None  # of the checkpoint's weights, for information
+    # For the heads with labels. None: as many as id2label has, else 2; LABEL_0, LABEL_1, ...
     num_labels: int = None  # type: ignore[assignment]
     id2label: dict[int, str] = None  # type: ignore[assignment]
     label2id: dict[str, int] = None  # type: ignore[assignment]
-    problem_type: str | None = None  # of PROBLEM_TYPES; None: labels.sequence_labels
+    problem_type: str | None = None  # of PROBLEM_TYPES; None: losses.sequence_labels
 
     def __post_init__(self) -> None:
         for name in _COUNTS:
@@ -72,7 +90,7 @@ class MistralConfig:
         _integer("head_dim", self.head_dim, 2)
         if self.head_dim % 2:
             raise ValueError(
-                f"head_dim: {self.head_dim} is odd; rotary embeddings turn pairs, so give it even"
+                f"head_dim: {self.head_dim} is odd, but RoPE rotates pairs; give an even one"
             )
         if self.sliding_window is not None:
             if isinstance(self.sliding_window, list):
@@ -114,9 +132,9 @@ class MistralConfig:
                     raise ValueError(f"{name}: {token} is not below vocab_size, {self.vocab_size}")
 
     def _settle_rope(self) -> None:
-        """Make `rope_theta` and `rope_parameters` say the same, whichever was given.
+        """Make `rope_theta` and `rope_parameters` agree, whichever was given.
 
-        Both come where a configuration is copied with another `rope_theta`: that one counts then.
+        If a configuration is copied with another `rope_theta`, both are given; the new one counts.
         """
         given = self.rope_parameters
         if isinstance(given, _Derived) and self.rope_theta is not None:
@@ -146,12 +164,12 @@ class MistralConfig:
         _set(self, "rope_parameters", _Derived(rope_type="default", rope_theta=theta))
 
     def _settle_labels(self) -> None:
-        """Make `num_labels`, `id2label` and `label2id` say the same, whichever was given."""
+        """Make `num_labels`, `id2label` and `label2id` agree, whichever was given."""
         if self.num_labels is not None:
             _integer("num_labels", self.num_labels, 1, MOST_LABELS)
         names = None if self.id2label is None else _names_by_id(self.id2label)
-        if names is None or (self.num_labels is not None and names == _no_names(len(names))):
-            names = _no_names(self.num_labels or 2)
+        if names is None or (self.num_labels is not None and names == _default_names(len(names))):
+            names = _default_names(self.num_labels or 2)
         if self.num_labels not in (None, len(names)):
             raise ValueError(
                 f"num_labels: {self.num_labels}, but id2label names {len(names)}; give one"
@@ -162,8 +180,8 @@ class MistralConfig:
                 f"label2id: expected an object from names to ids, got {_short(self.label2id)}"
             )
         if self.label2id:
-            no_names = {name: i for i, name in _no_names(len(self.label2id)).items()}
-            for name, i in {} if self.label2id == no_names else self.label2id.items():
+            default_names = {name: i for i, name in _default_names(len(self.label2id)).items()}
+            for name, i in {} if self.label2id == default_names else self.label2id.items():
                 if isinstance(i, bool) or not isinstance(i, int) or names.get(i) != name:
                     raise ValueError(
                         f"label2id: {_short(name)}: {_short(i)} is not what id2label says; "
@@ -187,8 +205,8 @@ class MistralConfig:
     def from_dict(cls, fields: Mapping[str, Any]) -> MistralConfig:
         """Read the fields of a config.json, of transformers 5 or any earlier one.
 
-        Fields that do not bear on the computation are ignored; one that would change it and is
-        not supported here (quantization, per-layer windows, scaled RoPE) is refused by name.
+        Fields that do not change results are ignored; one that does and is not supported here
+        (quantization, per-layer windows, scaled RoPE) is an error that names it.
         """
         if not isinstance(fields, Mapping):
             raise ValueError(f"expected the fields of a config.json, got {_short(fields)}")
@@ -206,53 +224,101 @@ class MistralConfig:
         inner = values.get("rope_parameters")
         if isinstance(inner, Mapping) and "rope_theta" in inner:
             values.pop("rope_theta", None)
-        if values.get("pad_token_id") == -1:  # how old conversions of Llama say none
+        if values.get("pad_token_id") == -1:  # means none in old conversions of Llama
             values["pad_token_id"] = None
         if values.get("dtype") is None and fields.get("torch_dtype") is not None:
             values["dtype"] = fields["torch_dtype"]
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields of a config.json; labels only where they say something.
+        """Return the fields of a config.json; labels only if they differ from the default.
 
-        `rope_theta` comes twice: transformers 5 reads it in `rope_parameters`, and 4 beside it,
-        where it would take 10000 for one that is not there.
+        `rope_theta` is there twice: transformers 5 reads it from `rope_parameters`; transformers 4
+        reads it beside them, and takes 10000 if it is absent there.
         """
         fields = dataclasses.asdict(self)
         del fields["num_labels"]
-        if self.id2label == _no_names(2):
+        if self.id2label == _default_names(2):
             del fields["id2label"], fields["label2id"]
         if self.problem_type is None:
             del fields["problem_type"]
         return fields | {"model_type": "mistral"}
 
     @classmethod
+    def from_params(cls, params: Mapping[str, Any]) -> MistralConfig:
+        """Read the fields of a params.json, as raw checkpoints have it.
+
+        If absent, head_dim is dim // n_heads, n_kv_heads is n_heads, and rope_theta is 10000 with
+        a sliding_window (v0.1, whose params.json has none) and 1000000 without (from v0.2 on).
+        max_position_embeddings is 32768, as in all published configs. A ValueError names a field
+        that is wrong or not supported.
+        Fields: https://github.com/mistralai/mistral-inference, src/mistral_inference/args.py
+        """
+        if params.get("model_type", "transformer") != "transformer":
+            raise ValueError(
+                f"model_type: {quoted(params['model_type'])} is not supported; "
+                "expected 'transformer'"
+            )
+        known = (*PARAMS_NAMES, *_IGNORED_PARAMS)
+        unknown = [
+            n for n, value in params.items() if n not in known and value not in (None, False)
+        ]
+        if unknown:
+            raise ValueError(
+                f"{listed(map(quoted, unknown))} is not supported, since it may change what is "
+                f"computed; expected only {', '.join(PARAMS_NAMES)}"
+            )
+        given = {name: value for name, value in params.items() if value is not None}
+        missing = [name for name in PARAMS_NAMES if name not in (*given, *_OPTIONAL_PARAMS)]
+        if missing:
+            raise ValueError(f"{listed(map(quoted, missing))} is missing; download it again")
+        window = given.get("sliding_window")
+        if isinstance(window, str) and window.isdecimal() and len(window) < 20:
+            window = int(window)
+        absent = {"n_kv_heads": None, "rope_theta": 1e6 if window is None else 1e4}
+        values = absent | given | {"sliding_window": window}
+        try:
+            return cls(**{PARAMS_NAMES[n]: values[n] for n in values if n in PARAMS_NAMES})
+        except ValueError as error:
+            message = str(error)
+            for name, config_name in PARAMS_NAMES.items():
+                message = message.replace(config_name, name)
+            raise ValueError(message) from None
+
+    @classmethod
     def from_pretrained(cls, name_or_path: str | Path, revision: str = "main") -> MistralConfig:
         """Read config.json of a folder, or of a hub name in the local Hugging Face cache.
 
-        Of a raw checkpoint, which has none, it is what params.json and the weights say.
+        A raw checkpoint has none: then its params.json is read, and its tensors decide
+        `tie_word_embeddings` and `dtype`. Raises ValueError.
         """
-        from tinymistral.checkpoint import find_checkpoint, is_raw, read_raw_config
-
         folder = find_checkpoint(name_or_path, revision)
-        if is_raw(folder):
-            return read_raw_config(folder)
-        path = folder / "config.json"
+        raw = is_raw(folder)
+        path = folder / (PARAMS_FILE if raw else CONFIG_FILE)
+        fields = read_json(path)
         try:
-            return cls.from_dict(read_json(path))
+            config = cls.from_params(fields) if raw else cls.from_dict(fields)
         except ValueError as error:
-            prefix = "" if str(error).startswith(str(path)) else f"{path}: "
-            raise ValueError(f"{prefix}{error}") from None
+            raise CheckpointError(f"{path}: {error}") from None
+        if not raw:
+            return config
+        tensors = read_consolidated(folder)
+        dtypes = {str(array.dtype) for array in tensors.values()}
+        return dataclasses.replace(
+            config,
+            tie_word_embeddings="output.weight" not in tensors,
+            dtype=dtypes.pop() if len(dtypes) == 1 else None,
+        )
 
     def save_pretrained(self, folder: str | Path, architecture: str = "MistralForCausalLM") -> None:
-        """Write config.json into a folder, made if it is not there."""
+        """Write config.json into a folder, which is made if it does not exist."""
         folder = Path(folder)
         make_folder(folder)
-        write_json(folder / "config.json", self.to_dict() | {"architectures": [architecture]})
+        write_json(folder / CONFIG_FILE, self.to_dict() | {"architectures": [architecture]})
 
 
-LARGEST = 2**31 - 1  # of any integer here: what a 32-bit index can count
-MOST_LABELS = 2**16  # named one by one, so a number that a file claims must not fill the memory
+LARGEST = 2**31 - 1  # of any integer here: the range of a 32-bit index
+MOST_LABELS = 2**16  # each has a name, so a number in a file must not fill the memory
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 _COUNTS = (
@@ -266,17 +332,17 @@ _COUNTS = (
 
 
 class _Derived(dict[str, Any]):
-    """The `rope_parameters` that follow from `rope_theta`, rather than being given beside it."""
+    """`rope_parameters` that were derived from `rope_theta`, not given beside it."""
 
 
 def plain_ids(ids: Any) -> Any:
-    """Return ids in a tuple or an array as a list of Python's integers, others as they are."""
+    """Return ids in a tuple or an array as a list of Python integers, anything else as it is."""
     ids = ids.tolist() if hasattr(ids, "tolist") else ids
     return list(ids) if isinstance(ids, tuple) else ids
 
 
 def _set(config: MistralConfig, name: str, value: Any) -> None:
-    object.__setattr__(config, name, value)  # the one way to derive a field of a frozen dataclass
+    object.__setattr__(config, name, value)  # how a field of a frozen dataclass is set
 
 
 def _integer(name: str, value: Any, at_least: int, at_most: int = LARGEST) -> None:
@@ -294,13 +360,13 @@ def _number(name: str, value: Any, at_least: float) -> float:
     return float(value)
 
 
-def _no_names(count: int) -> dict[int, str]:
-    """Return the names of labels that have none."""
+def _default_names(count: int) -> dict[int, str]:
+    """Return the default names of labels."""
     return {i: f"LABEL_{i}" for i in range(count)}
 
 
 def _names_by_id(id2label: Any) -> dict[int, str]:
-    """Return names by ids 0, 1, ..., whose keys are strings in JSON."""
+    """Return the names by ids 0, 1, ...; in JSON the ids are strings."""
     fits = isinstance(id2label, Mapping) and 1 <= len(id2label) <= MOST_LABELS
     if fits:
         by_key = {str(key): name for key, name in id2label.items()}
@@ -313,5 +379,4 @@ def _names_by_id(id2label: Any) -> dict[int, str]:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return shorten(repr(value), 60)

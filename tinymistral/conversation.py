@@ -12,7 +12,7 @@ from tinymistral.files import read_json, write_json
 from tinymistral.streaming import StreamDecoder
 
 if TYPE_CHECKING:
-    from tinymistral.model import MistralForCausalLM
+    from tinymistral.heads import MistralForCausalLM
     from tinymistral.tokenizer import MistralTokenizer
 
 

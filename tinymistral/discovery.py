@@ -1,32 +1,54 @@
-"""Which backends are installed, and how one is chosen.
+"""Which backends are installed, and how one is chosen, imported, checked and made.
 
 A distribution offers a backend by an entry point of the group `tinymistral.backends`: its name is
-the backend's, its value `module:Class` a subclass of `Backend`. numpy is built in. No plugin is
-imported before it is asked for; then everything about it is checked, and what is wrong is an
-error: none is ever chosen or replaced silently.
+the backend's, its value `module:Class` a subclass of `Backend`. numpy and plain are built in. No
+plugin is imported before it is asked for; then everything about it is checked. Whatever it raises
+or lacks becomes BackendUnavailable, with a message of bounded length; no backend is ever chosen or
+replaced silently.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
-from tinymistral.backend import Backend
-from tinymistral.plugins import (
-    BUILT_IN,
-    InstalledBackend,
-    load_class,
-    make_backend,
-    named,
-    one_line,
-)
+from tinymistral import __version__
+from tinymistral.backend import DTYPES, Backend, BackendUnavailable
+from tinymistral.text import one_line
 
 GROUP = "tinymistral.backends"
 VARIABLE = "TINYMISTRAL_BACKEND"
 UNNAMED = "unnamed"  # a distribution whose metadata is broken
+
+
+@dataclass(frozen=True, order=True)
+class InstalledBackend:
+    """A backend's name, the distribution that offers it, and its `module:Class`."""
+
+    name: str
+    distribution: str
+    version: str
+    entry_point: str
+
+    @property
+    def source(self) -> str:
+        """The distribution and its version, for messages."""
+        return f"{one_line(self.distribution, 80)} {one_line(self.version, 40)}"
+
+
+# By name; the first is the default.
+BUILT_IN = {
+    name: InstalledBackend(name, "tinymistral", __version__, entry_point)
+    for name, entry_point in {
+        "numpy": "tinymistral.numpy_backend:NumpyBackend",
+        "plain": "tinymistral.operations:PlainBackend",
+    }.items()
+}
 
 
 def get_backend(backend: str | Backend | None = None, dtype: str | None = None) -> Backend:
@@ -49,7 +71,7 @@ def get_backend(backend: str | Backend | None = None, dtype: str | None = None) 
 
 
 def load_backend(name: str) -> type[Backend]:
-    """Return the class of an installed backend; one that cannot run here can be loaded, too.
+    """Return the class of an installed backend, even of one that cannot run here.
 
     Raises ValueError for a name that is not installed, BackendUnavailable for a broken plugin.
     """
@@ -59,30 +81,30 @@ def load_backend(name: str) -> type[Backend]:
 
 
 def default_name() -> str:
-    """Return the name of the backend that computes where none is asked for by argument."""
-    return os.environ.get(VARIABLE) or BUILT_IN.name
+    """Return the name of the backend that is used if none is given as an argument."""
+    return os.environ.get(VARIABLE) or next(iter(BUILT_IN))
 
 
 def installed_backends() -> list[InstalledBackend]:
-    """Return what is installed, the built-in numpy first, then by name; no plugin is imported.
+    """Return the installed backends, the built-in ones first, then by name; no plugin is imported.
 
-    Of a distribution that is on sys.path more than once the first counts, as it does in imports.
-    A plugin that calls itself numpy is among them, but never used.
+    If a distribution is on sys.path more than once, the first one counts, as in imports. A plugin
+    with the name of a built-in one is listed, but never used.
     """
-    import importlib.metadata  # some 30 ms that a run on numpy need not wait for
+    import importlib.metadata  # takes 30 ms, and a run on numpy does not need it
 
     found: set[InstalledBackend] = set()
     seen: set[str] = set()
     for distribution in importlib.metadata.distributions():
-        with suppress(Exception):  # broken metadata, as it may lie about in any environment
+        with suppress(Exception):  # broken metadata of any distribution
             points = [point for point in distribution.entry_points if point.group == GROUP]
             if points:
                 name, version = _name_and_version(distribution)
-                key = re.sub(r"[-_.]+", "-", name).lower()  # as packages' names are compared
+                key = re.sub(r"[-_.]+", "-", name).lower()  # as their names are compared
                 if key not in seen or name == UNNAMED:
                     found |= {InstalledBackend(p.name, name, version, p.value) for p in points}
                     seen.add(key)
-    return [BUILT_IN, *sorted(found)]
+    return [*BUILT_IN.values(), *sorted(found)]
 
 
 def _name_and_version(distribution: Any) -> tuple[str, str]:
@@ -94,9 +116,9 @@ def _name_and_version(distribution: Any) -> tuple[str, str]:
 
 
 def _find(name: Any, asked_by: str) -> tuple[InstalledBackend, Sequence[InstalledBackend]]:
-    """Return what has the name, and all that is installed; for numpy nothing is looked for."""
-    if name == BUILT_IN.name:
-        return BUILT_IN, ()
+    """Return the backend of this name, and all others, which a built-in one is found without."""
+    if isinstance(name, str) and name in BUILT_IN:
+        return BUILT_IN[name], ()
     everything = installed_backends()
     for installed in everything:
         if installed.name == name:
@@ -106,3 +128,136 @@ def _find(name: Any, asked_by: str) -> tuple[InstalledBackend, Sequence[Installe
         f"{asked_by}: {one_line(repr(name))} is not installed; expected one of: {have}; "
         "or install the distribution that provides it"
     )
+
+
+def make_backend(
+    installed: InstalledBackend, others: Sequence[InstalledBackend], dtype: str | None
+) -> Backend:
+    """Make a backend, in its default dtype or the one given; ValueError for another."""
+    kind, _ = open_backend(installed, others)
+    dtype = kind.check_dtype(dtype)
+    with _faults("making it fails", installed):
+        made = kind(dtype)
+    if (got := getattr(made, "dtype", None)) != dtype:
+        raise _broken(f"its dtype is {one_line(got)} where {dtype} was asked for", installed)
+    return made
+
+
+def open_backend(
+    installed: InstalledBackend, others: Sequence[InstalledBackend]
+) -> tuple[type[Backend], str]:
+    """Return the class of a backend, and the name of the device that it computes on here."""
+    kind = load_class(installed, others)
+    with _faults("device() fails", installed):
+        device = kind.device()
+    if not isinstance(device, str) or not one_line(device):
+        raise _broken(f"device() returns {one_line(repr(device))}; expected a name", installed)
+    return kind, one_line(device, 60)
+
+
+def load_class(installed: InstalledBackend, others: Sequence[InstalledBackend]) -> type[Backend]:
+    """Import and check the class of a backend; `others` are all that are installed."""
+    if installed != BUILT_IN.get(installed.name):
+        _refuse_namesakes(installed, others)
+    where = re.fullmatch(r"([\w.]+)\s*:\s*([\w.]+)\s*(\[.*\])?", installed.entry_point.strip())
+    entry_point = f"its entry point {one_line(installed.entry_point, 80)}"
+    if where is None:
+        raise _broken(f"{entry_point} does not read module:Class", installed)
+    with _faults("importing it fails", installed):
+        kind: Any = import_module(where[1])
+        for attribute in where[2].split("."):
+            kind = getattr(kind, attribute)
+    if not (isinstance(kind, type) and issubclass(kind, Backend)):
+        raise _broken(f"{entry_point} is no subclass of tinymistral.Backend", installed)
+    _check_class(kind, installed)
+    return kind
+
+
+def _refuse_namesakes(installed: InstalledBackend, others: Sequence[InstalledBackend]) -> None:
+    if installed.name in BUILT_IN:
+        raise BackendUnavailable(
+            f"the name {installed.name} is that of a built-in backend, which nothing replaces",
+            f"uninstall {one_line(installed.distribution, 80)}",
+        )
+    sources = [x.source for x in others if x.name == installed.name]
+    if len(sources) > 1:
+        raise BackendUnavailable(
+            f"several backends have this name, those of {' and '.join(sources)}",
+            "uninstall all but one",
+        )
+
+
+def _check_class(kind: type[Backend], installed: InstalledBackend) -> None:
+    name, dtypes = getattr(kind, "name", None), getattr(kind, "dtypes", None)
+    if name != installed.name:
+        raise _broken(f"its class has the name {one_line(repr(name), 80)}", installed)
+    if missing := sorted(kind.__abstractmethods__):
+        raise _broken(f"its class lacks {', '.join(missing)}", installed)
+    if not (isinstance(dtypes, tuple) and dtypes and all(dtype in DTYPES for dtype in dtypes)):
+        raise _broken(
+            f"its dtypes are {one_line(repr(dtypes), 80)}; "
+            f"expected a tuple of some of {', '.join(DTYPES)}",
+            installed,
+        )
+    for what, expected, is_right in _DECLARED:
+        if not is_right(value := getattr(kind, what)):
+            said = f"its {what} is {one_line(repr(value), 80)}; expected {expected}"
+            raise _broken(said, installed)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _are_even_widths(value: Any) -> bool:
+    sized = isinstance(value, Collection) and not isinstance(value, str | bytes) and len(value) > 0
+    return sized and all(_is_count(width) and width % 2 == 0 for width in value)
+
+
+# What else a class declares as data: the attribute, what is expected, and the check of it.
+_DECLARED: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("chunk", "a number of tokens, at least 1", _is_count),
+    ("has_attention_weights", "True or False", lambda value: isinstance(value, bool)),
+    ("narrow_weights", "True or False", lambda value: isinstance(value, bool)),
+    (
+        "head_dims",
+        "None, or some even numbers",
+        lambda value: value is None or _are_even_widths(value),
+    ),
+    (
+        "unsupported",
+        "a dict from the name of a law to why it does not hold",
+        lambda value: (
+            isinstance(value, Mapping)
+            and all(isinstance(x, str) for pair in value.items() for x in pair)
+        ),
+    ),
+)
+
+
+def _broken(reason: str, installed: InstalledBackend) -> BackendUnavailable:
+    distribution = one_line(installed.distribution, 80)
+    return BackendUnavailable(reason, f"reinstall {distribution}, or uninstall it")
+
+
+@contextmanager
+def _faults(what_fails: str, installed: InstalledBackend) -> Iterator[None]:
+    """Turn what a plugin raises into BackendUnavailable; its own BackendUnavailable is kept."""
+    try:
+        yield
+    except BackendUnavailable as error:
+        reason, remedy = one_line(error.reason), one_line(error.remedy)
+        raise BackendUnavailable(reason, remedy) from error
+    except (Exception, SystemExit) as error:
+        said = one_line(f"{type(error).__name__}: {error}").removesuffix(":")
+        raise _broken(f"{what_fails}: {said}", installed) from error
+
+
+@contextmanager
+def named(installed: InstalledBackend, asked_by: str) -> Iterator[None]:
+    """Add the name of the backend to a BackendUnavailable, whose reason does not contain it."""
+    try:
+        yield
+    except BackendUnavailable as error:
+        reason = f"{one_line(installed.name, 80)!r} of {installed.source} cannot run"
+        raise BackendUnavailable(f"{asked_by}: {reason}: {error.reason}", error.remedy) from error

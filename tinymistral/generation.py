@@ -10,14 +10,12 @@ import numpy as np
 
 from tinymistral import sampling
 from tinymistral.cache import RollingCache
-from tinymistral.generation_config import GenerationConfig, settle
-from tinymistral.inputs import check_ids, integers, prepare
-from tinymistral.model import run
-from tinymistral.stages import Watcher
+from tinymistral.inputs import Inputs, check_ids, integers
+from tinymistral.sampling import GenerationConfig, settle
 from tinymistral.streaming import StopStrings, StreamDecoder
 
 if TYPE_CHECKING:
-    from tinymistral.model import MistralForCausalLM
+    from tinymistral.heads import MistralForCausalLM
     from tinymistral.tokenizer import MistralTokenizer
 
 # A cache's room for new tokens is made at once up to this many; it doubles when they are used.
@@ -201,14 +199,13 @@ def prefill(
     new = [prompt[held:] for prompt, held in zip(prompts, cache.count, strict=True)]
     width = max(len(row) for row in new)
     ids = np.zeros((len(new), width), dtype=np.int64)
-    mask = np.zeros((len(new), width), dtype=np.int64)
+    positions = np.full((len(new), width), -1, dtype=np.int64)
     for n, row in enumerate(new):  # padded on the left, so that all end in the last column
         ids[n, width - len(row) :] = row
-        mask[n, width - len(row) :] = 1
+        positions[n, width - len(row) :] = cache.last[n] + 1 + np.arange(len(row), dtype=np.int64)
     cache.reserve(width + min(max_new_tokens, MOST_RESERVED))
-    inputs = prepare(model, ids, mask, past_key_values=cache)
     done = 0
-    for hidden in run(model, inputs, Watcher(model.backend)):
+    for hidden in model.run(Inputs(ids, None, positions, cache)):
         done += hidden.shape[1]
         if progress is not None:
             progress(done, width)
@@ -217,8 +214,7 @@ def prefill(
 
 def step(model: MistralForCausalLM, cache: RollingCache, tokens: np.ndarray) -> np.ndarray:
     """Send one more token (B,) through -> logits (B, V)."""
-    inputs = prepare(model, tokens[:, None], past_key_values=cache)
-    (hidden,) = run(model, inputs, Watcher(model.backend))
+    (hidden,) = model.run(Inputs(tokens[:, None], None, cache.last[:, None] + 1, cache))
     return last_logits(model, hidden)
 
 

@@ -23,9 +23,15 @@ class Inputs:
     positions: np.ndarray
     cache: RollingCache
 
+    @property
+    def real(self) -> np.ndarray:
+        """Where there is a token (B, T), false for padding."""
+        return self.positions >= 0
 
-def prepare(
-    model: PreTrainedModel,
+
+def check_inputs(
+    model: PreTrainedModel[Any],
+    *,
     input_ids: Any = None,
     attention_mask: Any = None,
     position_ids: Any = None,

@@ -1,4 +1,4 @@
-"""PreTrainedModel: what all models share, their weights and where these come from."""
+"""PreTrainedModel: what all models share: weights, where these come from, and what a call does."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from tinymistral.backend import Backend
+from tinymistral.backend import Array, Backend
 from tinymistral.cache import RollingCache
 from tinymistral.config import MistralConfig
 from tinymistral.discovery import get_backend
+from tinymistral.inputs import Inputs, check_inputs
+from tinymistral.model import Weights, forward
+from tinymistral.outputs import Output
+from tinymistral.tap import Tap, Tapped
 
 # A model of up to so many bytes in float32 has its weights widened when it is opened.
 WIDENED_AT_MOST = 64_000_000
@@ -26,11 +31,12 @@ WIDENED_AT_MOST = 64_000_000
 # Bytes of a number, by dtype.
 BYTES: dict[str | None, int] = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
-Model = TypeVar("Model", bound="PreTrainedModel")
+Model = TypeVar("Model", bound="PreTrainedModel[Any]")
+AnyOutput = TypeVar("AnyOutput", bound=Output)
 Shapes = dict[str, tuple[int, ...]]
 
 
-class PreTrainedModel:
+class PreTrainedModel(Generic[AnyOutput]):
     """A configuration, a backend, and the weights as a tree of the checkpoint's names.
 
     Attributes: `config`; `backend`; `generation_config`, a dict of defaults for `generate`;
@@ -87,6 +93,71 @@ class PreTrainedModel:
         """Return the name and shape of every tensor of a checkpoint of this class."""
         raise TypeError(f"{cls.__name__} is no model; use MistralModel or one of its heads")
 
+    @abstractmethod
+    def head(self, pieces: Iterator[Array], inputs: Inputs, backend: Backend) -> AnyOutput:
+        """Read the output off normed hidden states, which come in pieces (B, at most C, D).
+
+        Further parameters of a subclass, such as labels, are arguments of a call as well.
+        """
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        past_key_values: RollingCache | None = None,
+        inputs_embeds: Any = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        tap: Tap | None = None,
+        **of_the_head: Any,
+    ) -> AnyOutput:
+        """Run token ids (B, T), or embeddings (B, T, D), through all layers and the head.
+
+        `attention_mask` (B, T), or for all tokens so far, has 0 for padding; `position_ids`
+        (B, T) say positions outright. `past_key_values`, as an earlier call returned it, is
+        continued, and written to; a position that is given again takes back all from there on (a
+        mask is then given for the new tokens alone). `tap(name, array)` is shown every stage of
+        `tap.STAGES`; the input then goes through in one piece. What the head takes, such as
+        `labels`, its class says. Raises ValueError for inputs that do not fit.
+        """
+        refuse_unknown(self.__call__, of_the_head, self.head)
+        inputs = check_inputs(
+            self,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            in_one_piece=tap is not None or output_attentions,
+        )
+        backend: Any = self.backend
+        if tap is not None or output_hidden_states or output_attentions:
+            names = flat(self.weights)
+            shown = (tap, output_hidden_states, output_attentions)
+            backend = Tapped(self.backend, names, inputs.cache, *shown)
+        output = self.head(self.run(inputs, backend), inputs, backend, **of_the_head)
+        if self.config.use_cache if use_cache is None else use_cache:
+            output.past_key_values = inputs.cache
+        if isinstance(backend, Tapped):
+            output.hidden_states, output.attentions = backend.hidden_states(), backend.attentions()
+        return output
+
+    def run(self, inputs: Inputs, backend: Backend | None = None) -> Iterator[Array]:
+        """Send inputs through the layers, piece by piece -> (B, at most C, D), normed."""
+        backend = self.backend if backend is None else backend
+        cache, (_, T) = inputs.cache, inputs.positions.shape
+        self._warn_of_far_positions(inputs.positions)
+        cache.reserve(T)
+        for start in range(0, T, cache.chunk):
+            part = slice(start, start + cache.chunk)
+            if inputs.embeds is not None:
+                x = inputs.embeds[:, part]
+            else:
+                x = backend.embedding(self.base.embed_tokens.weight, inputs.ids[:, part])
+            yield forward(x, self.base, inputs.positions[:, part], cache, self.config, backend)
+
     @classmethod
     def from_pretrained(
         cls: type[Model],
@@ -107,11 +178,11 @@ class PreTrainedModel:
         """
         refuse_unknown(cls.from_pretrained, unknown)
         from tinymistral.checkpoint import find_checkpoint, load_checkpoint
-        from tinymistral.generation_config import read_generation_config
+        from tinymistral.sampling import read_generation_config
 
         folder = find_checkpoint(name_or_path, revision)
         chosen = get_backend(backend, dtype)
-        config, tensors = load_checkpoint(folder, cls)
+        config, tensors = load_checkpoint(folder, cls.parameter_shapes, cls.__name__)
         model = cls(config, backend=chosen, tensors=tensors)
         model.generation_config = read_generation_config(folder)
         return model
@@ -142,9 +213,10 @@ class PreTrainedModel:
         return one + (self.config.num_hidden_layers - 1) * (two - one)
 
     @property
-    def base_weights(self) -> Any:
+    def base(self) -> Weights:
         """The weights of the layers, without those of a head."""
-        return self.weights.model
+        base: Weights = self.weights.model
+        return base
 
     def new_cache(self, rows: int, chunk: int | None = None) -> RollingCache:
         """Return an empty cache for a batch of `rows`, to give as `past_key_values`.
@@ -153,11 +225,7 @@ class PreTrainedModel:
         """
         return RollingCache(self.config, self.backend, rows, chunk)
 
-    def wants_cache(self, use_cache: bool | None) -> bool:
-        """Tell whether a call returns its cache: as it says, else as the configuration does."""
-        return self.config.use_cache if use_cache is None else use_cache
-
-    def warn_of_far_positions(self, positions: np.ndarray) -> None:
+    def _warn_of_far_positions(self, positions: np.ndarray) -> None:
         """Warn, once, of positions that the model was not made for."""
         limit = self.config.max_position_embeddings
         if not self._warned_of_far_positions and (positions >= limit).any():
@@ -176,6 +244,27 @@ def _caller() -> int:
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == package:
         frame, level = frame.f_back, level + 1
     return level
+
+
+def refuse_unknown(
+    function: Callable[..., Any], given: Mapping[str, Any], head: Callable[..., Any] | None = None
+) -> None:
+    """Raise a TypeError that lists the known arguments, those of a model's head too, for others."""
+    if not given:
+        return
+    functions = [function] if head is None else [function, head]
+    parameters = [p for f in functions for p in inspect.signature(f).parameters.values()]
+    passed_on = ("pieces", "inputs", "backend")[: 3 if head else 0]
+    named = [p.name for p in parameters if p.kind != p.VAR_KEYWORD and p.name not in passed_on]
+    if unknown := sorted(set(given) - set(named)):
+        name = (
+            function.__qualname__
+            if head is None
+            else type(getattr(head, "__self__", None)).__name__
+        )
+        raise TypeError(
+            f"{name}: unknown argument {', '.join(unknown)}; known are {', '.join(named)}"
+        )
 
 
 def check_head_width(backend: Backend, head_dim: int) -> None:
@@ -229,6 +318,18 @@ def tree(flat: Mapping[str, Any]) -> Any:
     return _nest(root)
 
 
+def flat(weights: Any, prefix: str = "") -> dict[str, Any]:
+    """Undo `tree`: .layers[0].mlp.up_proj.weight = w -> {"layers.0.mlp.up_proj.weight": w}."""
+    if isinstance(weights, list):
+        children = {str(n): child for n, child in enumerate(weights)}
+    elif isinstance(weights, SimpleNamespace):
+        children = vars(weights)
+    else:
+        return {prefix.rstrip("."): weights}
+    parts = (flat(child, f"{prefix}{name}.") for name, child in children.items())
+    return {name: array for part in parts for name, array in part.items()}
+
+
 def _nest(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
@@ -236,14 +337,3 @@ def _nest(node: Any) -> Any:
     if all(name.isdigit() for name in children):
         return [children[str(n)] for n in range(len(children))]
     return SimpleNamespace(**children)
-
-
-def refuse_unknown(function: Callable[..., Any], unknown: Mapping[str, Any]) -> None:
-    """Raise a TypeError that lists the arguments `function` knows, if it got others."""
-    if unknown:
-        names = inspect.signature(function).parameters
-        known = [name for name in names if name not in ("self", "unknown")]
-        raise TypeError(
-            f"{function.__qualname__}: unknown argument {', '.join(sorted(unknown))}; "
-            f"known are {', '.join(known)}"
-        )

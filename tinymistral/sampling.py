@@ -1,18 +1,35 @@
-"""Logits to the next token: the processors of transformers, in its order and with its meaning.
+"""From logits to the next token: what `generate` can be asked for, and the functions that do it.
 
-Each takes and returns scores (B, V); a token that may not be drawn has score -inf. Checked
-against transformers 5 (generation/logits_process.py), whose classes are named beside them.
+The processors are those of transformers, in its order and with its meaning. Each takes and returns
+scores (B, V); a token that may not be drawn has score -inf. Checked against transformers 5
+(generation/logits_process.py), whose classes are named beside them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinymistral.config import plain_ids
+from tinymistral.files import is_named, read_json
+from tinymistral.text import shorten
+
+if TYPE_CHECKING:
+    from tinymistral.heads import MistralForCausalLM
+
+FILE_NAME = "generation_config.json"
+LARGEST = 2**63 - 1  # of integers that have no other bound
+# Used only with `do_sample`; files often contain values of these that are not valid
+DRAWING = ("temperature", "top_k", "top_p", "min_p", "seed")
+
 
 def penalize_repetition(scores: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray:
-    """Divide positive scores, and multiply negative ones, of tokens that a row already has.
+    """Divide positive scores, and multiply negative ones, of the tokens that a row already has.
 
     RepetitionPenaltyLogitsProcessor; Keskar et al. 2019, https://arxiv.org/abs/1909.05858.
     `seen` (B, V) is true for the tokens of a row, those of its prompt included.
@@ -22,12 +39,12 @@ def penalize_repetition(scores: np.ndarray, seen: np.ndarray, penalty: float) ->
 
 
 def scale_temperature(scores: np.ndarray, temperature: float) -> np.ndarray:
-    """Divide by the temperature: below 1 the likely becomes likelier (TemperatureLogitsWarper)."""
+    """Divide by the temperature; below 1 makes the likely likelier (TemperatureLogitsWarper)."""
     return scores / temperature
 
 
 def keep_top_k(scores: np.ndarray, k: int) -> np.ndarray:
-    """Keep the k highest scores of a row, and what equals the lowest of them (TopKLogitsWarper)."""
+    """Keep the k highest scores of a row, and ties of the lowest of them (TopKLogitsWarper)."""
     k = min(k, scores.shape[-1])
     lowest = np.partition(scores, -k, axis=-1)[:, -k, None]
     return np.where(scores < lowest, -np.inf, scores)
@@ -70,7 +87,7 @@ def log_softmax(scores: np.ndarray) -> np.ndarray:
 def draw(scores: np.ndarray, randoms: Sequence[np.random.Generator]) -> np.ndarray:
     """Draw a token for each row (B, V) with the probabilities of its scores -> (B,).
 
-    Each row has a random stream of its own, so that what it draws does not depend on the others.
+    Each row has its own random stream, so that its draws do not depend on the other rows.
     """
     sums = np.cumsum(softmax(scores.astype(np.float64)), axis=-1)
     thresholds = [random.random() * row[-1] for random, row in zip(randoms, sums, strict=True)]
@@ -79,3 +96,165 @@ def draw(scores: np.ndarray, randoms: Sequence[np.random.Generator]) -> np.ndarr
         [np.searchsorted(row, u, side="right") for row, u in zip(sums, thresholds, strict=True)],
         dtype=np.int64,
     )
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """What `generate` can be asked for; the defaults are those of transformers.
+
+    A checkpoint's generation_config.json gives other defaults. The processors are applied in the
+    order of the fields; all but `repetition_penalty` only with `do_sample`.
+    """
+
+    max_new_tokens: int = 20
+    max_length: int | None = None  # with the prompt; used if max_new_tokens is not given
+    do_sample: bool = False  # draw from the distribution; else take the likeliest
+    repetition_penalty: float = 1.0  # over 1: tokens that a row has become less likely
+    temperature: float = 1.0
+    top_k: int = 50  # 0: all
+    top_p: float = 1.0
+    min_p: float | None = None
+    eos_token_id: int | list[int] | None = None  # None or []: never stop
+    pad_token_id: int | None = None  # fills finished rows; None: the first eos, else 0
+    seed: int | None = None  # None: a new one each time
+    num_return_sequences: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "eos_token_id", plain_ids(self.eos_token_id))
+        _check("max_new_tokens", self.max_new_tokens, int, 0)
+        _check("repetition_penalty", self.repetition_penalty, float, 1e-6, 1e6)
+        _check("temperature", self.temperature, float, 1e-6, 1e6)
+        _check("top_k", self.top_k, int, 0)
+        _check("top_p", self.top_p, float, 0, 1)
+        _check("num_return_sequences", self.num_return_sequences, int, 1)
+        if self.max_length is not None:
+            _check("max_length", self.max_length, int, 0)
+        if self.min_p is not None:
+            _check("min_p", self.min_p, float, 0, 1)
+        if self.seed is not None:
+            _check("seed", self.seed, int, 0)
+        if not isinstance(self.do_sample, bool):
+            raise ValueError(f"do_sample: expected True or False, got {str(self.do_sample)[:40]!r}")
+        for token in self.eos_ids:
+            _check("eos_token_id", token, int, 0)
+        if self.pad_token_id is not None:
+            _check("pad_token_id", self.pad_token_id, int, 0)
+        if self.num_return_sequences > 1 and not self.do_sample:
+            raise ValueError(
+                f"num_return_sequences: {self.num_return_sequences} without do_sample would "
+                "return the same text each time; set do_sample=True"
+            )
+
+    @property
+    def eos_ids(self) -> list[int]:
+        """The ids that end a row."""
+        if self.eos_token_id is None:
+            return []
+        return self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
+
+    @property
+    def fill_id(self) -> int:
+        """The id that a finished row is padded with."""
+        return self.pad_token_id if self.pad_token_id is not None else (self.eos_ids or [0])[0]
+
+    def process(self, logits: np.ndarray, seen: np.ndarray) -> np.ndarray:
+        """Apply the processors that were asked for to logits (B, V).
+
+        `seen` (B, V) is true for the tokens that a row has so far.
+        """
+        if self.repetition_penalty != 1:
+            logits = penalize_repetition(logits, seen, self.repetition_penalty)
+        if self.do_sample:
+            if self.temperature != 1:
+                logits = scale_temperature(logits, self.temperature)
+            if self.top_k:
+                logits = keep_top_k(logits, self.top_k)
+            if self.top_p < 1:
+                logits = keep_top_p(logits, self.top_p)
+            if self.min_p is not None:
+                logits = keep_min_p(logits, self.min_p)
+        return logits
+
+
+def settle(
+    model: MistralForCausalLM, options: dict[str, Any], prompt_length: int = 0
+) -> GenerationConfig:
+    """Combine options, the checkpoint's generation_config.json, and its config, in this order.
+
+    If `max_new_tokens` is not given, it follows from `max_length` for prompts of `prompt_length`
+    tokens, padding included. Raises ValueError for a wrong value, one in the file only if it would
+    be used, and TypeError for an unknown option.
+    """
+    fields = {field.name for field in dataclasses.fields(GenerationConfig)}
+    known = fields | {"stop", "tokenizer", "past_key_values", "progress"}
+    if unknown := set(options) - known:
+        raise TypeError(
+            f"generate: unknown argument {', '.join(sorted(unknown))}; known are "
+            f"input_ids, attention_mask, return_dict_in_generate, {', '.join(sorted(known))}"
+        )
+    given = {n: v for n, v in options.items() if n in fields and v is not None}
+    file = _used_defaults(model, given)
+    model_ids = {
+        "eos_token_id": model.config.eos_token_id,
+        "pad_token_id": model.config.pad_token_id,
+    }
+    values = model_ids | file | given
+    try:
+        config = GenerationConfig(**values)
+        for name, ids in (("eos_token_id", config.eos_ids), ("pad_token_id", [config.fill_id])):
+            if max(ids, default=0) >= model.config.vocab_size:
+                raise ValueError(
+                    f"{name}: {max(ids)} is not in the vocabulary; "
+                    f"expected 0 to {model.config.vocab_size - 1}"
+                )
+    except ValueError as error:
+        name = str(error).partition(":")[0]  # each message begins with the field's
+        of_file = name in file and name not in given
+        raise ValueError(f"{FILE_NAME}: {error}" if of_file else str(error)) from None
+    if config.max_length is not None and "max_new_tokens" not in values:
+        new = max(0, config.max_length - prompt_length)
+        config = dataclasses.replace(config, max_new_tokens=new)
+    return config
+
+
+def _used_defaults(model: MistralForCausalLM, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the defaults of a checkpoint's file, without those that the options make unused."""
+    file = {n: v for n, v in model.generation_config.items() if v is not None}
+    if not given.get("do_sample", file.get("do_sample")):
+        file = {n: v for n, v in file.items() if n not in DRAWING}
+    if "max_length" in given:
+        file.pop("max_new_tokens", None)
+    if file.get("pad_token_id") == -1:  # means none in old conversions of Llama
+        del file["pad_token_id"]
+    if "eos_token_id" in file:
+        eos = plain_ids(file["eos_token_id"])
+        V = model.config.vocab_size
+        eos = eos if isinstance(eos, list) else [eos]
+        # An id outside the vocabulary never occurs; what is not an id is an error later.
+        file["eos_token_id"] = [i for i in eos if not isinstance(i, int) or 0 <= i < V]
+    return file
+
+
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """Read the defaults of `generate` from a checkpoint's generation_config.json, if it has one.
+
+    Unknown entries are left out; the others are checked when they are used.
+    """
+    path = folder / FILE_NAME
+    if not is_named(path):
+        return {}
+    known = {field.name for field in dataclasses.fields(GenerationConfig)}
+    return {n: v for n, v in read_json(path).items() if n in known and v is not None}
+
+
+def _check(name: str, value: Any, kind: type, least: float, most: float | None = None) -> None:
+    kinds = (int, np.integer) if kind is int else (int, float, np.integer, np.floating)
+    fits = isinstance(value, kinds) and not isinstance(value, bool)
+    if not fits or not least <= value <= (LARGEST if most is None else most):  # nan is neither
+        noun = "an integer" if kind is int else "a number"
+        up_to = "on" if most is None else f"to {most:g}"
+        if most is None and fits and value > LARGEST:
+            up_to = "to 2**63 - 1"
+        raise ValueError(
+            f"{name}: expected {noun} from {least:g} {up_to}, got {shorten(repr(value), 40)}"
+        )

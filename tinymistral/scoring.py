@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinymistral.inputs import check_ids, prepare
-from tinymistral.model import run
+from tinymistral.inputs import Inputs, check_ids
 from tinymistral.sampling import log_softmax
-from tinymistral.stages import Watcher
 
 if TYPE_CHECKING:
-    from tinymistral.model import MistralForCausalLM
+    from tinymistral.heads import MistralForCausalLM
 
 # Columns whose logits are made at once: 64 of 32,000 float64 take 16 MB.
 COLUMNS_AT_ONCE = 64
@@ -58,10 +56,10 @@ def score(
             f"input_ids: expected one row of at least 2 tokens to score, got shape {ids.shape}"
         )
     cache = model.new_cache(rows=1)
-    inputs = prepare(model, ids[:, :-1], past_key_values=cache)
+    positions = np.arange(ids.shape[1] - 1, dtype=np.int64)[None]
     logprobs: list[np.ndarray] = []
     done = 0
-    for hidden in run(model, inputs, Watcher(model.backend)):
+    for hidden in model.run(Inputs(ids[:, :-1], None, positions, cache)):
         for start in range(0, hidden.shape[1], COLUMNS_AT_ONCE):
             part = hidden[:, start : start + COLUMNS_AT_ONCE]
             logits = log_softmax(model.backend.to_numpy(model.logits(part))[0])

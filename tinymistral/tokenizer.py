@@ -1,4 +1,4 @@
-"""Text to ids and back, by the SentencePiece model that a checkpoint ships as `tokenizer.model`."""
+"""Text to ids and back, with the SentencePiece model `tokenizer.model` of a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from typing import Any, overload
 import numpy as np
 import sentencepiece
 
+from tinymistral.chat import chat_ids
 from tinymistral.files import is_named, make_folder, read_bytes, whole_file
+from tinymistral.files.hub import find_checkpoint
 from tinymistral.streaming import StreamDecoder
+from tinymistral.text import check_text, shown
 
 FILE_NAME = "tokenizer.model"
-# A raw checkpoint may name the version of its vocabulary.
+# In a raw checkpoint the name may end with the version of the vocabulary.
 FILE_NAMES = (FILE_NAME, *(f"{FILE_NAME}.{version}" for version in ("v3", "v2", "v1")))
 LARGEST_FILE = 100_000_000  # bytes; that of v0.1 is half a million
 Ids = Sequence[int] | np.ndarray  # integers, one dimension
 
 
 class BatchEncoding(dict[str, Any]):
-    """What the model is called with, `model(**model_inputs)`; its entries are attributes too."""
+    """The inputs of a call, `model(**model_inputs)`; its entries are attributes too."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -34,10 +37,10 @@ class MistralTokenizer:
     """A SentencePiece model under the names that users of transformers know.
 
     model_file: the path of a `tokenizer.model`.
-    pad_token_id: the id that fills the shorter rows of a batch. Mistral has none: then </s>
-        fills, and the attention mask tells what is text.
+    pad_token_id: the id that pads the shorter rows of a batch. Mistral has none; then </s> is
+        used, and the attention mask marks the padding.
 
-    Control tokens such as <s> are never read out of a text: typed, they are text like any other.
+    Control tokens such as <s> are not recognized in a text; there they are plain text.
     """
 
     def __init__(self, model_file: str | Path, *, pad_token_id: int | None = None) -> None:
@@ -51,7 +54,7 @@ class MistralTokenizer:
                 f"expected the {FILE_NAME} of a Mistral checkpoint; download it again"
             ) from error
         self.vocab_size: int = self.processor.vocab_size()
-        # SentencePiece says -1 where there is no such token.
+        # SentencePiece returns -1 if there is no such token.
         self.bos_token_id = _none_if_negative(self.processor.bos_id())
         self.eos_token_id = _none_if_negative(self.processor.eos_id())
         self.unk_token_id = _none_if_negative(self.processor.unk_id())
@@ -69,9 +72,7 @@ class MistralTokenizer:
         *,
         pad_token_id: int | None = None,
     ) -> MistralTokenizer:
-        """The tokenizer of a checkpoint: a folder, or a hub name in the local cache."""
-        from tinymistral.checkpoint import find_checkpoint
-
+        """Open the tokenizer of a checkpoint: a folder, or a hub name in the local cache."""
         folder = find_checkpoint(name_or_path, revision)
         found = [folder / name for name in FILE_NAMES if is_named(folder / name)]
         if not found:
@@ -85,7 +86,7 @@ class MistralTokenizer:
         return cls(found[0], pad_token_id=pad_token_id)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `tokenizer.model` into the folder, byte for byte as it was read."""
+        """Write `tokenizer.model` into the folder, with the bytes that were read."""
         folder = Path(folder)
         make_folder(folder)
         with whole_file(folder / FILE_NAME) as temporary:
@@ -109,10 +110,10 @@ class MistralTokenizer:
         add_special_tokens: bool = True,
         return_tensors: str | None = None,
     ) -> BatchEncoding:
-        """The inputs of the model: `input_ids` and `attention_mask`, both (B, T), int64.
+        """Return the inputs of the model: `input_ids` and `attention_mask`, both (B, T), int64.
 
-        A text alone is a batch of one. Shorter rows are filled on the left, where generation
-        wants it, or on the right. Rows of unequal length without padding come as lists.
+        A single text is a batch of one. Shorter rows are padded on the left, as generation needs,
+        or on the right. Without padding, rows of unequal length are returned as lists.
         """
         texts = [text] if isinstance(text, str) else text
         if not isinstance(texts, (list, tuple)) or not texts:
@@ -142,19 +143,18 @@ class MistralTokenizer:
         return next(i for i in candidates if i is not None)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """The ids of a text, <s> before them unless `add_special_tokens` is false."""
+        """Return the ids of a text, after <s> unless `add_special_tokens` is false."""
         ids: list[int] = self.processor.encode(check_text(text))
         if add_special_tokens and self.bos_token_id is not None:
             return [self.bos_token_id, *ids]
         return ids
 
     def decode(self, ids: Ids, skip_special_tokens: bool = False) -> str:
-        """The text of a sequence of ids.
+        """Return the text of a sequence of ids.
 
-        Special tokens are shown as their piece, such as </s>, or skipped as if they were not
-        there. The space that SentencePiece sets before a text is dropped again at the start of
-        the sequence, unless a special token is shown first. Bytes that are no UTF-8 become
-        U+FFFD, one each.
+        Special tokens are shown as their piece, such as </s>, or skipped. The space that
+        SentencePiece puts before a text is removed at the start of the sequence, unless a special
+        token is shown before it. Each byte that is not valid UTF-8 becomes U+FFFD.
         """
         stream = StreamDecoder(self, skip_special_tokens)
         return "".join([stream.push(i) for i in _one_dimensional(ids)]) + stream.flush()
@@ -162,7 +162,7 @@ class MistralTokenizer:
     def batch_decode(
         self, sequences: Iterable[Ids], skip_special_tokens: bool = False
     ) -> list[str]:
-        """The text of each sequence, or of each row of an array (B, T)."""
+        """Return the text of each sequence, or of each row of an array (B, T)."""
         return [self.decode(ids, skip_special_tokens) for ids in sequences]
 
     def apply_chat_template(
@@ -174,17 +174,15 @@ class MistralTokenizer:
         continue_final_message: bool = False,
         tokenize: bool = True,
     ) -> list[int]:
-        """The ids of a conversation with an Instruct model, one <s> first; see `chat.chat_ids`.
+        """Return the ids of a conversation with an Instruct model, <s> first; see `chat.chat_ids`.
 
-        `format` is "official", that of mistral-common, or "hf", that of the hub's template for
+        `format` is "official", as in mistral-common, or "hf", as in the hub's template for
         Instruct v0.1. The model takes a batch: `model.generate([ids])`.
         """
-        from tinymistral.chat import chat_ids
-
         if tokenize is not True:
             raise ValueError(
-                f"tokenize is {shown(tokenize)}, but only ids are a conversation: its text would "
-                "be tokenized to others; decode the ids to look at it"
+                f"tokenize is {shown(tokenize)}, but a conversation is returned as ids only: "
+                "tokenizing its text would give other ids; decode the ids to look at it"
             )
         return chat_ids(
             self,
@@ -199,7 +197,7 @@ class MistralTokenizer:
     @overload
     def convert_ids_to_tokens(self, ids: Ids) -> list[str]: ...
     def convert_ids_to_tokens(self, ids: int | Ids) -> str | list[str]:
-        """The piece of an id, or of each; U+2581 in a piece stands for a space."""
+        """Return the piece of an id, or of each; U+2581 in a piece stands for a space."""
         if isinstance(ids, (int, np.integer)):
             return str(self.processor.id_to_piece(self.check_id(ids)))
         return [self.processor.id_to_piece(self.check_id(i)) for i in _one_dimensional(ids)]
@@ -209,7 +207,7 @@ class MistralTokenizer:
     @overload
     def convert_tokens_to_ids(self, tokens: list[str] | tuple[str, ...]) -> list[int]: ...
     def convert_tokens_to_ids(self, tokens: str | list[str] | tuple[str, ...]) -> int | list[int]:
-        """The id of a piece, or of each; a piece that is not in the vocabulary is <unk>."""
+        """Return the id of a piece, or of each; that of <unk> if it is not in the vocabulary."""
         if isinstance(tokens, str):
             return int(self.processor.piece_to_id(check_text(tokens)))
         if not isinstance(tokens, (list, tuple)):
@@ -217,7 +215,7 @@ class MistralTokenizer:
         return [self.processor.piece_to_id(check_text(token)) for token in tokens]
 
     def check_id(self, token_id: int) -> int:
-        """The id as a Python int; a ValueError unless it is an integer of the vocabulary."""
+        """Return the id as a Python int; raise a ValueError unless it is in the vocabulary."""
         if not isinstance(token_id, (int, np.integer)) or isinstance(token_id, bool):
             raise ValueError(f"a token id is {shown(token_id)}, expected an integer")
         if not 0 <= token_id < self.vocab_size:
@@ -227,10 +225,10 @@ class MistralTokenizer:
         return int(token_id)
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """A ValueError unless the model's `vocab_size` is that of the tokenizer.
+        """Raise a ValueError unless the model's `vocab_size` is that of the tokenizer.
 
-        A larger tokenizer gives ids that the model has no embedding for; a larger model may
-        generate ids that stand for no text.
+        With a larger tokenizer, ids may have no embedding; with a larger model, generated ids
+        may have no text.
         """
         if vocab_size != self.vocab_size:
             raise ValueError(
@@ -241,26 +239,6 @@ class MistralTokenizer:
 
 def _none_if_negative(token_id: int) -> int | None:
     return token_id if token_id >= 0 else None
-
-
-def shown(value: object) -> str:
-    """A value for an error message, on one line and short."""
-    text = " ".join(repr(value).split())
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
-
-
-def check_text(text: str) -> str:
-    """The text; a ValueError unless it is a string without lone surrogates."""
-    if not isinstance(text, str):
-        raise ValueError(f"a text is {shown(text)}, expected a string")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"letter {error.start} of a text is the lone surrogate {text[error.start]!r}, "
-            "expected Unicode text; read the file with the encoding it has"
-        ) from None
-    return text
 
 
 def _one_dimensional(ids: Ids) -> Sequence[int]:

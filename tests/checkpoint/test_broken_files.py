@@ -92,8 +92,8 @@ BROKEN = {
 
 # What safetensors lets pass.
 REFUSED_BY_US_ALONE = {
-    "a name twice, at one place": (with_a_twice((0, 4), (0, 4))[:-4], "'a' stands there twice"),
-    "metadata twice": (file_bytes(b'{"__metadata__":{"k":"1","k":"2"}}'), "'k' stands there twice"),
+    "a name twice, at one place": (with_a_twice((0, 4), (0, 4))[:-4], "'a' appears twice"),
+    "metadata twice": (file_bytes(b'{"__metadata__":{"k":"1","k":"2"}}'), "'k' appears twice"),
     "a shape that NumPy cannot hold": (with_a(shape=[0, 2**33, 2**33], offsets=(0, 0), data=0), ""),
     "a length that NumPy cannot hold": (with_a(shape=[2**63, 0], offsets=(0, 0), data=0), ""),
     "a hundred axes": (with_a(shape=[1] * 100), ""),

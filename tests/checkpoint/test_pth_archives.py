@@ -43,10 +43,10 @@ BROKEN_ARCHIVES = {
     "an entry above": (archive({"x/data.pkl": GOOD, "x/../../a": b""}), "lies outside"),
     "an absolute entry": (archive({"/x/data.pkl": GOOD, "/x/data/0": bytes(8)}), "lies outside"),
     "the folder above": (archive({"../data.pkl": GOOD, "../data/0": bytes(8)}), "lies outside"),
-    "an entry twice": (TWICE.replace(b"x/data/1", b"x/data/0"), "'x/data/0' stands there twice"),
+    "an entry twice": (TWICE.replace(b"x/data/1", b"x/data/0"), "'x/data/0' appears twice"),
     "the pickle twice": (
         archive({"x/data.pkl": GOOD, "x/data.pkm": GOOD}).replace(b".pkm", b".pkl"),
-        "'x/data.pkl' stands there twice",
+        "'x/data.pkl' appears twice",
     ),
     "encrypted": (patched(WHOLE, "x/data/0", 8, b"\x01"), "'x/data/0' is encrypted"),
     "compressed": (

@@ -82,7 +82,10 @@ BROKEN_PICKLES = {
     "a function for a tensor": (whole({"a": REBUILD}), "'a' is of type function"),
     "a key that is a number": (whole({1: tensor()}), "a key of type int"),
     "a key that is a tensor": (whole({tensor(): 1}), "a key of type ndarray"),
-    "a key twice": (whole(pickled({"a": tensor()}) + pickled("a") + tensor() + b"s"), "'a' stands"),
+    "a key twice": (
+        whole(pickled({"a": tensor()}) + pickled("a") + tensor() + b"s"),
+        "'a' appears",
+    ),
     "half an item": (whole(b"}(" + pickled("a") + b"u"), "no dict"),
     "items of a tensor": (whole(tensor() + pickled("a") + b"Ns"), "no dict"),
     "items of a tuple": (whole(b")(" + pickled("a") + b"Nu"), "no dict"),

@@ -10,8 +10,9 @@ from goldens import DEMO, FIXTURES, goldens
 from handmade_pth import pth, storage, tensor, whole
 
 from tinymistral import MistralConfig, MistralForCausalLM, MistralModel, MistralTokenizer
-from tinymistral.checkpoint import find_checkpoint, is_raw, read_raw, read_tensors
-from tinymistral.checkpoint.raw import CONFIG_NAMES, config_from_params, rotate_halves
+from tinymistral.checkpoint import find_checkpoint, is_raw, load_checkpoint, read_tensors
+from tinymistral.checkpoint.tensors import rotate_halves
+from tinymistral.config import PARAMS_NAMES
 
 MODELS, RAW = FIXTURES / "models", FIXTURES / "raw"
 TWINS = ["half", "no_window", "tied"]
@@ -66,7 +67,7 @@ def test_a_raw_checkpoint_gives_the_logits_of_its_twin_and_of_transformers(name)
 
 @pytest.mark.parametrize("name", TWINS)
 def test_tensors_and_configuration_are_those_of_the_twin(name):
-    config, tensors = read_raw(RAW / name)
+    config, tensors = load_checkpoint(RAW / name)
     expected = read_tensors(MODELS / name)
     assert tensors.keys() == expected.keys()
     for key, value in expected.items():
@@ -89,7 +90,7 @@ def test_a_base_model_opens_a_raw_checkpoint():
 
 
 def test_all_but_queries_and_keys_are_mapped():
-    for name, array in read_raw(RAW / "tied")[1].items():
+    for name, array in load_checkpoint(RAW / "tied")[1].items():
         copied = "q_proj" in name or "k_proj" in name
         assert array.flags.writeable == copied, name  # what is mapped cannot be written to
 
@@ -144,7 +145,7 @@ def test_the_published_story_of_stories260k_to_the_letter(test_models):
     ],
 )
 def test_params_as_published_are_read(params, expected):
-    assert config_from_params(params) == expected
+    assert MistralConfig.from_params(params) == expected
 
 
 @pytest.mark.parametrize(
@@ -177,10 +178,10 @@ def test_params_as_published_are_read(params, expected):
 )
 def test_params_that_are_wrong_or_change_the_computation_are_refused(params, says):
     with pytest.raises(ValueError) as caught:
-        config_from_params(params)
+        MistralConfig.from_params(params)
     assert says in str(caught.value)
     assert not any(
-        name in str(caught.value) for name in set(CONFIG_NAMES.values()) - {*V01, *CONFIG_NAMES}
+        name in str(caught.value) for name in set(PARAMS_NAMES.values()) - {*V01, *PARAMS_NAMES}
     )
 
 

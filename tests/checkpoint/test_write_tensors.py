@@ -15,7 +15,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from tinymistral.checkpoint import CheckpointError, read_tensors, write_tensors, writing
+from tinymistral.checkpoint import CheckpointError, read_tensors, write_tensors
+from tinymistral.files import safetensors as writing
 
 
 def floats(count, value=0.0, dtype=np.float32):

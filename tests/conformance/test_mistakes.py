@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from tinymistral.backend import DTYPES, Backend
 from tinymistral.cache import RollingCache
+from tinymistral.conformance import BEFORE_SNIPPET
 from tinymistral.conformance.law import SETTINGS, all_laws
 from tinymistral.conformance.mistakes import MISTAKES, Mistake
 from tinymistral.conformance.mistakes.textbook import Textbook
 from tinymistral.conformance.models import Tiny
-from tinymistral.conformance.pytest_plugin import BEFORE_SNIPPET
-from tinymistral.model import MistralForCausalLM
+from tinymistral.heads import MistralForCausalLM
 from tinymistral.numpy_backend import NumpyBackend
 
 LAWS = {test.tinymistral_law.name: test for test in all_laws()}

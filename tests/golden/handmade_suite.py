@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from tinymistral.golden.checking.candidate import Given
-from tinymistral.golden.checking.comparing import compare_case
-from tinymistral.golden.checking.verdicts import Compared, Part
+from tinymistral.golden.compare.candidate import Given
+from tinymistral.golden.compare.cases import compare_case
+from tinymistral.golden.compare.verdicts import Compared, Part
 from tinymistral.golden.suite import Suite, read_suite
 
 TOLERANCE = {"float32": 0.25, "float16": 0.5, "bfloat16": 2.0}

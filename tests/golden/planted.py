@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tinymistral.golden.checking.comparing import compare_case
+from tinymistral.golden.compare.cases import compare_case
 from tinymistral.golden.diagnosing.evidence import Evidence
 from tinymistral.golden.diagnosing.predicting import Predictions, backend_of
 from tinymistral.golden.diagnosing.suspects import Suspect
-from tinymistral.golden.making.elsewhere import Elsewhere
+from tinymistral.golden.rounding import Elsewhere
 from tinymistral.golden.suite import Case
 
 FORWARD = ("operation", "model", "generate")

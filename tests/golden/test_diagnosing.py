@@ -15,10 +15,10 @@ from tinymistral.golden.diagnosing.evidence import Evidence
 from tinymistral.golden.diagnosing.predicting import Predictions
 from tinymistral.golden.diagnosing.suspects import FORWARD, Suspect
 from tinymistral.golden.diagnosing.suspects.knowing import Knowing
-from tinymistral.golden.making.tolerances import UNIT
-from tinymistral.golden.running import run_case
+from tinymistral.golden.models import open_model, read_model
+from tinymistral.golden.rounding import UNIT
+from tinymistral.golden.run.tinymistral import run_case
 from tinymistral.golden.suite import read_suite
-from tinymistral.golden.weights import open_model, read_model
 from tinymistral.numpy_backend import NumpyBackend
 
 BY_NAME = {suspect.name: suspect for suspect in FORWARD}

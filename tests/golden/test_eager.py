@@ -7,8 +7,7 @@ import pytest
 from goldens import FIXTURES, goldens
 
 from tinymistral import MistralForCausalLM
-from tinymistral.golden.making.eager import Eager
-from tinymistral.golden.making.permuting import Angles
+from tinymistral.golden.rounding import Angles, Eager
 
 AT = np.array([[0, 1]], dtype=np.int64)
 
@@ -16,7 +15,7 @@ AT = np.array([[0, 1]], dtype=np.int64)
 def attend(kind: type[Angles], dtype: str) -> np.ndarray:
     """One head of width 4: the query at position 1 scores 200.625 / 2 and 198.75 / 2."""
     backend = kind(dtype)
-    q, k, v = (np.zeros((1, 2, 1, 4), dtype=backend._dtype) for _ in range(3))
+    q, k, v = (np.zeros((1, 2, 1, 4), dtype=backend.activation_dtype) for _ in range(3))
     q[0, :, 0, 0] = 15
     k[0, :, 0, 0] = 13.375, 13.25
     v[0, 0, 0, 0] = 1

@@ -10,16 +10,16 @@ import pytest
 from cli_runner import V1, good, refused, run
 
 from tinymistral import DEMO
-from tinymistral.golden.checking.texts import compare_texts
+from tinymistral.golden.calls import inputs_of
+from tinymistral.golden.compare.texts import compare_texts
 from tinymistral.golden.diagnosing.diagnosis import diagnose
 from tinymistral.golden.diagnosing.evidence_of_texts import TextEvidence
 from tinymistral.golden.diagnosing.predicting import Predictions
 from tinymistral.golden.diagnosing.suspects import FORWARD, SAMPLING, TEXTS
-from tinymistral.golden.making.calls import inputs_of
-from tinymistral.golden.running import run_case
+from tinymistral.golden.files import write_arrays
+from tinymistral.golden.models import read_model
+from tinymistral.golden.run.tinymistral import run_case
 from tinymistral.golden.suite import read_suite
-from tinymistral.golden.tensor_files import write_arrays
-from tinymistral.golden.weights import read_model
 from tinymistral.numpy_backend import NumpyBackend
 from tinymistral.tokenizer import MistralTokenizer
 

@@ -8,8 +8,8 @@ import pytest
 from safetensors.numpy import load, save
 from small_suites import change, rewrite, small_suite
 
+from tinymistral.golden.models import read_model
 from tinymistral.golden.suite import V1, read_suite
-from tinymistral.golden.weights import read_model
 
 V1_SUITE = read_suite()
 ARRAYS = [case for case in V1_SUITE.manifest.cases.values() if case.expected is not None]

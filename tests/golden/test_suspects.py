@@ -10,7 +10,7 @@ from tinymistral.conformance.mistakes import MISTAKES
 from tinymistral.golden.diagnosing.predicting import Predictions
 from tinymistral.golden.diagnosing.suspects import FORWARD, SAMPLING, TEXTS, Suspect
 from tinymistral.golden.diagnosing.suspects.catalogue import LEFT_OUT
-from tinymistral.golden.making.tolerances import UNIT
+from tinymistral.golden.rounding import UNIT
 from tinymistral.golden.suite import read_suite
 
 NAMES = {suspect.name for suspect in FORWARD}

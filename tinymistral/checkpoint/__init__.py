@@ -1,13 +1,12 @@
-"""Checkpoints on disk: finding, reading, checking and writing them."""
+"""Checkpoints: from files to a configuration and the tensors that belong to it, and back."""
 
-from tinymistral.checkpoint.checking import check_tensors, layer_count
-from tinymistral.checkpoint.errors import CheckpointError
-from tinymistral.checkpoint.hub import find_checkpoint
 from tinymistral.checkpoint.loading import load_checkpoint
-from tinymistral.checkpoint.pth import read_pth
-from tinymistral.checkpoint.raw import is_raw, read_raw, read_raw_config
-from tinymistral.checkpoint.reading import read_tensors
-from tinymistral.checkpoint.writing import write_tensors
+from tinymistral.checkpoint.tensors import check_tensors, layer_count
+from tinymistral.files import CheckpointError
+from tinymistral.files.consolidated import is_raw
+from tinymistral.files.hub import find_checkpoint
+from tinymistral.files.pth import read_pth
+from tinymistral.files.safetensors import read_tensors, write_tensors
 
 __all__ = [
     "CheckpointError",
@@ -17,8 +16,6 @@ __all__ = [
     "layer_count",
     "load_checkpoint",
     "read_pth",
-    "read_raw",
-    "read_raw_config",
     "read_tensors",
     "write_tensors",
 ]

@@ -15,34 +15,23 @@ from typing import Any
 
 import numpy as np
 
-from tinymistral.checkpoint.errors import CheckpointError, listed
-from tinymistral.checkpoint.hub import find_checkpoint
-from tinymistral.checkpoint.loading import load_checkpoint
-from tinymistral.checkpoint.raw import (
-    CONFIG_NAMES,
-    PARAMS_FILE,
-    SAFETENSORS_FILE,
-    config_from_params,
-    is_raw,
-    pair_rows,
-    raw_name,
-    read_raw_unpermuted,
-    rotate_halves,
-)
-from tinymistral.checkpoint.writing import write_file, write_shards
-from tinymistral.config import MistralConfig
-from tinymistral.files import parse_size, write_json
-from tinymistral.generation_config import read_generation_config
-from tinymistral.model import MistralForCausalLM
+from tinymistral.checkpoint.loading import load_checkpoint, read_raw_unpermuted
+from tinymistral.checkpoint.tensors import pair_rows, raw_name, rotate_halves
+from tinymistral.config import PARAMS_NAMES, MistralConfig
+from tinymistral.files import CheckpointError, parse_size, write_json
+from tinymistral.files.consolidated import CONFIG_FILE, PARAMS_FILE, SAFETENSORS_FILE, is_raw
+from tinymistral.files.hub import find_checkpoint
+from tinymistral.files.safetensors import write_file, write_shards
+from tinymistral.sampling import read_generation_config
+from tinymistral.text import listed
 from tinymistral.tokenizer import MistralTokenizer
 
 REORDERED = ("q_proj.weight", "k_proj.weight", "wq.weight", "wk.weight")
-CONFIG_FILE = "config.json"
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written: the configuration, the number of weights and their bytes."""
+    """What was written: the configuration, the number of weights, and their size in bytes."""
 
     config: MistralConfig
     parameters: int
@@ -62,16 +51,16 @@ def convert(
     """Convert a checkpoint to the format `to`, "hf" or "raw", in the folder `target`.
 
     source: a folder, or a hub name in the local cache, in the other format.
-    model_size: such as 7B; held against the checkpoint.
+    model_size: such as 7B; compared with the checkpoint.
     max_shard_size: as in `write_tensors`, bytes or such as "5GB"; a raw checkpoint is one file.
-    force: replace a checkpoint that is in `target` already, with all that is in the folder.
-    progress: called with the bytes that are done and the total.
+    force: replace a checkpoint that is already in `target`, and everything else in that folder.
+    progress: called with the bytes that are written and their total.
 
-    Each weight keeps its dtype and its bits; no more than one is in memory. The folder appears
-    whole or not at all. A warning says what `params.json` has no place for. Raises ValueError.
+    Each weight keeps its dtype and its bits; at most one is in memory. The folder appears whole or
+    not at all. A warning lists the fields that `params.json` does not have. Raises ValueError.
     """
     source, given = find_checkpoint(source), target
-    target = Path(os.path.realpath(target))  # which takes a loop of links too
+    target = Path(os.path.realpath(target))  # which accepts a loop of links
     _check_formats(source, to)
     _check_target(given, target, source.resolve(), force)
     shard_size = parse_size(max_shard_size)
@@ -79,7 +68,7 @@ def convert(
         config, tensors = read_raw_unpermuted(source)
         reorder, lost = rotate_halves, {}
     else:
-        config, tensors = load_checkpoint(source, MistralForCausalLM)
+        config, tensors = load_checkpoint(source)
         reorder, lost = pair_rows, lost_in_raw(config, read_generation_config(source))
     parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
     check_size(model_size, parameters)
@@ -129,7 +118,10 @@ def _check_formats(source: Path, to: str) -> None:
 
 
 def _check_target(given: str | Path, target: Path, source: Path, force: bool) -> None:
-    """Refuse to replace what is no checkpoint, or the one that is read; all paths resolved."""
+    """Refuse to replace a folder that holds no checkpoint, or the one that is read.
+
+    The paths are resolved.
+    """
     if target == source or target in source.parents or source in target.parents:
         raise ValueError(f"{given}: is, holds or lies in the input's own folder; give another")
     here = Path.cwd().resolve()
@@ -151,13 +143,13 @@ def _check_target(given: str | Path, target: Path, source: Path, force: bool) ->
 
 
 def _make_whole(target: Path, write: Callable[[Path], None]) -> None:
-    """Put what `write` puts into an empty folder in the place of `target`, once it is all there.
+    """Call `write` on an empty folder and, once it is complete, rename that to `target`.
 
-    The folder is made beside `target`, where renaming is not copying.
+    The folder is made beside `target`, on the same file system.
     """
     nearest = next(folder for folder in target.parents if folder.exists())
     with (
-        # Two, so that Ctrl-C while the inner is being removed leaves that to the outer.
+        # Two, so that the outer one removes what is left if Ctrl-C interrupts removing the inner.
         tempfile.TemporaryDirectory(prefix=".converting-", dir=nearest) as outer,
         tempfile.TemporaryDirectory(dir=outer) as inner,
     ):
@@ -176,7 +168,7 @@ def _make_whole(target: Path, write: Callable[[Path], None]) -> None:
 
 
 def check_size(model_size: str | None, parameters: int) -> None:
-    """Raise a ValueError if a size such as 7B is not that of the checkpoint, give or take 10%."""
+    """Raise a ValueError if a size such as 7B is not within 10% of the number of parameters."""
     if model_size is None:
         return
     match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)([KMB]?)", model_size.upper(), re.ASCII)
@@ -193,17 +185,17 @@ def check_size(model_size: str | None, parameters: int) -> None:
 
 def params_of(config: MistralConfig) -> dict[str, Any]:
     """Return the params.json of a configuration."""
-    fields = {raw: getattr(config, name) for raw, name in CONFIG_NAMES.items()}
+    fields = {raw: getattr(config, name) for raw, name in PARAMS_NAMES.items()}
     return {name: value for name, value in fields.items() if value is not None}
 
 
 def lost_in_raw(config: MistralConfig, generation: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields that will not be read again from a raw checkpoint.
+    """Return the fields that a raw checkpoint does not store.
 
-    `generation` holds those of generation_config.json, of which a raw checkpoint has none.
+    `generation` are those of generation_config.json, which a raw checkpoint does not have.
     """
     read_again = dataclasses.replace(
-        config_from_params(params_of(config)),
+        MistralConfig.from_params(params_of(config)),
         tie_word_embeddings=config.tie_word_embeddings,  # what the tensors say
         dtype=config.dtype,
     ).to_dict()

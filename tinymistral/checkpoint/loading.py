@@ -1,45 +1,46 @@
 """Opening a checkpoint: its configuration, and exactly the tensors that a model of it has."""
 
-from __future__ import annotations
-
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tinymistral.checkpoint.checking import check_tensors, layer_count
-from tinymistral.checkpoint.errors import CheckpointError, listed
-from tinymistral.checkpoint.raw import is_raw, read_raw
-from tinymistral.checkpoint.reading import read_tensors
+from tinymistral.checkpoint.tensors import (
+    Shapes,
+    causal_lm_shapes,
+    check_tensors,
+    layer_count,
+    raw_name,
+    rotate_halves,
+)
 from tinymistral.config import MistralConfig
-
-if TYPE_CHECKING:
-    from tinymistral.pretrained import PreTrainedModel
+from tinymistral.files import CheckpointError
+from tinymistral.files.consolidated import CONFIG_FILE, PARAMS_FILE, is_raw, read_consolidated
+from tinymistral.files.safetensors import read_tensors
+from tinymistral.text import listed
 
 HEADS = ("lm_head.weight", "score.weight", "score.bias", "qa_outputs.weight", "qa_outputs.bias")
 
 
 def load_checkpoint(
-    folder: Path, model: type[PreTrainedModel]
+    folder: Path,
+    shapes: Callable[[MistralConfig], Shapes] = causal_lm_shapes,
+    model_name: str = "MistralForCausalLM",
 ) -> tuple[MistralConfig, dict[str, np.ndarray]]:
-    """Read a checkpoint, Hugging Face's or raw: the configuration and the tensors of `model`.
+    """Read a checkpoint, Hugging Face's or raw: its configuration, and the tensors of a model.
 
-    The tensors have `model`'s own names. A base model opens the checkpoint of any head too,
-    and the reverse where the head is tied; a head that is not there is not made up. Missing, extra,
-    misshapen or wrongly typed tensors are one CheckpointError.
+    `shapes(config)` are the names and shapes of the model's tensors, by default those of a
+    language model; `model_name` is what errors call it. The tensors have the model's own names: a
+    base model opens the checkpoint of any head too, and a model with a tied head that of a base
+    model. A missing head is an error, never random. One CheckpointError lists all tensors that
+    are missing, not expected, or of a wrong shape or type.
     """
     if is_raw(folder):
         config, found = read_raw(folder)
     else:
         config, found = MistralConfig.from_pretrained(folder), read_tensors(folder)
-    # Before the expected names are listed: a configuration may claim any number of layers.
-    layers = layer_count(found)
-    if layers != config.num_hidden_layers:
-        raise CheckpointError(
-            f"{folder}: config.json says num_hidden_layers is {config.num_hidden_layers}, "
-            f"the checkpoint has {layers} layers; the two do not belong together"
-        )
-    expected = model.parameter_shapes(config)
+        check_layers(found, config, f"{folder}: {CONFIG_FILE} says num_hidden_layers is")
+    expected = shapes(config)
     prefixed = any(name.startswith("model.") for name in expected)
     if prefixed and not any(name.startswith("model.") for name in found):
         found = {f"model.{name}": array for name, array in found.items()}
@@ -47,14 +48,14 @@ def load_checkpoint(
         found = {name.removeprefix("model."): array for name, array in found.items()}
 
     def harmless(name: str) -> bool:
-        """Old checkpoints store the rotary frequencies; a head not wanted, or tied, is unused."""
+        """Old checkpoints store the rotary frequencies; a tied or unwanted head is not used."""
         unused = name in HEADS[: 1 if prefixed else None] and name not in expected
         return name.endswith("rotary_emb.inv_freq") or unused
 
     missing = [name for name in expected if name not in found]
     if missing and all(name in HEADS for name in missing):
         raise CheckpointError(
-            f"{folder}: the head of {model.__name__} is missing ({listed(missing)}), and none is "
+            f"{folder}: the head of {model_name} is missing ({listed(missing)}), and none is "
             "made up; open the checkpoint with the class that saved it, or MistralModel"
         )
     if config.tie_word_embeddings and prefixed and "lm_head.weight" in found:
@@ -67,8 +68,8 @@ def load_checkpoint(
 
 
 def check_tied(folder: Path, head: np.ndarray, embedding: np.ndarray | None) -> None:
-    """Raise a CheckpointError if a tied head is stored, and is not the embedding bit by bit."""
-    rows = 1024  # at once: neither is to be copied whole
+    """Raise a CheckpointError if a tied head is stored that is not bitwise the embedding."""
+    rows = 1024  # compared at once, so that neither array is copied whole
     if (
         embedding is None
         or (head.shape, head.dtype) != (embedding.shape, embedding.dtype)
@@ -80,4 +81,44 @@ def check_tied(folder: Path, head: np.ndarray, embedding: np.ndarray | None) -> 
         raise CheckpointError(
             f"{folder}: config.json says that word embeddings are tied, but lm_head.weight is not "
             "the embedding; set tie_word_embeddings to false"
+        )
+
+
+def read_raw(folder: Path) -> tuple[MistralConfig, dict[str, np.ndarray]]:
+    """Read a raw checkpoint: its configuration, and its tensors under Hugging Face's names.
+
+    The tensors are mapped, except for the weights of queries and keys: `rotate_halves` copies
+    these into Hugging Face's order. Raises ValueError, and CheckpointError if the tensors are not
+    those that params.json calls for.
+    """
+    config, tensors = read_raw_unpermuted(folder)
+    for name in tensors:
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            tensors[name] = rotate_halves(tensors[name], config.head_dim)
+    return config, tensors
+
+
+def read_raw_unpermuted(folder: Path) -> tuple[MistralConfig, dict[str, np.ndarray]]:
+    """Read a raw checkpoint as `read_raw` does, but with all weights in the order of the file."""
+    config, tensors = MistralConfig.from_pretrained(folder), read_consolidated(folder)
+    check_layers(tensors, config, f"{folder}: {PARAMS_FILE} says n_layers is")
+    shapes = causal_lm_shapes(config)
+    names = {raw_name(name): name for name in shapes}  # raw name -> Hugging Face's
+    try:
+        check_tensors(tensors, {raw: shapes[name] for raw, name in names.items()})
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+    return config, {name: tensors[raw] for raw, name in names.items()}
+
+
+def check_layers(names: Iterable[str], config: MistralConfig, said: str) -> None:
+    """Raise a CheckpointError unless the tensors have as many layers as the configuration.
+
+    This comes before the expected names are listed: a file may claim any number of layers.
+    """
+    layers = layer_count(names)
+    if layers != config.num_hidden_layers:
+        raise CheckpointError(
+            f"{said} {config.num_hidden_layers}, the checkpoint has {layers} layers; "
+            "the two do not belong together"
         )

@@ -9,8 +9,15 @@ from typing import Any
 
 from tinymistral.backend import BackendUnavailable
 from tinymistral.commands.console import say, write
-from tinymistral.discovery import VARIABLE, default_name, installed_backends
-from tinymistral.plugins import BUILT_IN, InstalledBackend, one_line, open_backend
+from tinymistral.discovery import (
+    BUILT_IN,
+    VARIABLE,
+    InstalledBackend,
+    default_name,
+    installed_backends,
+    open_backend,
+)
+from tinymistral.text import one_line
 
 HEADER = ("", "name", "distribution", "version", "device", "dtypes")
 INDENT = " " * 7  # of what stands below a row
@@ -34,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
 
 def describe(installed: InstalledBackend, everything: Sequence[InstalledBackend]) -> dict[str, Any]:
     """Return what there is to say of a backend, as --json prints it."""
-    never = installed.name == BUILT_IN.name and installed != BUILT_IN
+    never = installed.name in BUILT_IN and installed != BUILT_IN[installed.name]
     row: dict[str, Any] = {
         "name": one_line(installed.name, 80),
         "distribution": one_line(installed.distribution, 80),

@@ -15,8 +15,8 @@ from tinymistral.commands.opening import open_checkpoint, warn_of_a_base_model
 from tinymistral.commands.prompts import as_text, read_text
 from tinymistral.commands.report import Report
 from tinymistral.generation import GenerationStep
-from tinymistral.generation_config import settle
-from tinymistral.model import MistralForCausalLM
+from tinymistral.heads import MistralForCausalLM
+from tinymistral.sampling import settle
 from tinymistral.streaming import StopStrings, StreamDecoder
 
 MAX_NEW_TOKENS = 200  # where neither the command line nor the model says

@@ -7,11 +7,10 @@ import shlex
 
 from tinymistral.commands.console import write
 from tinymistral.commands.golden_suites import find_suite
-from tinymistral.golden.checking.candidate import open_candidate
-from tinymistral.golden.checking.comparing import check
-from tinymistral.golden.checking.machine_reports import as_json, write_junit
-from tinymistral.golden.checking.reporting import as_table, not_given
-from tinymistral.golden.checking.verdicts import DIFFERS, exit_code, verdict_of_all
+from tinymistral.golden.compare.candidate import open_candidate
+from tinymistral.golden.compare.cases import check
+from tinymistral.golden.compare.verdicts import DIFFERS, exit_code, verdict_of_all
+from tinymistral.golden.report import as_json, as_table, not_given, write_junit
 
 
 def run(options: argparse.Namespace) -> int:

@@ -12,17 +12,17 @@ from pathlib import Path
 
 from tinymistral.commands.console import Progress, interruptible, write
 from tinymistral.commands.golden_suites import find_suite
-from tinymistral.golden.checking.candidate import open_candidate
-from tinymistral.golden.checking.verdicts import INCOMPARABLE, Compared, exit_code
+from tinymistral.golden.compare.candidate import open_candidate
+from tinymistral.golden.compare.verdicts import INCOMPARABLE, Compared, exit_code
 from tinymistral.golden.diagnosing.diagnosis import Diagnosis, diagnose
 from tinymistral.golden.diagnosing.gathering import gather
 from tinymistral.golden.diagnosing.predicting import Predictions
 from tinymistral.golden.diagnosing.suspects import FORWARD, SAMPLING, TEXTS
 from tinymistral.golden.diagnosing.telling import as_fields, as_text
 from tinymistral.golden.manifest import TEXTS as TEXT_KINDS
+from tinymistral.golden.run.tinymistral import open_vocabulary
 from tinymistral.golden.suite import Suite
-from tinymistral.golden.vectors.running import open_vocabulary
-from tinymistral.plugins import one_line
+from tinymistral.text import one_line
 
 # What is diagnosed by itself: the kinds of cases, and the suspects.
 ABOUT = {

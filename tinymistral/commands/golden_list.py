@@ -7,8 +7,8 @@ import json
 
 from tinymistral.commands.console import write
 from tinymistral.commands.golden_suites import find_suite
-from tinymistral.golden.checking.places import in_order
-from tinymistral.plugins import one_line
+from tinymistral.golden.compare.places import in_order
+from tinymistral.text import one_line
 
 
 def run(options: argparse.Namespace) -> None:

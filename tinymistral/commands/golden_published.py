@@ -8,9 +8,9 @@ import numpy as np
 
 from tinymistral.commands.console import interruptible, write
 from tinymistral.commands.opening import open_checkpoint
-from tinymistral.golden.checking.npy import read_npy
+from tinymistral.golden.files import read_npy
 from tinymistral.golden.published_numbers import check_logits, check_model, read_published
-from tinymistral.plugins import one_line
+from tinymistral.text import one_line
 
 
 def run(options: argparse.Namespace) -> int:

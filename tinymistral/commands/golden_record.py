@@ -7,9 +7,8 @@ import sys
 
 from tinymistral.commands.console import Progress, interruptible, write
 from tinymistral.commands.prompts import read_text
-from tinymistral.golden.recording.record import record
-from tinymistral.golden.recording.recorder import Request
-from tinymistral.plugins import one_line
+from tinymistral.golden.record.recorder import Request, record
+from tinymistral.text import one_line
 from tinymistral.tokenizer import MistralTokenizer
 
 

@@ -10,11 +10,20 @@ from pathlib import Path
 
 from tinymistral.commands.console import Progress, interruptible, write
 from tinymistral.commands.golden_suites import find_suite
-from tinymistral.golden.adapters import Adapter, CannotRun, Results, Settings, open_adapter
-from tinymistral.golden.dumping import FAILED, WRITTEN, Outcome, dump
-from tinymistral.golden.external import open_external
+from tinymistral.golden.models import open_external
+from tinymistral.golden.run import (
+    FAILED,
+    WRITTEN,
+    Adapter,
+    CannotRun,
+    Outcome,
+    Results,
+    Settings,
+    dump,
+    open_adapter,
+)
 from tinymistral.golden.suite import Case, Model, Suite
-from tinymistral.plugins import one_line
+from tinymistral.text import one_line
 
 
 class RunProgress(Progress):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from tinymistral.checkpoint import find_checkpoint
 from tinymistral.commands.console import say
 from tinymistral.conversation import is_instruct
-from tinymistral.model import MistralForCausalLM
+from tinymistral.files.hub import find_checkpoint
+from tinymistral.heads import MistralForCausalLM
 from tinymistral.tokenizer import MistralTokenizer
 
 

@@ -6,3 +6,5 @@
 `models.py` the cases that they are tried on, `bounds.py` and `propagation.py` how far rounding may
 move a result, and `stagewise.py` the check of a forward pass, stage by stage.
 """
+
+BEFORE_SNIPPET = "To reproduce it:"  # in a failure, before the code that does

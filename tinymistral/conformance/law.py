@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import tinymistral.conformance
 from tinymistral.backend import DTYPES, Backend
-from tinymistral.conformance.pytest_plugin import BEFORE_SNIPPET
+from tinymistral.conformance import BEFORE_SNIPPET
 
 SETTINGS = settings(
     deadline=None,

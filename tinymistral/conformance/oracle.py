@@ -28,7 +28,8 @@ def linear(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     out = np.zeros((*x.shape[:-1], len(weight)), dtype=np.float64)
     for token in np.ndindex(x.shape[:-1]):
         for m in range(len(weight)):
-            out[(*token, m)] = np.dot(x[token], weight[m])
+            output = (*token, m)
+            out[output] = np.dot(x[token], weight[m])
     return out
 
 

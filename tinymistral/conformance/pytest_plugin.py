@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tinymistral.conformance import BEFORE_SNIPPET
+
 if TYPE_CHECKING:
     from tinymistral.backend import Backend
 
 HEADING = "tinymistral conformance"
-BEFORE_SNIPPET = "To reproduce it:"
 NO_HYPOTHESIS = 'the laws need hypothesis; install it with `pip install "tinymistral[conformance]"`'
 
 

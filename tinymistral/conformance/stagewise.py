@@ -133,7 +133,7 @@ class StageChecker:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the cached keys and values of a layer at positions (B, T): (B, T, K, d) each."""
         k, v = (self.backend.to_numpy(array) for array in cache.read(layer))
-        at = cache.read_positions()
+        at = cache.key_positions
         out = [
             np.zeros((*positions.shape, *array.shape[2:]), dtype=array.dtype) for array in (k, v)
         ]
@@ -147,7 +147,7 @@ class StageChecker:
         """Check that the next token of each row would see the expected tokens, and no others."""
         for n in range(self.config.num_hidden_layers):
             k, v = (self.backend.to_numpy(array) for array in cache.read(n))
-            at = cache.read_positions()
+            at = cache.key_positions
             for b, row in enumerate(expected.rows):
                 i = row[-1].position + 1 if row else 0
                 window = self.config.sliding_window

@@ -38,7 +38,7 @@ def test_the_cache_remembers_what_a_list_would(backend: Backend, case: Stream) -
         np.testing.assert_array_equal(values[real], v[real])
         expected.add(positions, keys[None], values[None])
         if any(expected.rows):
-            rings, at = cache.read(0), cache.read_positions()
+            rings, at = cache.read(0), cache.key_positions
             mix = backend.attention(on(backend, q), *rings, positions, at, tiny.window)
             out = backend.to_numpy(mix)
             keys, values, at = expected.read(0)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from tinymistral.files import read_json
-from tinymistral.model import MistralForCausalLM
+from tinymistral.heads import MistralForCausalLM
 from tinymistral.tokenizer import MistralTokenizer
 
 MISTRAL_7B = Path(__file__).parent / "published" / "mistral-7b-v0.1.json"

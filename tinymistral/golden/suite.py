@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from tinymistral.checkpoint.reading import read_file
 from tinymistral.demo import DEMO
 from tinymistral.files import parse_json, read_bytes, read_json
-from tinymistral.golden.contents import check_inputs
-from tinymistral.golden.hashing import sha256_of
+from tinymistral.files.safetensors import read_file
+from tinymistral.golden.files import sha256_of
 from tinymistral.golden.manifest import (
     IN_PACKAGE,
     TEXTS,
@@ -28,6 +27,7 @@ from tinymistral.golden.manifest import (
     Expected,
     Manifest,
     Model,
+    check_inputs,
     parse_manifest,
 )
 

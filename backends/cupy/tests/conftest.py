@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tinymistral_cupy.emulator import EmulatedBackend
-from tinymistral_cupy.emulator.cupy_stand_in import _card, _raw
-from tinymistral_cupy.emulator.machine import Launch
+from cuda_emulator.cupy_stand_in import _card, _raw
+from cuda_emulator.report import Launch
+from tinymistral_cupy import EmulatedBackend
 
 
 @pytest.fixture(autouse=True)

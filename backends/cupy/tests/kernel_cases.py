@@ -6,8 +6,8 @@ from functools import cache
 
 import pytest
 
+from cuda_emulator import cupy_stand_in as cp
 from tinymistral.conformance.cases import Attention
-from tinymistral_cupy.emulator import cupy_stand_in as cp
 from tinymistral_cupy.kernels import DTYPES, Kernels
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)

@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cuda_emulator import cupy_stand_in as cp
+from cuda_emulator.cupy_stand_in import _card
+from cuda_emulator.memory import REGION_BITS
 from tinymistral.conformance import oracle
 from tinymistral.conformance.bounds import (
     agree,
@@ -23,9 +26,6 @@ from tinymistral.conformance.bounds import (
 )
 from tinymistral.conformance.cases import Attention, filled, normal
 from tinymistral.numpy_backend import NUMPY_DTYPES
-from tinymistral_cupy.emulator import cupy_stand_in as cp
-from tinymistral_cupy.emulator.cupy_stand_in import _card
-from tinymistral_cupy.emulator.memory import REGION_BITS
 from tinymistral_cupy.kernels import Kernels
 
 EPS = 1e-5
@@ -68,25 +68,20 @@ def huge_cache(dtype: str, B: int, K: int, d: int) -> Any:
 
 
 def norms(kernels: Kernels, dtype: str, rows: int, D: int, offset: int = 0) -> None:
-    """x / sqrt(mean(x²) + eps) · weight, and the same of a sum that is rounded once."""
+    """x / sqrt(mean(x²) + eps) · weight."""
     weight = drawn(dtype, D, seed=3)
     for scale, eps in ((1, EPS), (1, 4.0), (2**8, EPS)):  # of the last, float16 holds no squares
-        x, y = (drawn(dtype, rows, D, seed=seed) for seed in (1, 2))
-        x *= x.dtype.type(scale)
-        on_card = [at_offset(array, offset) for array in (x, y, weight)]
+        x = drawn(dtype, rows, D, seed=1) * NUMPY_DTYPES[dtype].type(scale)
         exact = oracle.rms_norm(x, weight, eps)
-        out = kernels.rms_norm(on_card[0], on_card[2], eps).get()
-        agree(out, exact, rms_norm_error(exact, dtype), dtype)
-        total, out = (array.get() for array in kernels.add_rms_norm(*on_card, eps))
-        # NumPy's, and ml_dtypes', rounding is to the nearest even, so this is exact.
-        expected = (x.astype(np.float32) + y.astype(np.float32)).astype(x.dtype)
-        np.testing.assert_array_equal(total, expected)
-        exact = oracle.rms_norm(total, weight, eps)
+        out = kernels.rms_norm(at_offset(x, offset), at_offset(weight, offset), eps).get()
         agree(out, exact, rms_norm_error(exact, dtype), dtype)
 
 
 def roundings(kernels: Kernels, dtype: str) -> None:
-    """Sums are rounded to the nearest even, up to infinity, and NaN stays NaN: as NumPy does."""
+    """A float32 is rounded to the nearest even, up to infinity, and NaN stays NaN: as in NumPy.
+
+    `rope` of a pair (1, 0) gives cos, which can be any float32.
+    """
     kind = NUMPY_DTYPES[dtype]
     if kind.itemsize == 4:
         bits = np.random.default_rng(0).integers(0, 2**32, 4096).astype(np.uint32)
@@ -100,18 +95,20 @@ def roundings(kernels: Kernels, dtype: str) -> None:
             y = np.concatenate([last / 2, last / 3, x.astype(np.float32)]).astype(kind)
         x = np.tile(x, 3)
     with np.errstate(over="ignore", invalid="ignore"):
-        expected = (x.astype(np.float32) + y.astype(np.float32)).astype(kind)
-    # A GPU with -ftz=true has no subnormal float32: neither as an operand nor as a sum.
+        wide = x.astype(np.float32) + y.astype(np.float32)
+        expected = wide.astype(kind)
+    # A GPU with -ftz=true has no subnormal float32, neither as an operand nor as a result.
     tiny = np.finfo(np.float32).smallest_normal
     normals = np.ones(x.shape, dtype=bool)
     for array in (x, y, expected):
         size = np.abs(array.astype(np.float32))
         normals &= ~((size > 0) & (size < tiny))
-    arrays = [cp.asarray(array[normals].reshape(1, -1)) for array in (x, y, np.ones_like(x))]
-    total, _ = kernels.add_rms_norm(*arrays, EPS)
-    np.testing.assert_array_equal(
-        *(a.astype(np.float32) for a in (total.get()[0], expected[normals]))
-    )
+    cos = wide[normals].reshape(1, 1, -1)
+    pairs = np.stack([np.ones_like(cos), np.zeros_like(cos)], axis=2).astype(kind)
+    pairs = cp.asarray(pairs.reshape(1, 1, 1, -1))
+    out = kernels.rope(pairs, cp.asarray(cos), cp.asarray(np.zeros_like(cos))).get()
+    rounded = out[0, 0, 0, : cos.size]
+    np.testing.assert_array_equal(*(a.astype(np.float32) for a in (rounded, expected[normals])))
 
 
 def silu(kernels: Kernels, dtype: str, size: int, offset: int = 0) -> None:
@@ -155,49 +152,25 @@ def keeps_nan(kernels: Kernels, dtype: str) -> None:
 
 
 def writes(kernels: Kernels, dtype: str, T: int, S: int, K: int, d: int) -> None:
-    """`store` and `scatter` write their slots and nothing else; slot -1 is nowhere."""
+    """`scatter` writes its slots and nothing else; slot -1 is nowhere."""
     rng = np.random.default_rng(3)
     slots = np.stack([rng.permutation(max(S, T))[:T] for _ in range(2)])
     slots = np.where((slots >= S) | (rng.random(slots.shape) < 0.2), -1, slots)
-    positions = np.where(slots < 0, -1, np.arange(T) + 100)
-    k, v = (drawn(dtype, 2, T, K, d, seed=seed) for seed in (4, 5))
-    before = [drawn(dtype, 2, S, K, d, seed=seed) for seed in (6, 7)]
-
-    caches = [cp.asarray(array) for array in before]
-    kernels.scatter(caches[1], cp.asarray(slots), cp.asarray(v))
-    np.testing.assert_array_equal(caches[1].get(), oracle.scatter(before[1], slots, v))
-
-    caches = [cp.asarray(array) for array in before]
-    given = (cp.asarray(k), cp.asarray(v), *table(positions, d))
-    kernels.store(*given, *caches, cp.asarray(slots))
-    keys, values = (cache.get() for cache in caches)
-    exact = oracle.scatter(before[0], slots, oracle.rope(k, positions, THETA))
-    error = oracle.scatter(np.zeros(before[0].shape), slots, rope_error(k, positions, THETA, dtype))
-    agree(keys, exact, error, dtype)
-    untouched = oracle.scatter(np.ones(keys.shape), slots, np.zeros(k.shape)) == 1
-    np.testing.assert_array_equal(keys[untouched], before[0][untouched])
-    np.testing.assert_array_equal(values, oracle.scatter(before[1], slots, v))
+    new, before = drawn(dtype, 2, T, K, d, seed=5), drawn(dtype, 2, S, K, d, seed=7)
+    cache = cp.asarray(before)
+    kernels.scatter(cache, cp.asarray(slots), cp.asarray(new))
+    np.testing.assert_array_equal(cache.get(), oracle.scatter(before, slots, new))
 
 
-def writes_far(kernels: Kernels, dtype: str, what: str) -> None:
-    """`store` and `scatter` find a slot more than 2^31 numbers from the first."""
-    K, d, at = 8, 256, np.array([[100, -1, 101]])
-    k, v = (drawn(dtype, 1, 3, K, d, seed=seed) for seed in (1, 2))
-    k_cache, v_cache = (huge_cache(dtype, 1, K, d) for _ in range(2))
-    last = k_cache.shape[1] - 1
-    slots = np.array([[last, -1, 0]])
-    if what == "scatter":
-        kernels.scatter(v_cache, cp.asarray(slots), cp.asarray(v))
-    else:
-        given = (cp.asarray(k), cp.asarray(v), *table(at, d))
-        kernels.store(*given, k_cache, v_cache, cp.asarray(slots))
-        exact, error = oracle.rope(k, at, THETA), rope_error(k, at, THETA, dtype)
-        for slot, token in ((last, 0), (0, 2)):
-            out = k_cache[:, slot : slot + 1].get()
-            agree(out, exact[:, [token]], error[:, [token]], dtype)
+def writes_far(kernels: Kernels, dtype: str) -> None:
+    """`scatter` finds a slot more than 2^31 numbers from the first."""
+    K, d = 8, 256
+    new, cache = drawn(dtype, 1, 3, K, d, seed=2), huge_cache(dtype, 1, K, d)
+    last = cache.shape[1] - 1
+    kernels.scatter(cache, cp.asarray(np.array([[last, -1, 0]])), cp.asarray(new))
     for slot, token in ((last, 0), (0, 2)):
-        np.testing.assert_array_equal(v_cache[:, slot : slot + 1].get(), v[:, [token]])
-    assert not v_cache[:, 1:9].get().any() and not v_cache[:, last - 8 : last].get().any()
+        np.testing.assert_array_equal(cache[:, slot : slot + 1].get(), new[:, [token]])
+    assert not cache[:, 1:9].get().any() and not cache[:, last - 8 : last].get().any()
 
 
 # Tokens together

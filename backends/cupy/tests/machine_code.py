@@ -10,7 +10,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from tinymistral_cupy.emulator.compiler import Program
+from cuda_emulator.compiler import Program
 
 ENTRY = re.compile(
     r"Compiling entry function '(\w+)'.*?"

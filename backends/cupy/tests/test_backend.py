@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from cuda_emulator.cupy_stand_in import _card
 from tinymistral.conformance import oracle
 from tinymistral.conformance.cases import normal
-from tinymistral_cupy.emulator import EmulatedBackend
-from tinymistral_cupy.emulator.cupy_stand_in import _card
+from tinymistral_cupy import EmulatedBackend
 from tinymistral_cupy.uploads import Upload
 
 # Of a result of size 1 or so: what float32 sums and one rounding to the dtype lead to.
@@ -46,8 +46,6 @@ def test_operations_on_single_tokens_take_slices_with_gaps(backend):
     close(backend, backend.linear(x, matrix), oracle.linear(x_host, matrix_host))
     close(backend, backend.rms_norm(x, weight, 1e-5), oracle.rms_norm(x_host, weight_host, 1e-5))
     close(backend, backend.silu_mul(x, y), oracle.silu_mul(x_host, y_host))
-    total, _ = backend.add_rms_norm(x, y, weight, 1e-5)
-    close(backend, total, x_host.astype(np.float64) + y_host)
     np.testing.assert_array_equal(backend.to_numpy(x), x_host)
 
 
@@ -80,22 +78,11 @@ def test_keys_and_values_may_be_of_caches_with_other_numbers_of_slots(backend, r
 
 
 def test_caches_with_gaps_are_written_to_and_returned(backend):
-    slots, at = np.array([[1, 0], [-1, 2]]), np.array([[7, 8], [-1, 9]])
-    (k_cache, k_before), (v_cache, v_before) = (drawn(backend, 2, 4, 2, 8, seed=n) for n in (1, 2))
-    k_cache, v_cache, k_before, v_before = (
-        array[:, 1:] for array in (k_cache, v_cache, k_before, v_before)
-    )
-    (k, k_host), (v, v_host) = (drawn(backend, 2, 3, 2, 8, seed=n) for n in (3, 4))
-    k, v, k_host, v_host = k[:, :2], v[:, 1:], k_host[:, :2], v_host[:, 1:]
-    table = backend.rope_table(at, 1e4, 8)
-    keys, values = backend.store(k, v, table, (k_cache, v_cache), slots)
-    turned = oracle.rope(k_host, at, 1e4)
-    close(backend, keys, oracle.scatter(k_before, slots, turned))
-    np.testing.assert_array_equal(backend.to_numpy(values), oracle.scatter(v_before, slots, v_host))
-    written = backend.scatter(v_cache, slots, v)
-    np.testing.assert_array_equal(
-        backend.to_numpy(written), oracle.scatter(v_before, slots, v_host)
-    )
+    slots = np.array([[1, 0], [-1, 2]])
+    cache, before = (array[:, 1:] for array in drawn(backend, 2, 4, 2, 8, seed=1))
+    new, new_host = (array[:, 1:] for array in drawn(backend, 2, 3, 2, 8, seed=2))
+    written = backend.to_numpy(backend.scatter(cache, slots, new))
+    np.testing.assert_array_equal(written, oracle.scatter(before, slots, new_host))
 
 
 def test_keys_that_are_the_used_part_of_a_cache_are_not_copied(float16):

@@ -52,7 +52,7 @@ def test_the_same_text(dtype, prompts, tokens, window, chunk):
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_100", "sm_120"])
 def test_the_same_text_on_other_cards(arch, monkeypatch):
     """For which NVRTC writes other PTX, and which have more multiprocessors, or fewer."""
-    monkeypatch.setenv("TINYMISTRAL_EMULATED_ARCH", arch)
+    monkeypatch.setenv("CUDA_EMULATOR_ARCH", arch)
     case = ("float16", ["Once upon a time"], 6, 4, 3)
     assert told("cupy-emulated", *case) == told("numpy", *case)
 

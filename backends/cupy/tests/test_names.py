@@ -20,8 +20,8 @@ from signatures import signature
 from uses import uses_of_cupy
 
 import tinymistral_cupy
-from tinymistral_cupy.emulator import cupy_stand_in
-from tinymistral_cupy.emulator.cupy_stand_in import _functions, _raw
+from cuda_emulator import cupy_stand_in
+from cuda_emulator.cupy_stand_in import _array, _raw
 
 cupy = pytest.importorskip("cupy", reason="CuPy, whose names are checked, is not installed")
 
@@ -109,7 +109,7 @@ def test_attributes_of_a_device_are_cudas():
 OPERATORS = ("__call__", "__getitem__", "__add__")
 HANDED_OUT = [  # classes that functions return objects of
     ("RawKernel", _raw.RawKernel, cupy.RawKernel),
-    ("MemoryPool", _functions.MemoryPool, cupy.cuda.MemoryPool),
+    ("MemoryPool", _array.MemoryPool, cupy.cuda.MemoryPool),
 ]
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from planted_bugs import BUGS, CHECKS, Bug
 
-from tinymistral_cupy.emulator import cupy_stand_in as cp
-from tinymistral_cupy.emulator.faults import KernelFault
+from cuda_emulator import cupy_stand_in as cp
+from cuda_emulator.faults import KernelFault
 from tinymistral_cupy.kernels import SOURCE, Kernels
 
 FILES = ("mistral.cu", "kernels.py")

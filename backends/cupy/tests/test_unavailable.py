@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from cuda_emulator import compiler, cupy_stand_in
 from tinymistral.backend import BackendUnavailable
-from tinymistral_cupy import CupyBackend
+from tinymistral_cupy import CupyBackend, EmulatedBackend
 from tinymistral_cupy import backend as backend_module
-from tinymistral_cupy.emulator import EmulatedBackend, compiler, cupy_stand_in
 
 EXTRAS = 'pip install "tinymistral-cupy[cuda13]", or [cuda12]'
 
@@ -138,7 +138,7 @@ def test_what_the_compiler_says_is_passed_on(monkeypatch):
     monkeypatch.setattr(backend_module, "Kernels", broken)
     with pytest.raises(BackendUnavailable) as caught:
         EmulatedBackend("float32")
-    assert "CPU, emulating sm_90 NVRTC or cuBLAS fails: mistral.cu(1): error" in caught.value.reason
+    assert "CPU, emulating sm_90 NVRTC or cuBLAS fails: kernel.cu(1): error" in caught.value.reason
     assert "\n" not in caught.value.reason
     assert EXTRAS in caught.value.remedy
 
@@ -165,7 +165,21 @@ def test_without_cublas_it_is_said_at_once(monkeypatch):
 # The emulator
 
 
-def test_without_nvrtc_the_extra_is_named(monkeypatch):
+def test_without_the_emulator_it_says_where_it_is(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuda_emulator", None)
+    error = why_not(EmulatedBackend)
+    assert error.reason == "cuda-emulator is not installed"
+    assert "pip install ./backends/cuda-emulator" in error.remedy
+
+
+def test_an_architecture_that_the_emulator_does_not_know(monkeypatch):
+    monkeypatch.setenv("CUDA_EMULATOR_ARCH", "sm_086")
+    error = why_not(EmulatedBackend)
+    assert error.reason == "CUDA_EMULATOR_ARCH is 'sm_086'"
+    assert "sm_75, sm_80, sm_86, " in error.remedy
+
+
+def test_without_nvrtc_its_packages_are_named(monkeypatch):
     compiler._nvrtc.cache_clear()
     monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", None)
     try:
@@ -173,7 +187,7 @@ def test_without_nvrtc_the_extra_is_named(monkeypatch):
     finally:
         monkeypatch.undo()
         compiler._nvrtc.cache_clear()
-    assert 'pip install "tinymistral-cupy[emulator]"' in error.remedy
+    assert 'pip install "nvidia-cuda-nvrtc>=13,<14"' in error.remedy
 
 
 def test_the_emulator_says_what_it_is():
@@ -193,8 +207,8 @@ def in_a_new_process(*lines: str) -> str:
 
 def test_cupy_is_imported_when_it_is_asked_for():
     out = in_a_new_process(
-        "import sys, tinymistral_cupy, tinymistral_cupy.emulator",
-        "print(*(name for name in ('cupy', 'cuda') if name in sys.modules))",
+        "import sys, tinymistral_cupy",
+        "print(*(name for name in ('cupy', 'cuda', 'cuda_emulator') if name in sys.modules))",
     )
     assert out == "\n"
 

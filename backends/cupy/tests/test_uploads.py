@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tinymistral_cupy.emulator import cupy_stand_in as cp
-from tinymistral_cupy.emulator.cupy_stand_in._stream import Overwritten
+from cuda_emulator import cupy_stand_in as cp
+from cuda_emulator.cupy_stand_in._card import Overwritten
 from tinymistral_cupy.uploads import Upload
 
 IDS = [[1, 2, 3], [4, 5, 6], [7], [7], [2, 0, 2, 0, 9], [9, 8]]  # fewer, the same, and more

@@ -16,6 +16,7 @@ import numpy as np
 from tinymistral.backend import Array, Backend, BackendUnavailable
 from tinymistral_cupy.card import (
     INSTALL,
+    INSTALL_EMULATOR,
     OutOfMemoryInOneLine,
     check_card,
     check_room,
@@ -107,12 +108,6 @@ class CupyBackend(Backend):
         with self._memory:
             return self._kernels.rms_norm(self._whole(x), weight, eps)
 
-    def add_rms_norm(
-        self, x: Array, residual: Array, weight: Array, eps: float
-    ) -> tuple[Array, Array]:
-        with self._memory:
-            return self._kernels.add_rms_norm(self._whole(x), self._whole(residual), weight, eps)
-
     def silu_mul(self, gate: Array, up: Array) -> Array:
         with self._memory:
             return self._kernels.silu_mul(self._whole(gate), self._whole(up))
@@ -158,22 +153,34 @@ class CupyBackend(Backend):
             self._kernels.scatter(cache, self._slots(slots), self._whole(new))
             return cache
 
-    def store(
-        self, k: Array, v: Array, table: Table, cache: tuple[Array, Array], slots: np.ndarray
-    ) -> tuple[Array, Array]:
-        with self._memory:
-            k, v = self._whole(k), self._whole(v)
-            k_cache, v_cache = (self._whole(array) for array in cache)
-            self._kernels.store(k, v, *table, k_cache, v_cache, self._slots(slots))
-            return k_cache, v_cache
-
     def _whole(self, array: Array) -> Array:
         """Return the array as kernels take it: itself, or a copy if it is a slice with gaps."""
         return self._cp.ascontiguousarray(array)
 
 
+class EmulatedBackend(CupyBackend):
+    """The same code on cuda-emulator, which stands in for CuPy and runs the kernels on NumPy."""
+
+    name = "cupy-emulated"
+
+    @classmethod
+    def module(cls) -> Any:
+        """Return the stand-in for cupy; BackendUnavailable where the emulator cannot run."""
+        try:
+            import cuda_emulator
+            from cuda_emulator import cupy_stand_in
+        except ImportError:
+            raise BackendUnavailable("cuda-emulator is not installed", INSTALL_EMULATOR) from None
+        try:
+            cuda_emulator.compile_cuda("")
+            cupy_stand_in.cuda.runtime.getDeviceProperties(0)
+        except cuda_emulator.Unavailable as error:
+            raise BackendUnavailable(error.reason, error.remedy) from None
+        return cupy_stand_in
+
+
 def _rows_are_whole(array: Array) -> bool:
-    """Tell whether (B, S, K, d) is contiguous but for what may lie between its B rows."""
+    """Return whether (B, S, K, d) is contiguous, except for gaps between its B rows."""
     _, _, K, d = array.shape
     return array.strides[1:] == (K * d * array.itemsize, d * array.itemsize, array.itemsize)
 

@@ -11,6 +11,7 @@ OLDEST = 75  # compute capability 7.5, Turing: the oldest that CUDA 13 compiles 
 INSTALL = (
     'pip install "tinymistral-cupy[cuda13]", or [cuda12], whichever CUDA version `nvidia-smi` shows'
 )
+INSTALL_EMULATOR = "in the folder of tinymistral: pip install ./backends/cuda-emulator"
 WITHOUT = "or compute without a GPU, with --backend numpy or cupy-emulated"
 INSUFFICIENT_DRIVER = 35  # cudaErrorInsufficientDriver, also where there is no driver at all
 NO_DEVICE = 100  # cudaErrorNoDevice

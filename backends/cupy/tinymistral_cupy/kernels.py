@@ -71,10 +71,8 @@ class Occupancy:
 
 OCCUPANCY = {
     "rms_norm": Occupancy(THREADS, 64, 128, blocks=4, blocks_sm_75=4),
-    "add_rms_norm": Occupancy(THREADS, 64, 128, blocks=4, blocks_sm_75=4),
     "silu_mul": Occupancy(THREADS, 64, 0, blocks=4, blocks_sm_75=4),
     "rope": Occupancy(THREADS, 64, 0, blocks=4, blocks_sm_75=4),
-    "store_rotated": Occupancy(THREADS, 64, 0, blocks=4, blocks_sm_75=4),
     "scatter": Occupancy(THREADS, 64, 0, blocks=4, blocks_sm_75=4),
     "attention": Occupancy(256, 128, 42 * 1024, blocks=2, blocks_sm_75=1),
     "attention_split_4": Occupancy(128, 200, 17 * 1024, blocks=2, blocks_sm_75=2),
@@ -100,7 +98,8 @@ class Kernels:
             raise ValueError(f"dtype {dtype!r}: the kernels are for {', '.join(DTYPES)}")
         self._cp = cp
         self._dtype, self._number = DTYPES[dtype]
-        self._code = SOURCE.read_text(encoding="utf-8")
+        # NVRTC, and whoever says where an error is, call the source by this name.
+        self._code = f'#line 1 "{SOURCE.name}"\n{SOURCE.read_text(encoding="utf-8")}'
         self._modules: dict[tuple[int, int], Any] = {}
         self._functions: dict[tuple[str, int, int], Any] = {}
         self._multiprocessors = cp.cuda.Device().attributes["MultiProcessorCount"]
@@ -119,19 +118,6 @@ class Kernels:
             args = (x, weight, out, np.int32(D), np.float32(eps))
             self._launch("rms_norm", vector, (x.size // D,), _threads(D // vector), args)
         return out
-
-    def add_rms_norm(
-        self, x: Array, residual: Array, weight: Array, eps: float
-    ) -> tuple[Array, Array]:
-        """Return x + residual (..., D), rounded, and the norm of that; a block for each row."""
-        self._check(x=x, residual=residual, weight=weight)
-        total, out = (self._cp.empty(x.shape, dtype=x.dtype) for _ in range(2))
-        if x.size:
-            D = x.shape[-1]
-            vector = self._vector(D, x, residual, weight)
-            args = (x, residual, weight, total, out, np.int32(D), np.float32(eps))
-            self._launch("add_rms_norm", vector, (x.size // D,), _threads(D // vector), args)
-        return total, out
 
     def silu_mul(self, gate: Array, up: Array) -> Array:
         """Return silu(gate) · up, of any shape; a thread for each vector."""
@@ -156,28 +142,6 @@ class Kernels:
             args = (x, cos, sin, out, np.int32(H), np.int32(d // 2))
             self._launch("rope", vector, (B * T,), _threads(H * d // 2 // vector), args)
         return out
-
-    def store(
-        self,
-        k: Array,
-        v: Array,
-        cos: Array,
-        sin: Array,
-        k_cache: Array,
-        v_cache: Array,
-        slots: Array,
-    ) -> None:
-        """Rotate k (B, T, K, d), write it and v into slots (B, T) int64 of (B, S, K, d), in place.
-
-        Slot -1 writes nothing. A block for each token.
-        """
-        self._check(k=k, v=v, k_cache=k_cache, v_cache=v_cache)
-        if k.size:
-            B, T, K, d = k.shape
-            vector = self._vector(d // 2, k, v, cos, sin, k_cache, v_cache)
-            sizes = (np.int32(T), np.int32(k_cache.shape[1]), np.int32(K), np.int32(d // 2))
-            args = (k, v, cos, sin, k_cache, v_cache, slots, *sizes)
-            self._launch("store_rotated", vector, (B * T,), _threads(K * d // 2 // vector), args)
 
     def scatter(self, cache: Array, slots: Array, new: Array) -> None:
         """Write new (B, T, K, d) into slots (B, T) int64 of cache (B, S, K, d), in place.

@@ -152,26 +152,15 @@ __device__ float lanes_max(float x)
 
 // 2. A token by itself
 
-// x / sqrt(mean(x²) + eps) · weight for each row of D numbers; a block takes one row. With ADD the
-// row is x + residual, rounded as it is stored in `total`: the norm is of that.
-template <bool ADD>
-__device__ void norm(const storage* x, const storage* residual, const storage* weight,
-                     storage* total, storage* out, int D, float eps)
+// x / sqrt(mean(x²) + eps) · weight for each row of D numbers; a block takes one row.
+extern "C" __global__ void rms_norm(const storage* x, const storage* weight, storage* out, int D,
+                                    float eps)
 {
     const int64 row = (int64)blockIdx.x * D;
     float squares = 0;
     for (int column = threadIdx.x * VECTOR; column < D; column += blockDim.x * VECTOR) {
         float a[VECTOR];
         load(a, x + row + column);
-        if (ADD) {
-            float b[VECTOR];
-            load(b, residual + row + column);
-            for (int n = 0; n < VECTOR; n++) {
-                const storage sum = narrow(a[n] + b[n]);
-                a[n] = widen(sum);
-            }
-            store(total + row + column, a);  // rounds nothing a second time
-        }
         for (int n = 0; n < VECTOR; n++) squares += a[n] * a[n];
     }
 
@@ -184,27 +173,14 @@ __device__ void norm(const storage* x, const storage* residual, const storage* w
     for (int warp = 0; warp < blockDim.x / LANES; warp++) squares += sums[warp];
     const float scale = rsqrtf(squares / D + eps);
 
-    // A thread reads again what it read, or wrote, itself; that is still in the cache.
+    // A thread reads again what it read itself; that is still in the cache.
     for (int column = threadIdx.x * VECTOR; column < D; column += blockDim.x * VECTOR) {
         float a[VECTOR], w[VECTOR];
-        load(a, (ADD ? total : x) + row + column);
+        load(a, x + row + column);
         load(w, weight + column);
         for (int n = 0; n < VECTOR; n++) a[n] = a[n] * scale * w[n];
         store(out + row + column, a);
     }
-}
-
-extern "C" __global__ void rms_norm(const storage* x, const storage* weight, storage* out, int D,
-                                    float eps)
-{
-    norm<false>(x, nullptr, weight, nullptr, out, D, eps);
-}
-
-extern "C" __global__ void add_rms_norm(const storage* x, const storage* residual,
-                                        const storage* weight, storage* total, storage* out, int D,
-                                        float eps)
-{
-    norm<true>(x, residual, weight, total, out, D, eps);
 }
 
 // exp(x) is 2^(x · log2(e)): a power of 2 is what the hardware has.
@@ -226,54 +202,28 @@ extern "C" __global__ void silu_mul(const storage* gate, const storage* up, stor
 }
 
 
-// 3. Its position: rotation, and the way into the cache
+// 3. Its position, and the way into the cache
 
-// Turn pairs (m, m + d/2) of a head by the angles of its position, for VECTOR of m at once.
-__device__ void rotate(storage* to, const storage* from, const float* cos, const float* sin,
-                       int half, int m)
-{
-    float x[VECTOR], y[VECTOR], c[VECTOR], s[VECTOR];
-    load(x, from + m);
-    load(y, from + half + m);
-    load_floats(c, cos + m);
-    load_floats(s, sin + m);
-    float turned[VECTOR];
-    for (int n = 0; n < VECTOR; n++) turned[n] = x[n] * c[n] - y[n] * s[n];
-    store(to + m, turned);
-    for (int n = 0; n < VECTOR; n++) turned[n] = y[n] * c[n] + x[n] * s[n];
-    store(to + half + m, turned);
-}
-
-// x (tokens, heads, 2 · half) -> out; cos and sin (tokens, half). A block takes a token, a thread
-// VECTOR pairs at a time.
+// Rotate pairs (m, m + half) of each head by the angles of its position: x (tokens, heads, 2 · half)
+// -> out; cos and sin (tokens, half). A block takes a token, a thread VECTOR pairs at a time.
 extern "C" __global__ void rope(const storage* x, const float* cos, const float* sin, storage* out,
                                 int heads, int half)
 {
-    const int64 token = blockIdx.x, first = token * heads * 2 * half;
+    const int64 token = blockIdx.x;
     const int packs = half / VECTOR;  // of a half head
     for (int n = threadIdx.x; n < heads * packs; n += blockDim.x) {
-        const int head = n / packs * 2 * half, m = n % packs * VECTOR;
-        rotate(out + first + head, x + first + head, cos + token * half, sin + token * half, half,
-               m);
-    }
-}
-
-// Rotate new keys (B, T, K, d) and put them, and the values (B, T, K, d) as they are, into the
-// slots (B, T) of the caches (B, S, K, d); slot -1 is nowhere. A block takes a token.
-extern "C" __global__ void store_rotated(const storage* k, const storage* v, const float* cos,
-                                         const float* sin, storage* k_cache, storage* v_cache,
-                                         const int64* slots, int T, int S, int K, int half)
-{
-    const int64 token = blockIdx.x, slot = slots[token];
-    if (slot < 0) return;
-    const int64 from = token * K * 2 * half, to = ((int)token / T * (int64)S + slot) * K * 2 * half;
-    const int packs = half / VECTOR;
-    for (int n = threadIdx.x; n < K * packs; n += blockDim.x) {
-        const int head = n / packs * 2 * half, m = n % packs * VECTOR;
-        rotate(k_cache + to + head, k + from + head, cos + token * half, sin + token * half, half,
-               m);
-        copy(v_cache + to + head + m, v + from + head + m);
-        copy(v_cache + to + head + half + m, v + from + head + half + m);
+        const int m = n % packs * VECTOR;
+        const int64 first = token * heads * 2 * half + n / packs * 2 * half + m;
+        float a[VECTOR], b[VECTOR], c[VECTOR], s[VECTOR];
+        load(a, x + first);
+        load(b, x + first + half);
+        load_floats(c, cos + token * half + m);
+        load_floats(s, sin + token * half + m);
+        float rotated[VECTOR];
+        for (int i = 0; i < VECTOR; i++) rotated[i] = a[i] * c[i] - b[i] * s[i];
+        store(out + first, rotated);
+        for (int i = 0; i < VECTOR; i++) rotated[i] = b[i] * c[i] + a[i] * s[i];
+        store(out + first + half, rotated);
     }
 }
 

@@ -49,7 +49,7 @@ class EmbeddingScaled(NumpyBackend):
     """Embeddings are multiplied by sqrt(D), as Gemma's are."""
 
     def embedding(self, table: np.ndarray, ids: np.ndarray) -> np.ndarray:
-        return self._round(self._widen(table[ids]) * self._wide.type(table.shape[1] ** 0.5))
+        return self.round(self.widen(table[ids]) * self.compute_dtype.type(table.shape[1] ** 0.5))
 
 
 @mistake(
@@ -77,9 +77,9 @@ class SumsIn16Bits(NumpyBackend):
     """Dot products are added up in 16 bits: the longer they are, the less is left of them."""
 
     def linear(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        total = np.zeros((*x.shape[:-1], len(weight)), dtype=self._dtype)
+        total = np.zeros((*x.shape[:-1], len(weight)), dtype=self.activation_dtype)
         for n, column in enumerate(weight.T):
-            total = self._round(total + self._widen(x[..., n, None]) * self._widen(column))
+            total = self.round(total + self.widen(x[..., n, None]) * self.widen(column))
         return total
 
 
@@ -93,7 +93,7 @@ class Float64ByNameOnly(NumpyBackend):
     """float64 is computed in float32 and converted afterwards."""
 
     def linear(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        return self._round(NumpyBackend("float32").linear(x.astype(np.float32), weight))
+        return self.round(NumpyBackend("float32").linear(x.astype(np.float32), weight))
 
 
 @mistake(
@@ -165,6 +165,6 @@ class OneScaleForTheBatch(NumpyBackend):
     """
 
     def linear(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        wide = self._widen(x)
+        wide = self.widen(x)
         step = np.abs(wide).max() / 127
-        return super().linear(self._round(np.round(wide / step) * step), weight)
+        return super().linear(self.round(np.round(wide / step) * step), weight)

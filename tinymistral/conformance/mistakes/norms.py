@@ -19,9 +19,9 @@ class NormOverTheBatch(NumpyBackend):
     """All tokens are divided by one root mean square, taken over all axes."""
 
     def rms_norm(self, x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
-        wide = self._widen(x)
-        root = np.sqrt(np.square(wide).mean() + self._wide.type(eps))
-        return self._round(wide / root * self._widen(weight))
+        wide = self.widen(x)
+        root = np.sqrt(np.square(wide).mean() + self.compute_dtype.type(eps))
+        return self.round(wide / root * self.widen(weight))
 
 
 @mistake(
@@ -36,9 +36,9 @@ class EpsOutsideTheRoot(NumpyBackend):
     """
 
     def rms_norm(self, x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
-        wide = self._widen(x)
-        root = np.sqrt(np.square(wide).mean(axis=-1, keepdims=True)) + self._wide.type(eps)
-        return self._round(wide / root * self._widen(weight))
+        wide = self.widen(x)
+        root = np.sqrt(np.square(wide).mean(axis=-1, keepdims=True)) + self.compute_dtype.type(eps)
+        return self.round(wide / root * self.widen(weight))
 
 
 @mistake(
@@ -78,7 +78,7 @@ class MeanSubtracted(NumpyBackend):
     """The mean is subtracted first, as LayerNorm does."""
 
     def rms_norm(self, x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
-        wide = self._widen(x)
+        wide = self.widen(x)
         return super().rms_norm(wide - wide.mean(axis=-1, keepdims=True), weight, eps)
 
 
@@ -91,9 +91,9 @@ class SumOfSquares(NumpyBackend):
     """Vectors are scaled to length 1, not to mean square 1: they are too small by sqrt(D)."""
 
     def rms_norm(self, x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
-        wide = self._widen(x)
-        root = np.sqrt(np.square(wide).sum(axis=-1, keepdims=True) + self._wide.type(eps))
-        return self._round(wide / root * self._widen(weight))
+        wide = self.widen(x)
+        root = np.sqrt(np.square(wide).sum(axis=-1, keepdims=True) + self.compute_dtype.type(eps))
+        return self.round(wide / root * self.widen(weight))
 
 
 @mistake(
@@ -105,7 +105,7 @@ class NormWeightPlus1(NumpyBackend):
     """The norm is multiplied by 1 + weight, as Gemma's is."""
 
     def rms_norm(self, x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
-        return super().rms_norm(x, self._widen(weight) + self._wide.type(1), eps)
+        return super().rms_norm(x, self.widen(weight) + self.compute_dtype.type(1), eps)
 
 
 @mistake(
@@ -137,7 +137,7 @@ class NormRoundedBeforeItsWeight(NumpyBackend):
 
     def rms_norm(self, x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
         normed = super().rms_norm(x, np.ones_like(weight), eps)
-        return self._round(self._widen(normed) * self._widen(weight))
+        return self.round(self.widen(normed) * self.widen(weight))
 
 
 @mistake(
@@ -153,9 +153,9 @@ class SquaresIn16Bits(NumpyBackend):
     """
 
     def rms_norm(self, x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
-        mean = self._widen(np.square(x)).mean(axis=-1, keepdims=True)
-        root = np.sqrt(mean + self._wide.type(eps))
-        return self._round(self._widen(x) / root * self._widen(weight))
+        mean = self.widen(np.square(x)).mean(axis=-1, keepdims=True)
+        root = np.sqrt(mean + self.compute_dtype.type(eps))
+        return self.round(self.widen(x) / root * self.widen(weight))
 
 
 @mistake(
@@ -195,9 +195,9 @@ class GeluForSilu(NumpyBackend):
     """The activation is GELU, which is close to SiLU and not it."""
 
     def silu_mul(self, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-        gate = self._widen(gate)
+        gate = self.widen(gate)
         inner = (2 / np.pi) ** 0.5 * (gate + 0.044715 * gate**3)
-        return self._round(gate * (1 + np.tanh(inner)) / 2 * self._widen(up))
+        return self.round(gate * (1 + np.tanh(inner)) / 2 * self.widen(up))
 
 
 @mistake(
@@ -221,7 +221,7 @@ class SigmoidForSilu(NumpyBackend):
     """The gate is sigmoid(x) without the factor x, as in the first gated linear units."""
 
     def silu_mul(self, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-        return self._round(self._widen(up) / (1 + np.exp(-self._widen(gate))))
+        return self.round(self.widen(up) / (1 + np.exp(-self.widen(gate))))
 
 
 @mistake(
@@ -238,7 +238,7 @@ class SiluRoundedBeforeUp(NumpyBackend):
 
     def silu_mul(self, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
         silu = super().silu_mul(gate, np.ones_like(up))
-        return self._round(self._widen(silu) * self._widen(up))
+        return self.round(self.widen(silu) * self.widen(up))
 
 
 @mistake(
@@ -250,5 +250,5 @@ class SiluOverflows(NumpyBackend):
     """The sigmoid is exp(x) / (1 + exp(x)): inf / inf, NaN, for x past 88 in float32."""
 
     def silu_mul(self, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-        gate = self._widen(gate)
-        return self._round(gate * (np.exp(gate) / (1 + np.exp(gate))) * self._widen(up))
+        gate = self.widen(gate)
+        return self.round(gate * (np.exp(gate) / (1 + np.exp(gate))) * self.widen(up))

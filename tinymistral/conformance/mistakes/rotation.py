@@ -57,7 +57,7 @@ class RopeAnglesInFloat32(NumpyBackend):
     def rope_table(self, positions: np.ndarray, theta: float, d: int) -> Table:
         exponents = -np.arange(0, d, 2, dtype=np.float32) / np.float32(d)
         angles = positions.astype(np.float32)[..., None, None] * np.float32(theta) ** exponents
-        return np.cos(angles).astype(self._wide), np.sin(angles).astype(self._wide)
+        return np.cos(angles).astype(self.compute_dtype), np.sin(angles).astype(self.compute_dtype)
 
 
 @mistake(
@@ -86,7 +86,7 @@ class RopeIn16Bits(NumpyBackend):
 
     def rope_table(self, positions: np.ndarray, theta: float, d: int) -> Table:
         cos, sin = super().rope_table(positions, theta, d)
-        return self._widen(self._round(cos)), self._widen(self._round(sin))
+        return self.widen(self.round(cos)), self.widen(self.round(sin))
 
 
 @mistake(
@@ -172,7 +172,7 @@ class RopeStretched(NumpyBackend):
 
     def rope_table(self, positions: np.ndarray, theta: float, d: int) -> Table:
         cos, sin = super().rope_table(positions, theta, d)
-        return cos * self._wide.type(1.1), sin * self._wide.type(1.1)
+        return cos * self.compute_dtype.type(1.1), sin * self.compute_dtype.type(1.1)
 
 
 @mistake(

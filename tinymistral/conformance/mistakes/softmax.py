@@ -211,7 +211,10 @@ class OnlineSoftmaxNotRescaled(Textbook):
     """
 
     def exps(self, scores: np.ndarray, seen: np.ndarray) -> np.ndarray:
-        scores, out = np.where(seen, scores, -np.inf), np.zeros(scores.shape, dtype=self._wide)
+        scores, out = (
+            np.where(seen, scores, -np.inf),
+            np.zeros(scores.shape, dtype=self.compute_dtype),
+        )
         for start in range(0, scores.shape[-1], TILE):
             tile = np.s_[..., start : start + TILE]
             largest = scores[..., : start + TILE].max(axis=-1, keepdims=True)
@@ -259,7 +262,7 @@ class SoftmaxIn16Bits(Textbook):
     """Scores are rounded to 16 bits before exp: weights are off by percents."""
 
     def exps(self, scores: np.ndarray, seen: np.ndarray) -> np.ndarray:
-        return super().exps(self._widen(self._round(scores)), seen)
+        return super().exps(self.widen(self.round(scores)), seen)
 
 
 @mistake(

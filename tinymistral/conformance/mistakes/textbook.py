@@ -38,7 +38,7 @@ class Textbook(NumpyBackend):
     def mix(self, weights: np.ndarray, v: np.ndarray, seen: np.ndarray) -> np.ndarray:
         """Weigh what is seen of v (B, S, H, d) -> (B, T, H, d); 0 · NaN would be NaN."""
         B, T, _ = seen.shape
-        out = np.zeros((B, T, *v.shape[2:]), dtype=self._wide)
+        out = np.zeros((B, T, *v.shape[2:]), dtype=self.compute_dtype)
         for b, t in np.ndindex(B, T):
             slots = seen[b, t]
             out[b, t] = np.einsum("hs,shd->hd", weights[b, :, t][:, slots], v[b, slots])
@@ -53,7 +53,7 @@ class Textbook(NumpyBackend):
         window: int | None,
     ) -> np.ndarray:
         """Return the weights (B, H, T, S)."""
-        return self._round(self._weights(q, k, self._seen(q_positions, k_positions, window)))
+        return self.round(self._weights(q, k, self._seen(q_positions, k_positions, window)))
 
     def attention(
         self,
@@ -66,8 +66,8 @@ class Textbook(NumpyBackend):
     ) -> np.ndarray:
         """Return the mix (B, T, H, d)."""
         seen = self._seen(q_positions, k_positions, window)
-        v = self.repeat(self._widen(v), q.shape[2])
-        return self._round(self.mix(self._weights(q, k, seen), v, seen))
+        v = self.repeat(self.widen(v), q.shape[2])
+        return self.round(self.mix(self._weights(q, k, seen), v, seen))
 
     def _seen(
         self, q_positions: np.ndarray, k_positions: np.ndarray, window: int | None
@@ -76,6 +76,6 @@ class Textbook(NumpyBackend):
         return np.broadcast_to(seen, (*q_positions.shape, k_positions.shape[1]))
 
     def _weights(self, q: np.ndarray, k: np.ndarray, seen: np.ndarray) -> np.ndarray:
-        k = self.repeat(self._widen(k), q.shape[2])
-        scores = np.einsum("bthd,bshd->bhts", self._widen(q), k) * self.scale(*q.shape[2:])
+        k = self.repeat(self.widen(k), q.shape[2])
+        scores = np.einsum("bthd,bshd->bhts", self.widen(q), k) * self.scale(*q.shape[2:])
         return self.softmax(scores, seen[:, None])

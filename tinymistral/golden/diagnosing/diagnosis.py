@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
 
-from tinymistral.golden.checking.comparing import compare_case
+from tinymistral.golden.compare.cases import compare_case
 from tinymistral.golden.diagnosing.evidence import Evidence, Fit
 from tinymistral.golden.diagnosing.evidence_of_texts import TextEvidence
 from tinymistral.golden.diagnosing.predicting import Predictions

@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tinymistral.golden.checking.closeness import own_dtype
-from tinymistral.golden.checking.comparing import what_counts
-from tinymistral.golden.checking.orders import all_in_halves, is_raw
-from tinymistral.golden.checking.verdicts import AGREES, DIFFERS, UNPROVEN, Compared, Part
+from tinymistral.golden.compare.cases import what_counts
+from tinymistral.golden.compare.layouts import all_in_halves, is_raw
+from tinymistral.golden.compare.tensors import own_dtype
+from tinymistral.golden.compare.verdicts import AGREES, DIFFERS, UNPROVEN, Compared, Part
 from tinymistral.golden.diagnosing.judged import Judged
 from tinymistral.golden.diagnosing.lengths import of_another_length
 from tinymistral.golden.diagnosing.predicting import Predictions
 from tinymistral.golden.diagnosing.rounding import ROUNDED
 from tinymistral.golden.diagnosing.suspects.suspect import Suspect
-from tinymistral.golden.making.tolerances import FACTOR
+from tinymistral.golden.rounding import FACTOR
 from tinymistral.golden.suite import Arrays, Case
-from tinymistral.stages import STAGES
+from tinymistral.tap import STAGES
 
 Numbers = Mapping[str, np.ndarray]
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tinymistral.golden.checking.texts import ANSWERS, ASKED, key
-from tinymistral.golden.checking.verdicts import DIFFERS, Compared, Part
+from tinymistral.golden.compare.texts import ANSWERS, ASKED, key
+from tinymistral.golden.compare.verdicts import DIFFERS, Compared, Part
 from tinymistral.golden.diagnosing.evidence import COSTS, Fit
 from tinymistral.golden.diagnosing.judged import Judged
 from tinymistral.golden.diagnosing.predicting import Predictions

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tinymistral.golden.checking.candidate import Candidate
-from tinymistral.golden.checking.comparing import compare_case
-from tinymistral.golden.checking.verdicts import Compared
+from tinymistral.golden.compare.candidate import Candidate
+from tinymistral.golden.compare.cases import compare_case
+from tinymistral.golden.compare.verdicts import Compared
 from tinymistral.golden.diagnosing.evidence import Evidence
 from tinymistral.golden.diagnosing.evidence_of_texts import TextEvidence
 from tinymistral.golden.diagnosing.predicting import Predictions
 from tinymistral.golden.manifest import TEXTS
 from tinymistral.golden.suite import Case
-from tinymistral.plugins import one_line
+from tinymistral.text import one_line
 
 LARGEST = 20_000_000  # weights of a model
 

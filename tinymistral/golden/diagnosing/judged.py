@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tinymistral.golden.checking.verdicts import DIFFERS, Part
+from tinymistral.golden.compare.verdicts import DIFFERS, Part
 
 
 class Judged:

@@ -13,8 +13,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from tinymistral.golden.checking.places import axes_of
-from tinymistral.golden.checking.verdicts import DIFFERS, INCOMPARABLE, Compared, Part
+from tinymistral.golden.compare.places import axes_of
+from tinymistral.golden.compare.verdicts import DIFFERS, INCOMPARABLE, Compared, Part
 from tinymistral.golden.suite import Arrays, Case
 
 Numbers = Mapping[str, np.ndarray]

@@ -16,11 +16,10 @@ from tinymistral.config import MistralConfig
 from tinymistral.golden.diagnosing.rounding import ROUNDED
 from tinymistral.golden.diagnosing.suspects.knowing import Knowing
 from tinymistral.golden.diagnosing.suspects.suspect import Suspect, Undo
-from tinymistral.golden.running import run_case
+from tinymistral.golden.models import read_model
+from tinymistral.golden.run.tinymistral import open_vocabulary, run_case
 from tinymistral.golden.suite import Arrays, Case, Suite
-from tinymistral.golden.vectors.running import open_vocabulary
-from tinymistral.golden.weights import read_model
-from tinymistral.model import MistralForCausalLM
+from tinymistral.heads import MistralForCausalLM
 from tinymistral.numpy_backend import NumpyBackend
 from tinymistral.tokenizer import MistralTokenizer
 

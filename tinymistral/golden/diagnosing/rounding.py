@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinymistral.golden.diagnosing.suspects.suspect import Suspect
-from tinymistral.golden.making.elsewhere import CHOICES, TRANSFORMERS, Elsewhere
+from tinymistral.golden.rounding import CHOICES, TRANSFORMERS, Elsewhere
 from tinymistral.numpy_backend import NUMPY_DTYPES
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tinymistral.golden.checking.closeness import DTYPES
-from tinymistral.golden.checking.places import in_order
-from tinymistral.golden.checking.texts import shown
-from tinymistral.golden.checking.verdicts import Part, finite
+from tinymistral.golden.compare.places import in_order
+from tinymistral.golden.compare.tensors import DTYPES
+from tinymistral.golden.compare.texts import shown
+from tinymistral.golden.compare.verdicts import Part, finite
 from tinymistral.golden.diagnosing.depending import depends_on
 from tinymistral.golden.diagnosing.diagnosis import Diagnosis, Explanation, Given
 from tinymistral.golden.diagnosing.evidence_of_texts import TextEvidence

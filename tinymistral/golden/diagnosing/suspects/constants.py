@@ -55,7 +55,7 @@ class SiluForgotten(NumpyBackend):
     """The feed-forward network multiplies gate by up, with no activation."""
 
     def silu_mul(self, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-        return self._round(self._widen(gate) * self._widen(up))
+        return self.round(self.widen(gate) * self.widen(up))
 
 
 @suspect("relu-for-silu", fix="The activation is silu(x) = x / (1 + exp(-x)), also called swish.")
@@ -63,7 +63,7 @@ class ReluForSilu(NumpyBackend):
     """The activation is ReLU, max(x, 0)."""
 
     def silu_mul(self, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-        return self._round(np.maximum(self._widen(gate), 0) * self._widen(up))
+        return self.round(np.maximum(self.widen(gate), 0) * self.widen(up))
 
 
 @suspect(
@@ -74,6 +74,8 @@ class ExactGeluForSilu(NumpyBackend):
     """The activation is GELU by its definition, x · Φ(x), not by tanh; and it is not SiLU."""
 
     def silu_mul(self, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-        wide = self._widen(gate)
-        erf = np.array([math.erf(x / 2**0.5) for x in wide.ravel().tolist()], dtype=self._wide)
-        return self._round(wide * (1 + erf.reshape(wide.shape)) / 2 * self._widen(up))
+        wide = self.widen(gate)
+        erf = np.array(
+            [math.erf(x / 2**0.5) for x in wide.ravel().tolist()], dtype=self.compute_dtype
+        )
+        return self.round(wide * (1 + erf.reshape(wide.shape)) / 2 * self.widen(up))

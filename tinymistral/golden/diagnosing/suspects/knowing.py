@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from tinymistral.config import MistralConfig
-from tinymistral.golden.running import calls_of
-from tinymistral.model import MistralForCausalLM
+from tinymistral.golden.calls import calls_of
+from tinymistral.heads import MistralForCausalLM
 from tinymistral.numpy_backend import NumpyBackend
 
 

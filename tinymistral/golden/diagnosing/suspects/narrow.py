@@ -81,17 +81,17 @@ class SoftmaxSummedIn16Bits(Textbook):
 
     def softmax(self, scores: np.ndarray, seen: np.ndarray) -> np.ndarray:
         exps = self.exps(scores, seen)
-        total = np.zeros(exps.shape[:-1], dtype=self._dtype)
+        total = np.zeros(exps.shape[:-1], dtype=self.activation_dtype)
         for s in range(exps.shape[-1]):
-            total = self._round(self._widen(total) + exps[..., s])
-        wide = self._widen(total)[..., None]
+            total = self.round(self.widen(total) + exps[..., s])
+        wide = self.widen(total)[..., None]
         return np.asarray(exps / np.where(wide == 0, 1, wide))
 
     def mix(self, weights: np.ndarray, v: np.ndarray, seen: np.ndarray) -> np.ndarray:
         B, H, T, S = weights.shape
-        out = np.zeros((B, T, H, v.shape[-1]), dtype=self._dtype)
+        out = np.zeros((B, T, H, v.shape[-1]), dtype=self.activation_dtype)
         for s in range(S):
             part = weights[..., s].swapaxes(1, 2)[..., None] * v[:, s][:, None]
             part = np.where(seen[:, :, s, None, None], part, 0)
-            out = self._round(self._widen(out) + part)
+            out = self.round(self.widen(out) + part)
         return out

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from tinymistral.golden.calls import text_of
 from tinymistral.golden.diagnosing.suspects.suspect import Results, Undo, suspect
-from tinymistral.golden.making.calls import text_of
 from tinymistral.golden.manifest import Case
 
 Arrays = Mapping[str, np.ndarray]

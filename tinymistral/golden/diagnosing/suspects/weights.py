@@ -7,7 +7,7 @@ import dataclasses
 import ml_dtypes
 import numpy as np
 
-from tinymistral.checkpoint.raw import pair_rows, rotate_halves
+from tinymistral.checkpoint.tensors import pair_rows, rotate_halves
 from tinymistral.config import MistralConfig
 from tinymistral.golden.diagnosing.suspects.suspect import suspect
 from tinymistral.golden.manifest import Model

@@ -1,0 +1,27 @@
+"""CUDA kernels on NumPy: NVRTC compiles them to PTX, which is interpreted under checks.
+
+`compile_cuda` and `parse` make a `Kernel` of a CUDA source; `launch` runs it on a `Memory`, or
+raises the `KernelFault` that it commits. `cuda_emulator.cupy_stand_in` does the same behind the
+names of CuPy.
+"""
+
+from cuda_emulator.compiler import CompileError, Unavailable, compile_cuda
+from cuda_emulator.faults import KernelFault
+from cuda_emulator.machine import launch
+from cuda_emulator.memory import Memory, Span
+from cuda_emulator.ptx import parse
+from cuda_emulator.report import Launch, collecting, report
+
+__all__ = [
+    "CompileError",
+    "KernelFault",
+    "Launch",
+    "Memory",
+    "Span",
+    "Unavailable",
+    "collecting",
+    "compile_cuda",
+    "launch",
+    "parse",
+    "report",
+]

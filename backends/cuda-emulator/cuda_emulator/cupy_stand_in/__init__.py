@@ -1,0 +1,32 @@
+"""What the backend uses of the module cupy, on NumPy and the PTX interpreter, and strict.
+
+It has only names that cupy has, and refuses what cupy refuses, or what is wrong there without
+being told: NumPy arrays among its own, implicit conversion to NumPy, arrays with gaps as kernel
+arguments, matrix products of more than two dimensions. New memory holds NaN, never zeros.
+"""
+
+from cuda_emulator.cupy_stand_in import cuda
+from cuda_emulator.cupy_stand_in._array import (
+    asarray,
+    ascontiguousarray,
+    empty,
+    get_default_memory_pool,
+    matmul,
+    ndarray,
+    take,
+    zeros,
+)
+from cuda_emulator.cupy_stand_in._raw import RawModule
+
+__all__ = [
+    "RawModule",
+    "asarray",
+    "ascontiguousarray",
+    "cuda",
+    "empty",
+    "get_default_memory_pool",
+    "matmul",
+    "ndarray",
+    "take",
+    "zeros",
+]

@@ -1,0 +1,161 @@
+"""The card that is pretended to be there: its architecture, its memory, and what of it is used."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from dataclasses import dataclass
+
+import numpy as np
+
+from cuda_emulator.compiler import Unavailable
+from cuda_emulator.memory import Memory
+
+VARIABLE = "CUDA_EMULATOR_ARCH"
+DEFAULT = "sm_90"
+
+# What new memory holds: NaN in float16, bfloat16, float32 and float64, and far out as an integer.
+GARBAGE = np.frombuffer(b"\xc1\x7f", dtype=np.uint16)[0]
+
+SHARED_BYTES = 48 * 1024  # of a block on any card, unless its kernel opts in to more
+MOST_THREADS = 1024  # of a block
+
+
+@dataclass(frozen=True)
+class Model:
+    """Of cards of one architecture: multiprocessors, and most shared memory of a block, opted in.
+
+    The latter is from the table of compute capabilities in the CUDA C++ Programming Guide.
+    """
+
+    multiprocessors: int
+    shared_bytes: int
+
+
+MODELS = {
+    "sm_75": Model(40, 64 * 1024),
+    "sm_80": Model(108, 163 * 1024),
+    "sm_86": Model(84, 99 * 1024),
+    "sm_87": Model(16, 163 * 1024),
+    "sm_89": Model(128, 99 * 1024),
+    "sm_90": Model(132, 227 * 1024),
+    "sm_100": Model(148, 227 * 1024),
+    "sm_103": Model(160, 227 * 1024),
+    "sm_120": Model(170, 99 * 1024),
+    "sm_121": Model(48, 99 * 1024),
+}
+
+
+def arch() -> str:
+    """Return the architecture, such as "sm_90", that CUDA_EMULATOR_ARCH says."""
+    name = os.environ.get(VARIABLE) or DEFAULT
+    if name not in MODELS:
+        known = ", ".join(MODELS)
+        raise Unavailable(f"{VARIABLE} is {name!r}", f"unset it, or choose one of {known}")
+    return name
+
+
+def capability() -> int:
+    """Return the same as a number: 90."""
+    return int(arch().removeprefix("sm_"))
+
+
+def model() -> Model:
+    """Return what such a card has."""
+    return MODELS[arch()]
+
+
+class Card:
+    """Memory that is handed out in blocks, and counted.
+
+    Attributes: `memory`, that of the interpreter; `total` bytes; `used` bytes of blocks that are
+    alive; `allocations` so far.
+    """
+
+    def __init__(self, total: int):
+        """Begin with all of it free."""
+        self.memory = Memory()
+        self.total = total
+        self.used = 0
+        self.allocations = 0
+
+    def free(self, address: int, nbytes: int) -> None:
+        """Take a block back."""
+        self.memory.free(address)
+        self.used -= nbytes
+
+
+class Block:
+    """An allocation: its `address`, its `size`, and its `bytes` on the host; freed when it dies."""
+
+    def __init__(self, card: Card, nbytes: int):
+        """Allocate; the caller has seen that there is room."""
+        self.size = nbytes
+        card.allocations += 1
+        if nbytes == 0:  # as on a GPU: no memory, and the address 0
+            self.address, self.bytes = 0, np.empty(0, dtype=np.uint8)
+            return
+        self.address = card.memory.allocate(nbytes)
+        self.bytes = card.memory.bytes(self.address, nbytes)
+        self.bytes[: nbytes // 2 * 2].view(np.uint16)[:] = GARBAGE
+        card.used += nbytes
+        weakref.finalize(self, card.free, self.address, nbytes).atexit = False
+
+
+CARD = Card(total=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+# The one stream: copies that a card may still be making while the host goes on
+#
+# A copy from pinned memory is under way until the host has waited for it: by an event that was
+# recorded after it, or by asking for numbers that came later. Here it is made at once, and its
+# source must not change until then: a card may read it at any time.
+
+
+class Overwritten(RuntimeError):  # noqa: N818, named for what happened
+    """The host wrote to pinned memory that a copy may not have read yet."""
+
+
+class PinnedMemory(bytearray):
+    """Memory on the host that copies read while the host goes on."""
+
+
+class Stream:
+    """The order of copies: how many began, and those of them that may be under way."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self._under_way: list[tuple[int, np.ndarray, bytes]] = []  # number, source, what it held
+
+    def copy(self, target: np.ndarray, source: np.ndarray) -> None:
+        """Copy from the host; from pinned memory, this is under way from now on."""
+        self.check()
+        target[...] = source
+        self.begun += 1
+        if _pinned(source):
+            self._under_way.append((self.begun, source, source.tobytes()))
+
+    def wait(self, number: int | None = None) -> None:
+        """Let the host wait for the first so many copies, or all; Overwritten as `check` says."""
+        self.check()
+        last = self.begun if number is None else number
+        self._under_way = [copy for copy in self._under_way if copy[0] > last]
+
+    def check(self) -> None:
+        """Raise Overwritten, once, if the source of a copy under way has changed."""
+        if any(source.tobytes() != held for _, source, held in self._under_way):
+            self._under_way = []
+            raise Overwritten(
+                "pinned memory was written to while it may be copied; wait first, by "
+                "synchronize() of an event that is recorded after the copy"
+            )
+
+
+def _pinned(array: np.ndarray) -> bool:
+    base = array
+    while isinstance(base, np.ndarray) and base.base is not None:
+        base = base.base
+    return isinstance(base.obj if isinstance(base, memoryview) else base, PinnedMemory)
+
+
+STREAM = Stream()

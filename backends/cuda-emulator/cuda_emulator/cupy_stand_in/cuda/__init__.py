@@ -1,0 +1,70 @@
+"""The stand-in's `cupy.cuda`: one device, and what a program waits with."""
+
+from __future__ import annotations
+
+from cuda_emulator.cupy_stand_in import _card
+from cuda_emulator.cupy_stand_in._card import STREAM, PinnedMemory
+from cuda_emulator.cupy_stand_in.cuda import compiler, memory, runtime
+from cuda_emulator.cupy_stand_in.cuda.memory import MemoryPointer, alloc
+
+__all__ = [
+    "Device",
+    "Event",
+    "MemoryPointer",
+    "alloc",
+    "alloc_pinned_memory",
+    "compiler",
+    "memory",
+    "runtime",
+]
+
+PAGE = 512  # CuPy rounds what it allocates up to a multiple
+
+
+class Device:
+    """The card that is pretended to be there."""
+
+    id = 0
+    cublas_handle = 1
+
+    @property
+    def compute_capability(self) -> str:
+        """Such as "90"."""
+        return str(_card.capability())
+
+    @property
+    def mem_info(self) -> tuple[int, int]:
+        """Bytes that are free, and bytes that there are."""
+        return _card.CARD.total - _card.CARD.used, _card.CARD.total
+
+    @property
+    def attributes(self) -> dict[str, int]:
+        """What kernels are launched by, under CUDA's names."""
+        return {
+            "MultiProcessorCount": _card.model().multiprocessors,
+            "MaxSharedMemoryPerBlock": _card.SHARED_BYTES,
+            "MaxSharedMemoryPerBlockOptin": _card.model().shared_bytes,
+            "MaxThreadsPerBlock": _card.MOST_THREADS,
+            "WarpSize": 32,
+        }
+
+
+class Event:
+    """A mark in the order of copies, to wait for those before it."""
+
+    def __init__(self, *, disable_timing: bool = False):
+        """Make one that stands before all."""
+        self._copies = 0
+
+    def record(self) -> None:
+        """Stand after what was asked for until now."""
+        self._copies = STREAM.begun
+
+    def synchronize(self) -> None:
+        """Wait for what was asked for before `record`; Overwritten if a copy was disturbed."""
+        STREAM.wait(self._copies)
+
+
+def alloc_pinned_memory(size: int) -> PinnedMemory:
+    """Return memory on the host, with garbage in it, and perhaps more than was asked for."""
+    return PinnedMemory(b"\xc1" * (-(-size // PAGE) * PAGE))

@@ -1,0 +1,1 @@
+"""PTX translated to Python: `kernel.py` first; `writer.py` has what all instructions need."""

@@ -1,0 +1,164 @@
+"""A recording that is interrupted anywhere goes on, and comes to the same bytes.
+
+Every file of a recording is renamed to its place, so the moments before and after each renaming are
+all the states that there are; a process that ends itself there leaves what a killed one would.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+from cli_runner import good, refused, run
+from goldens import FIXTURES
+
+GQA = FIXTURES / "models" / "gqa"
+REQUEST = ("--ids", "21", "12", "9", "--new", "3", "--ways", "2", "--stages", "logits", "layers.*")
+RENAMED = 40  # files, in this recording
+
+KILLED = """\
+import os, sys
+from pathlib import Path
+from tinymistral.cli import main
+
+renamed, real = 0, Path.replace
+
+def replace(self, target):
+    global renamed
+    renamed += 1
+    if renamed == {n} and not {after}:
+        os._exit(9)
+    real(self, target)
+    if renamed == {n}:
+        os._exit(9)
+
+Path.replace = replace
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def command(out: Path, *more: str, model: Path = GQA) -> tuple[str, ...]:
+    return ("golden", "record", "--model", str(model), "-o", str(out / "suite"), *REQUEST, *more)
+
+
+def kill(out: Path, n: int, after: bool) -> None:
+    """Let a recording end at the n-th renaming, without any cleaning up."""
+    code = [sys.executable, "-c", KILLED.format(n=n, after=after)]
+    assert subprocess.run([*code, *command(out)], capture_output=True).returncode == 9
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a recording that nothing interrupts."""
+    out = tmp_path_factory.mktemp("whole")
+    renamed = []
+    real = Path.replace
+
+    def replace(self: Path, target: Path) -> None:
+        renamed.append(target)
+        real(self, target)
+
+    with patch.object(Path, "replace", replace):
+        good(*command(out))
+    assert len(renamed) == RENAMED, len(renamed)
+    return files(out)
+
+
+@pytest.mark.parametrize(("n", "after"), [(9, False), (19, True)])
+def test_killed_and_resumed(tmp_path: Path, whole: dict[str, bytes], n: int, after: bool) -> None:
+    kill(tmp_path, n, after)
+    good(*command(tmp_path))
+    assert files(tmp_path) == whole
+
+
+@pytest.mark.slow
+def test_killed_anywhere_and_resumed(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    for n in range(1, RENAMED + 1, 3):
+        out = tmp_path / str(n)
+        out.mkdir()
+        kill(out, n, bool(n % 2))
+        good(*command(out))
+        assert files(out) == whole, n
+
+
+@pytest.mark.slow
+def test_killed_again_and_again(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    """Each run gets four files further; nothing that is done is done twice."""
+    runs = 0
+    while subprocess.run(
+        [sys.executable, "-c", KILLED.format(n=5, after=True), *command(tmp_path)],
+        capture_output=True,
+    ).returncode:
+        runs += 1
+        assert runs < RENAMED
+    assert files(tmp_path) == whole
+
+
+class Stop(BaseException):
+    """What Ctrl-C and the end of a terminal come to."""
+
+
+@pytest.mark.slow
+def test_stopped_anywhere_and_resumed(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    real = Path.replace
+    for n in range(1, RENAMED + 1, 2):
+        left, out = n, tmp_path / str(n)
+
+        def replace(self: Path, target: Path) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                raise Stop
+            real(self, target)
+
+        with patch.object(Path, "replace", replace), pytest.raises(Stop):
+            run(*command(out))
+        assert not any(path.name.startswith(".") for path in out.rglob("*.*") if path.is_file())
+        good(*command(out))
+        assert files(out) == whole, n
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+    kill(tmp_path, 11, True)  # the manifest, job.json, and of three steps three files each
+    parts = tmp_path / "suite" / ".recording" / "prompt"
+    before = {path: path.stat().st_mtime_ns for path in parts.glob("0*")}
+    assert len(before) == 6
+    with patch("tinymistral.golden.record.files.Parts.remove"):
+        good(*command(tmp_path))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_file_that_is_half_there_does_not_count(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    kill(tmp_path, 12, False)
+    suite = tmp_path / "suite"
+    for path in (suite / "cases" / "prompt", suite / "manifest", suite / ".recording/prompt/0001"):
+        suffix = ".json" if path.name == "manifest" else ".safetensors"
+        path.with_name(f".{path.name}{suffix}.0123456789abcdef").write_bytes(b"half")
+    good(*command(tmp_path))
+    assert files(tmp_path) == whole
+
+
+@pytest.mark.parametrize(
+    ("more", "model"),
+    [(["--layers", "0"], "gqa"), (["--new", "4"], "gqa"), ([], "gqa copied")],
+)
+def test_another_recording_does_not_go_on_with_it(
+    tmp_path: Path, more: list[str], model: str
+) -> None:
+    kill(tmp_path, 12, True)
+    other = GQA
+    if model == "gqa copied":
+        other = tmp_path / "gqa"
+        other.mkdir()
+        for path in GQA.iterdir():
+            content = path.read_bytes()
+            flipped = content[:-1] + bytes([content[-1] ^ 1]) if "tensors" in path.name else content
+            (other / path.name).write_bytes(flipped)
+    error = refused(*command(tmp_path, *more, model=other))
+    assert "other arguments or another checkpoint" in error or "another checkpoint" in error

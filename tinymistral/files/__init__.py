@@ -1,0 +1,146 @@
+"""Files: what is read is checked, what is written appears whole or not at all.
+
+The modules beside this one read checkpoints' files to tensors; none knows of a configuration.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+JSON_LIMIT = 10_000_000  # bytes: an index of 100,000 tensors, a 7B model has 291
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*(?:([KMGT])(I?)B)?", re.ASCII)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, broken or not the one that its config describes.
+
+    Its message is one line: line breaks and control codes that a file contains are escaped.
+    """
+
+    def __init__(self, message: str):
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+
+
+def check_is_file(path: Path) -> None:
+    """Raise a ValueError, without the path in its message, unless it is a regular file."""
+    if path.is_file():
+        return
+    if path.exists():
+        raise ValueError("it is no regular file")  # a pipe would block, a device never end
+    if path.is_symlink():
+        raise ValueError("it is a symbolic link to a file that is not there")
+    raise ValueError("there is no such file")
+
+
+def is_named(path: Path) -> bool:
+    """Return whether a folder has an entry of this name; a link to nothing counts as one."""
+    return path.is_symlink() or path.exists()
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """Read a regular file of at most `limit` bytes; ValueError in one line for anything else."""
+    try:
+        check_is_file(path)
+        size = path.stat().st_size
+        if size > limit:
+            raise ValueError(f"it is {size} bytes, expected {limit} at most; download it again")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path}: cannot be read: {reason}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read the JSON object in a UTF-8 file; ValueError in one line for anything else."""
+    content = read_bytes(path, JSON_LIMIT)
+    try:
+        value = parse_json(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def parse_json(content: bytes) -> Any:
+    """Parse JSON in UTF-8 whose objects have each name once; ValueError or RecursionError."""
+    return json.loads(content.decode("utf-8"), object_pairs_hook=_without_duplicates)
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in unique:
+            raise ValueError(f"the name {name!r:.120} appears twice")
+        unique[name] = value
+    return unique
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object as Hugging Face does: two spaces, sorted keys, a final newline."""
+    with whole_file(path) as temporary:
+        text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Return a temporary name beside `path`, renamed to it on success and removed on failure.
+
+    A device or a pipe, such as /dev/stdout, is written to: renaming would replace it by a file.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        with TemporaryDirectory() as folder:
+            temporary = Path(folder, "whole")
+            yield temporary
+            with temporary.open("rb") as whole, path.open("wb") as device:
+                shutil.copyfileobj(whole, device)
+        return
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
+    temporary.open("xb").close()  # with the umask's permissions, unlike mkstemp
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it where they do not exist; ValueError if that fails."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ValueError(f"{path} is a file, expected a folder to write to") from None
+    except OSError as error:
+        raise ValueError(f"{path}: this folder cannot be made: {error.strerror}") from None
+
+
+def parse_size(size: int | str) -> int:
+    """Return a size in bytes, given so or as "5GB"; KB to TB are decimal, KiB to TiB binary.
+
+    The units are those of transformers' `max_shard_size`. Raises ValueError below one byte.
+    """
+    number: Any = size
+    if isinstance(size, str) and (match := _SIZE.fullmatch(size.strip().upper())):
+        value, unit, binary = match.groups()
+        power = " KMGT".index(unit or " ")
+        number = round(float(value) * (1024 if binary else 1000) ** power)
+    try:
+        number = 0 if isinstance(number, bool) else operator.index(number)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ValueError(
+            f"a size is {size!r:.60}, expected 1 byte or more, as a number or such as '5GB', '2GiB'"
+        )
+    return int(number)

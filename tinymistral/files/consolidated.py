@@ -1,0 +1,39 @@
+"""The files of a raw checkpoint, as Mistral publishes them, and which folders are one.
+
+params.json                 sizes and constants, under other names than config.json's
+consolidated.00.pth         the tensors, under other names, queries and keys in another order
+consolidated.safetensors    the same in the other format; if both are there, this is read
+tokenizer.model             or tokenizer.model.v1, .v2 or .v3
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from tinymistral.files import CheckpointError
+from tinymistral.files.pth import read_pth
+from tinymistral.files.safetensors import read_file
+
+CONFIG_FILE = "config.json"  # of a checkpoint in Hugging Face's format
+PARAMS_FILE = "params.json"
+SAFETENSORS_FILE = "consolidated.safetensors"
+PTH_FILE = "consolidated.00.pth"
+
+
+def is_raw(folder: Path) -> bool:
+    """Return whether a folder holds a raw checkpoint: it has a params.json and no config.json."""
+    return not (folder / CONFIG_FILE).exists() and (folder / PARAMS_FILE).is_file()
+
+
+def read_consolidated(folder: Path) -> dict[str, np.ndarray]:
+    """Map the tensors of a raw checkpoint as they are stored. Raises CheckpointError."""
+    if (folder / SAFETENSORS_FILE).exists():
+        return read_file(folder / SAFETENSORS_FILE)
+    if not (folder / PTH_FILE).exists():
+        raise CheckpointError(
+            f"{folder} has {PARAMS_FILE}, but no {PTH_FILE} and no {SAFETENSORS_FILE}; "
+            "download the weights too"
+        )
+    if (folder / "consolidated.01.pth").exists():
+        raise CheckpointError(f"{folder / PTH_FILE} is only a part; expected the weights in one")
+    return read_pth(folder / PTH_FILE)

@@ -1,0 +1,299 @@
+"""Reading a dump: what somebody's program computed of the cases of a suite.
+
+    FOLDER/CASE_ID.safetensors     tensors by the names of the case, such as calls.0.layers.0.q
+    FOLDER/CASE_ID/NAME.npy        the same, one file each
+    FOLDER/CASE_ID.json            of tokenizer and chat cases, in the form of the suite's
+    FILE.safetensors               all in one file, named CASE_ID/NAME
+
+Where a case has one call, `calls.0.` may be left out; in which orders numbers may be is told in
+`layouts.py`. Nothing of a dump is trusted: names are matched with those expected, shapes are held
+against the expected ones before there is room for numbers, and no file is read through a link that
+leads out of the folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinymistral.files import JSON_LIMIT, parse_json, read_bytes
+from tinymistral.files.safetensors import read_file
+from tinymistral.golden.compare import layouts
+from tinymistral.golden.compare.places import axes_of, shape_problem, token_too_many
+from tinymistral.golden.files import AnotherShapeError, read_npy, shape_of
+from tinymistral.golden.manifest import TEXTS, Case
+from tinymistral.golden.suite import Arrays, Suite
+from tinymistral.text import one_line
+
+MANIFEST = "manifest.json"
+RAW_TAKEN = "queries and keys are taken in the order of a raw checkpoint"
+COLUMNS_TAKEN = (
+    "attention weights are taken to have a column for each token of the input, padding too; the "
+    "suite has those of inputs.calls.N.key_positions"
+)
+
+Tensors = dict[str, np.ndarray]
+
+
+@dataclass
+class Given:
+    """What is given of one case."""
+
+    arrays: Tensors = field(default_factory=dict)  # by their expected names
+    longer: Tensors = field(default_factory=dict)  # those of a token too many or too few, as given
+    document: Any = None  # of tokenizer and chat cases
+    problems: dict[str, str] = field(default_factory=dict)  # expected name -> why it is no array
+    unknown: dict[str, str] = field(default_factory=dict)  # name -> the nearest expected one, or ""
+    layout: str = "hf"  # "raw": queries and keys were in the order of a raw checkpoint
+    notes: tuple[str, ...] = ()  # in which other orders it was given, in words
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A dump, whose files are read when they are asked for."""
+
+    path: Path
+    suite: Suite
+    layout: str  # "hf", "raw", or "auto": where the model is a raw checkpoint that which is nearer
+    files: Mapping[str, list[Path]]  # case id -> its files, or the folder of them
+    arrays: Mapping[str, Tensors]  # case id -> its tensors in a single file
+    unknown: Mapping[str, str]  # what is no case -> the nearest case id, or ""
+
+    @property
+    def cases(self) -> list[str]:
+        """The ids of the cases that are given, in the order of the suite."""
+        return [n for n in self.suite.manifest.cases if n in self.files or n in self.arrays]
+
+    def read(
+        self,
+        case: Case,
+        expected: Tensors | None = None,
+        inputs: Mapping[str, np.ndarray] | None = None,
+    ) -> Given:
+        """Read what is given of a case; `expected` and `inputs` spare reading what the suite has.
+
+        Raises ValueError, in one line, where a file cannot be read at all or holds nothing; what
+        is wrong with one tensor is among the `problems`.
+        """
+        if case.kind in TEXTS:
+            return Given(document=self._document(case))
+        arrays = Arrays(dict(inputs or {}), expected or {})
+        if expected is None or inputs is None:
+            arrays = self.suite.read(case)
+        given = Given()
+        for given_name, source in self._sources(case):
+            name = full_name(case, given_name, arrays.expected)
+            if name not in arrays.expected:
+                if not (is_of_a_cache(case, name) and 0 in self._shape(source)):
+                    given.unknown[given_name] = ""
+                continue
+            if name in given.arrays or name in given.problems:
+                raise ValueError(f"{self.path}: {case.id}: {name} is given twice")
+            self._take(given, case, name, source, arrays)
+        if not (given.arrays or given.problems or given.unknown):
+            raise ValueError(f"{self._where(case)}: there is no tensor in it")
+        short = [n.removeprefix("calls.0.") for n in arrays.expected] if case.calls == 1 else []
+        given.unknown = nearest(given.unknown, [*short, *arrays.expected])
+        self._settle(given, case, arrays)
+        return given
+
+    def _take(
+        self,
+        given: Given,
+        case: Case,
+        name: str,
+        source: np.ndarray | Path,
+        arrays: Arrays,
+    ) -> None:
+        """Take a tensor, or note why that cannot be."""
+        shapes = [arrays.expected[name].shape]
+        columns = layouts.all_columns(case, arrays.inputs, name)
+        if columns is not None and len(shapes[0]) == 4:
+            shapes.append((*shapes[0][:3], columns.shape[1]))
+        try:
+            given.arrays[name] = self._array(source, *shapes)
+        except AnotherShapeError as error:
+            axes = axes_of(case, self.suite.manifest.stages, name, len(shapes[0]))
+            given.problems[name] = shape_problem(case, name, axes, error.shape, shapes[0])
+            if token_too_many(axes, error.shape, shapes[0]):
+                with suppress(ValueError):
+                    given.longer[name] = self._array(source, error.shape)
+        except ValueError as error:
+            given.problems[name] = one_line(error)
+
+    def _array(self, source: np.ndarray | Path, *shapes: tuple[int, ...]) -> np.ndarray:
+        if isinstance(source, Path):
+            return read_npy(self._inside(source), *shapes)
+        if source.shape not in shapes:
+            raise AnotherShapeError(source.shape)
+        return source
+
+    def _settle(self, given: Given, case: Case, arrays: Arrays) -> None:
+        """Bring what is given into the orders of the suite."""
+        model = self.suite.manifest.models.get(case.model or "")
+        if self.layout == "auto" and model is not None and model.layout == "raw":
+            given.layout = "raw" if layouts.is_raw(case, arrays, given.arrays) else "hf"
+        elif self.layout == "raw" and case.kind == "model":
+            given.layout = "raw"
+        if given.layout == "raw":
+            given.arrays = layouts.all_in_halves(case, given.arrays)
+            given.longer = layouts.all_in_halves(case, given.longer)
+            given.notes += (RAW_TAKEN,) if self.layout == "auto" else ()
+        given.arrays, brought = layouts.by_key(case, arrays, given.arrays)
+        given.notes += (COLUMNS_TAKEN,) if brought else ()
+
+    def _sources(self, case: Case) -> list[tuple[str, np.ndarray | Path]]:
+        sources: list[tuple[str, np.ndarray | Path]] = [*self.arrays.get(case.id, {}).items()]
+        for path in self.files.get(case.id, ()):
+            if path.suffix == ".safetensors":
+                sources += read_file(self._inside(path)).items()
+            elif path.is_dir():
+                sources += [(file.name.removesuffix(".npy"), file) for file in npy_files(path)]
+            else:
+                raise ValueError(f"{path}: expected the numbers of {case.id} in safetensors or npy")
+        return sources
+
+    def _where(self, case: Case) -> str:
+        return ", ".join(map(str, self.files.get(case.id, [self.path])))
+
+    def _shape(self, source: np.ndarray | Path) -> tuple[int, ...]:
+        """Return the shape of a tensor; () where it cannot be read."""
+        if not isinstance(source, Path):
+            return source.shape
+        try:
+            return shape_of(self._inside(source))
+        except ValueError:
+            return ()
+
+    def _document(self, case: Case) -> Any:
+        paths = [path for path in self.files.get(case.id, ()) if path.suffix == ".json"]
+        if not paths:
+            raise ValueError(f"{self.path}: expected the texts of {case.id} in {case.id}.json")
+        content = read_bytes(self._inside(paths[0]), JSON_LIMIT)
+        try:
+            return parse_json(content)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{paths[0]}: not valid JSON: {one_line(error)}") from None
+
+    def _inside(self, path: Path) -> Path:
+        """Return the path; ValueError if it is a link that leads out of the folder."""
+        try:
+            inside = path == self.path or path.resolve().is_relative_to(self.path.resolve())
+        except (OSError, RuntimeError):  # such as a link to itself
+            raise ValueError(f"{path}: it is a link that leads nowhere") from None
+        if not inside:
+            raise ValueError(f"{path}: it is a link out of the folder; copy the file into it")
+        return path
+
+
+def open_candidate(path: str | Path, suite: Suite, layout: str = "auto") -> Candidate:
+    """Find what a dump holds; ValueError if nothing of it belongs to the suite."""
+    path, cases = Path(path), suite.manifest.cases
+    files: dict[str, list[Path]] = {}
+    arrays: dict[str, Tensors] = {}
+    if is_folder(path):
+        files = files_by_case(path, cases)
+        if not any(name in cases for name in files) and (path / MANIFEST).is_file():
+            raise ValueError(
+                f"{path}: it is a suite, with a {MANIFEST}; expected as CANDIDATE the folder that "
+                "your program wrote its results to"
+            )
+    elif path.stem in cases:
+        files[path.stem] = [path]
+    else:
+        for name, array in read_file(path).items():
+            case, _, rest = name.partition("/")
+            arrays.setdefault(case, {})[rest] = array
+    unknown = [name for name in (*files, *arrays) if name not in cases]
+    candidate = Candidate(path, suite, layout, files, arrays, nearest(unknown, cases))
+    if not candidate.cases:
+        raise ValueError(f"{path}: {_nothing(candidate.unknown, next(iter(cases), 'CASE'))}")
+    return candidate
+
+
+def _nothing(unknown: Mapping[str, str], example: str) -> str:
+    """Say that nothing is given, and what might be."""
+    text = "nothing there is of any case"
+    for name, near in list(unknown.items())[:1]:
+        text += f": there is no case {one_line(name, 80)!r}"
+        text += f", is it {near!r}?" if near else ""
+    return (
+        f"{text}; expected a folder with {example}.safetensors or {example}/NAME.npy, or a "
+        f".safetensors file with tensors {example}/NAME; `tinymistral golden list` lists the cases"
+    )
+
+
+REMEDY = "give yourself the right to read it, or have it written anew"
+
+
+def files_by_case(path: Path, cases: Iterable[str]) -> dict[str, list[Path]]:
+    """Find the files of each case, and what else looks as if it were of one."""
+    files: dict[str, list[Path]] = {}
+    for file in _listed(path):
+        if file.suffix in (".safetensors", ".json"):
+            files.setdefault(file.stem, []).append(file)
+        elif is_folder(file) and (file.name in cases or _has_npy(file)):
+            files.setdefault(file.name, []).append(file)  # a case's even if it is empty
+    return files
+
+
+def _has_npy(folder: Path) -> bool:
+    try:
+        return bool(npy_files(folder))
+    except ValueError:  # who knows
+        return True
+
+
+def is_folder(path: Path) -> bool:
+    """Tell whether it is a folder; ValueError if one may not look."""
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise ValueError(f"{path}: it cannot be read: {error.strerror}; {REMEDY}") from None
+
+
+def npy_files(folder: Path) -> list[Path]:
+    """Return the arrays in a folder; ValueError if it cannot be read."""
+    return [file for file in _listed(folder) if file.suffix == ".npy"]
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise ValueError(
+            f"{folder}: this folder cannot be read: {error.strerror}; {REMEDY}"
+        ) from None
+
+
+LOOKED_UP = 10  # unknown names, among the known ones
+
+
+def full_name(case: Case, name: str, expected: Iterable[str]) -> str:
+    """Return the expected name that a given one stands for; itself if it stands for none."""
+    full = f"calls.0.{name}"
+    return full if case.kind == "model" and case.calls == 1 and full in expected else name
+
+
+def is_of_a_cache(case: Case, name: str) -> bool:
+    """Tell whether a name is of what a cache holds, be it expected or not."""
+    return case.kind == "model" and ".cache." in f".{name}"
+
+
+def nearest(unknown: Iterable[str], known: Iterable[str]) -> dict[str, str]:
+    """Return for each unknown name the known one that it resembles, or ""; for the first few."""
+    known, found = list(known), {}
+    without_call = {name.split(".", 2)[-1]: name for name in reversed(known)}
+    for n, name in enumerate(unknown):
+        close = [without_call.get(name, "")]
+        if not close[0] and n < LOOKED_UP:
+            close = difflib.get_close_matches(name[:120], known, 1)
+            close = [n for n in close if ("cache." in n) == ("cache." in name)]
+        found[name] = close[0] if close else ""
+    return found

@@ -1,0 +1,197 @@
+"""The manifest of a suite that grows: a case is added when its file is there."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import tinymistral
+from tinymistral.files import make_folder, read_json
+from tinymistral.files.safetensors import read_file
+from tinymistral.golden.files import manifest_text, sha256_of, write_arrays, write_text
+from tinymistral.golden.manifest import FORMAT, FORMAT_VERSION, parse_manifest
+from tinymistral.golden.record.steps import FACTOR, Errors, Step, Walk
+from tinymistral.golden.suite import V1, read_suite
+from tinymistral.tap import STAGES
+
+_LEFT_BEHIND = re.compile(r"\..+\.[0-9a-f]{16}")  # what `files.whole_file` had not finished
+
+
+class RecordedSuite:
+    """A suite in a folder, with one model whose weights are elsewhere."""
+
+    def __init__(self, folder: Path, says: str):
+        """Open it, or begin it; ValueError if tolerances were made otherwise than `says`."""
+        self.folder = folder
+        make_folder(folder / "cases")
+        for path in [*folder.iterdir(), *(folder / "cases").iterdir()]:
+            if _LEFT_BEHIND.fullmatch(path.name):
+                path.unlink()
+        self._path = folder / "manifest.json"
+        if not self._path.exists():
+            name = slug(folder.resolve().name)
+            self.fields: dict[str, Any] = {
+                "format": FORMAT,
+                "format_version": FORMAT_VERSION,
+                "suite": name,
+                "generator": {"name": "tinymistral", "version": tinymistral.__version__},
+                "tolerance": {"factor": FACTOR, "says": says},
+                "stages": STAGES,
+                "models": [],
+                "cases": [],
+            }
+            return
+        self.fields = read_json(self._path)
+        parse_manifest(self.fields)
+        if self.fields["tolerance"] != {"factor": FACTOR, "says": says}:
+            raise ValueError(
+                f"{folder}: its tolerances were made in another way; give the same --dtype and "
+                "--ways, or record into another folder"
+            )
+
+    def add_model(self, entry: dict[str, Any], weights: Callable[[bool], dict[str, Any]]) -> None:
+        """Add a model, or see that it is the one that is there.
+
+        `weights(last)` returns what the manifest says of them; what takes long only if `last`.
+        """
+        found = weights(False)
+        known = next((m for m in self.fields["models"] if m["id"] == entry["id"]), None)
+        if known is None:
+            self.fields["models"].append({**entry, "weights": weights(True)})
+        elif known.get("weights", {}).get("fingerprint") != found["fingerprint"]:
+            raise ValueError(
+                f"{self.folder}: model {entry['id']!r} there was recorded from another checkpoint; "
+                "record into another folder"
+            )
+        elif known["config"] != entry["config"]:
+            raise ValueError(
+                f"{self.folder}: model {entry['id']!r} there has another configuration; record "
+                "into another folder"
+            )
+        elif "sha256" not in known["weights"]["files"][0]:
+            known["weights"] = weights(True)
+        self.write()
+
+    def has(
+        self, entry: Mapping[str, Any], inputs: Mapping[str, np.ndarray], expected: set[str]
+    ) -> bool:
+        """Tell whether a case is there; ValueError if another one is that has its id."""
+        case = entry["id"]
+        known = next((c for c in self.fields["cases"] if c["id"] == case), None)
+        if known is None:
+            return False
+        suite = read_suite(self.folder)
+        there = suite.read(suite.case(case))
+        same = set(there.expected) == expected and set(there.inputs) == set(inputs)
+        same = same and all(np.array_equal(there.inputs[n], x) for n, x in inputs.items())
+        if not same or any(known.get(name) != entry[name] for name in entry if name != "says"):
+            raise ValueError(
+                f"{self.folder}: case {case!r} is there already, of another text or with other "
+                "stages; give another --case"
+            )
+        return True
+
+    def add_case(
+        self,
+        entry: Mapping[str, Any],
+        inputs: Mapping[str, np.ndarray],
+        expected: Mapping[str, np.ndarray],
+        how: Mapping[str, Any],
+    ) -> None:
+        """Write the file of a case, then name it in the manifest."""
+        file = f"cases/{entry['id']}.safetensors"
+        arrays = {f"inputs.{name}": x for name, x in inputs.items()}
+        arrays |= {f"expected.{name}": x for name, x in expected.items()}
+        write_arrays(self.folder / file, arrays)
+        sha256 = sha256_of(self.folder / file)
+        self.fields["cases"].append({**entry, "file": file, "sha256": sha256, "expected": how})
+        self.write()
+
+    def write(self) -> None:
+        """Write the manifest, whole or not at all."""
+        parse_manifest(self.fields)
+        if not (self.folder / "schema.json").exists():
+            shutil.copyfile(V1 / "schema.json", self.folder / "schema.json")
+        write_text(self._path, manifest_text(self.fields) + "\n")
+
+
+def slug(name: str) -> str:
+    """Turn a name into an id: "mistralai/Mistral-7B-v0.1" -> "mistralai-mistral-7b-v0-1"."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:100].strip("-") or "recorded"
+
+
+FOLDER = ".recording"
+
+
+class Parts:
+    """The folder of one unfinished case."""
+
+    def __init__(self, out: Path, case: str):
+        self.folder = out / FOLDER / case
+
+    def begin(self, job: Mapping[str, Any]) -> None:
+        """Make the folder, or go on with what is there; ValueError if that is another job."""
+        make_folder(self.folder)
+        path, wanted = self.folder / "job.json", json.loads(json.dumps(job))
+        if path.exists() and read_json(path) != wanted:
+            raise ValueError(
+                f"{self.folder}: an interrupted recording of this case has other arguments or "
+                "another checkpoint; go on with its own, or delete the folder"
+            )
+        write_text(path, json.dumps(wanted))
+
+    def tokens(self) -> list[int]:
+        """Return the tokens of a continuation so far."""
+        path = self.folder / "tokens.json"
+        return [int(token) for token in read_json(path)["tokens"]] if path.exists() else []
+
+    def keep_tokens(self, tokens: list[int]) -> None:
+        """Write the tokens of a continuation so far."""
+        write_text(self.folder / "tokens.json", json.dumps({"tokens": tokens}))
+
+    def resume(self, walk: Walk) -> int:
+        """Give all ways their hidden states; return how many steps are done."""
+        path = self.folder / "state.safetensors"
+        if not path.exists():
+            return 0
+        state = read_file(path)
+        for n, way in enumerate(walk.ways):
+            way.hidden = np.array(state[f"hidden.{n}"])
+        return int(state["done"][0])
+
+    def keep(self, number: int, step: Step, walk: Walk) -> None:
+        """Write what came of a step."""
+        write_arrays(self._part(number, ".safetensors"), step.expected)
+        write_text(self._part(number, ".json"), json.dumps(step.errors))  # inf as Python has it
+        state = {f"hidden.{n}": way.hidden for n, way in enumerate(walk.ways)}
+        state["done"] = np.array([number + 1], dtype=np.int64)
+        write_arrays(self.folder / "state.safetensors", state)
+
+    def restart(self) -> None:
+        """Forget all steps."""
+        (self.folder / "state.safetensors").unlink(missing_ok=True)
+
+    def collect(self, steps: int) -> Step:
+        """Return what came of all steps; the numbers are mapped, not read."""
+        whole = Step({}, {})
+        for number in range(steps):
+            whole.expected |= read_file(self._part(number, ".safetensors"))
+            errors: Errors = read_json(self._part(number, ".json"))
+            whole.errors |= errors
+        return whole
+
+    def remove(self) -> None:
+        """Remove the folder, if it is there, and that of all unfinished cases if it is empty."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):
+            self.folder.parent.rmdir()
+
+    def _part(self, number: int, suffix: str) -> Path:
+        return self.folder / f"{number:04}{suffix}"

@@ -1,0 +1,213 @@
+"""llama.cpp, by llama-cpp-python: logits, and greedy continuations made of them, in float32.
+
+A model of the suite becomes a GGUF file of the `llama` architecture, as llama.cpp's own
+convert_hf_to_gguf.py writes Mistral: wq and wk in pairs again (2i and 2i + 1), all weights in F32,
+no vocabulary. Keys and values are cached in F32 too, and attention is the plain one.
+
+That architecture has no window, whatever the file says. So past a window tokens go through one at
+a time, and before each what it must not see is removed from the cache: in llama.cpp by itself these
+cases differ, in every call that goes past the window. It shows nothing but logits. Its angles are
+float32, so positions past 2^24 are not run.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinymistral.checkpoint.tensors import pair_rows
+from tinymistral.config import MistralConfig
+from tinymistral.golden.calls import calls_of, logprobs
+from tinymistral.golden.models import read_model
+from tinymistral.golden.run import Adapter, CannotRun, Results, Settings, check_counted, missing
+from tinymistral.golden.suite import Case, Suite
+
+Inputs = Mapping[str, np.ndarray]
+
+F32, FLASH_ATTENTION_OFF = 0, 0  # of ggml_type, and of llama_flash_attn_type
+
+
+def open_peer(suite: Suite, settings: Settings) -> Adapter:
+    """Return what computes a case by llama.cpp, on the CPU."""
+    try:
+        import gguf  # noqa: F401
+        import llama_cpp
+    except ImportError as error:
+        raise missing("llama-cpp", error, "llama-cpp") from None
+    if settings.dtype != "float32":
+        raise ValueError(f"llama-cpp is run in float32; leave --dtype {settings.dtype} out")
+    models: dict[str, Model] = {}
+
+    def run(case: Case) -> Results:
+        if case.model is None:
+            raise CannotRun("it gives nothing but the logits of whole models")
+        if case.model not in models:
+            models.clear()
+            models[case.model] = Model(suite, case.model, llama_cpp)
+        inputs = suite.read(case).inputs
+        if case.kind == "generate":
+            return models[case.model].generate(
+                inputs, int((case.parameters or {})["max_new_tokens"])
+            )
+        return models[case.model].calls(inputs)
+
+    return run
+
+
+class Model:
+    """A model of a suite in llama.cpp."""
+
+    def __init__(self, suite: Suite, name: str, library: Any):
+        self.library = library
+        self.config, tensors = read_model(suite, name)
+        library.llama_log_set(_quiet(library), None)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.gguf"
+            write_gguf(path, self.config, tensors)
+            how = library.llama_model_default_params()
+            how.use_mmap = False
+            self.model = library.llama_model_load_from_file(str(path).encode(), how)
+        if not self.model:
+            raise ValueError("llama.cpp does not load the model")
+
+    def calls(self, inputs: Inputs) -> Results:
+        """Make the calls of a case, one after the other."""
+        calls = calls_of(inputs)
+        check_counted(np.concatenate([call["positions"] for call in calls], axis=1))
+        rows, most = len(calls[0]["positions"]), sum(x["positions"].shape[1] for x in calls)
+        text = Text(self, rows, most)
+        return {
+            f"calls.{n}.logits": text.logits(call["input_ids"], call["positions"])
+            for n, call in enumerate(calls)
+        }
+
+    def generate(self, inputs: Inputs, new: int) -> Results:
+        """Continue prompts, padded on the left, by the likeliest token each time."""
+        mask, ids = inputs["attention_mask"], inputs["input_ids"]
+        text = Text(self, len(mask), mask.shape[1] + new)
+        positions = np.where(mask == 1, np.cumsum(mask, axis=1) - 1, -1)
+        scores = [text.logits(ids, positions)[:, -1]]
+        tokens = [scores[-1].argmax(axis=-1)]
+        for n in range(1, new):
+            at = positions[:, -1:] + n
+            scores.append(text.logits(tokens[-1][:, None], at)[:, -1])
+            tokens.append(scores[-1].argmax(axis=-1))
+        chosen = np.stack(tokens, axis=1)
+        found = logprobs(np.stack(scores, axis=1), chosen).astype(np.float32)
+        return {"sequences": np.concatenate([ids, chosen], axis=1), "logprobs": found}
+
+
+class Text:
+    """Rows of tokens that go on, in a context of their own."""
+
+    def __init__(self, model: Model, rows: int, most: int):
+        self.library, self.V = model.library, model.config.vocab_size
+        self.window = model.config.sliding_window
+        how = self.library.llama_context_default_params()
+        how.n_ctx, how.n_batch, how.n_ubatch = rows * most, rows * most, rows * most
+        how.n_seq_max, how.n_threads, how.n_threads_batch = rows, 1, 1
+        how.type_k = how.type_v = F32
+        how.kv_unified, how.flash_attn_type = True, FLASH_ATTENTION_OFF
+        self.context = self.library.llama_init_from_model(model.model, how)
+        self.batch = self.library.llama_batch_init(rows * most, 0, 1)
+
+    def logits(self, ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Send more tokens (B, T) through; return logits (B, T, V), 0 where there is padding."""
+        if self.window is None or positions.max() < self.window:
+            return self._logits(ids, positions)
+        columns = []
+        for column in range(ids.shape[1]):
+            one = slice(column, column + 1)
+            self._forget(positions[:, column] - self.window)
+            columns.append(self._logits(ids[:, one], positions[:, one]))
+        return np.concatenate(columns, axis=1)
+
+    def _forget(self, last: np.ndarray) -> None:
+        """Remove what rows have up to their last positions (B,), if there is such."""
+        memory = self.library.llama_get_memory(self.context)
+        for row in np.flatnonzero(last >= 0):
+            self.library.llama_memory_seq_rm(memory, int(row), 0, int(last[row]) + 1)
+
+    def _logits(self, ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        out = np.zeros((*ids.shape, self.V), dtype=np.float32)
+        where, batch = np.argwhere(positions >= 0), self.batch
+        batch.n_tokens = len(where)
+        for n, (b, t) in enumerate(where.tolist()):
+            batch.token[n], batch.pos[n] = int(ids[b, t]), int(positions[b, t])
+            batch.n_seq_id[n], batch.seq_id[n][0], batch.logits[n] = 1, b, True
+        if code := self.library.llama_decode(self.context, batch):
+            raise ValueError(f"llama_decode returned {code}")
+        for n, (b, t) in enumerate(where.tolist()):
+            found = self.library.llama_get_logits_ith(self.context, n)
+            out[b, t] = np.ctypeslib.as_array(found, (self.V,))
+        return out
+
+    def __del__(self) -> None:
+        self.library.llama_batch_free(self.batch)
+        self.library.llama_free(self.context)
+
+
+def _quiet(library: Any) -> Any:
+    """Return a callback that drops llama.cpp's log; it is kept, since C does not keep it."""
+    global _LOG
+    _LOG = library.llama_log_callback(lambda level, text, data: None)
+    return _LOG
+
+
+_LOG: Any = None
+
+
+TENSORS = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+    "input_layernorm.weight": "attn_norm.weight",
+    "self_attn.q_proj.weight": "attn_q.weight",
+    "self_attn.k_proj.weight": "attn_k.weight",
+    "self_attn.v_proj.weight": "attn_v.weight",
+    "self_attn.o_proj.weight": "attn_output.weight",
+    "post_attention_layernorm.weight": "ffn_norm.weight",
+    "mlp.gate_proj.weight": "ffn_gate.weight",
+    "mlp.up_proj.weight": "ffn_up.weight",
+    "mlp.down_proj.weight": "ffn_down.weight",
+}
+
+
+def write_gguf(path: Path, config: MistralConfig, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write a model as llama.cpp reads it, without a vocabulary."""
+    import gguf
+
+    file = gguf.GGUFWriter(path, "llama")
+    file.add_vocab_size(config.vocab_size)
+    file.add_context_length(config.max_position_embeddings)
+    file.add_embedding_length(config.hidden_size)
+    file.add_feed_forward_length(config.intermediate_size)
+    file.add_block_count(config.num_hidden_layers)
+    file.add_head_count(config.num_attention_heads)
+    file.add_head_count_kv(config.num_key_value_heads)
+    file.add_key_length(config.head_dim)
+    file.add_value_length(config.head_dim)
+    file.add_rope_dimension_count(config.head_dim)
+    file.add_rope_freq_base(config.rope_theta)
+    file.add_layer_norm_rms_eps(config.rms_norm_eps)
+    file.add_tokenizer_model("none")
+    for name, tensor in tensors.items():
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            tensor = pair_rows(tensor, config.head_dim)
+        file.add_tensor(gguf_name(name), tensor.astype(np.float32))
+    file.write_header_to_file()
+    file.write_kv_data_to_file()
+    file.write_tensors_to_file()
+    file.close()
+
+
+def gguf_name(name: str) -> str:
+    """Return the name that a tensor of Hugging Face's layout has in a GGUF file."""
+    if name in TENSORS:
+        return TENSORS[name]
+    n, rest = name.removeprefix("model.layers.").split(".", 1)
+    return f"blk.{n}.{TENSORS[rest]}"

@@ -1,0 +1,143 @@
+"""Any other program: a command that is run for each case, in ten lines of its own language.
+
+`tinymistral golden run --command "python mine.py {case} {out}" -o dump` writes a folder for each
+case, runs the command with the two paths in the place of {case} and {out}, and takes what it wrote:
+
+    {case}/case.json            the case's entry of the manifest: id, kind, parameters, ...
+    {case}/inputs.safetensors   its inputs, by name; ids and positions I64, numbers F64
+    {case}/inputs.json          of tokenizer and chat cases, in their place: texts without the ids
+    {case}/model/               of kinds model and generate, a checkpoint: config.json (or
+                                params.json) and the weights
+    {out}/NAME.npy              what the program computed of it, by the names of `expected`; all
+                                or some
+    {out}/results.safetensors   or all of it in one file
+    {out}/results.json          of tokenizer and chat cases
+
+A program that writes nothing does not know the case; one that fails has its message told. Ten
+lines for a model that does as transformers' do:
+
+    import json, pathlib, sys
+    import numpy as np
+    from safetensors.numpy import load_file
+    case, out = map(pathlib.Path, sys.argv[1:])
+    about = json.loads((case / "case.json").read_text())
+    if about["kind"] == "model" and about["calls"] == 1:
+        from my_mistral import MyMistral
+        inputs, model = load_file(case / "inputs.safetensors"), MyMistral(case / "model")
+        logits = model(inputs["calls.0.input_ids"], inputs["calls.0.positions"])
+        np.save(out / "logits.npy", logits)
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinymistral.files import read_json
+from tinymistral.files.consolidated import PARAMS_FILE, SAFETENSORS_FILE
+from tinymistral.files.hub import find_checkpoint
+from tinymistral.files.safetensors import SINGLE_FILE, read_file
+from tinymistral.golden.compare.candidate import full_name
+from tinymistral.golden.compare.texts import ASKED
+from tinymistral.golden.files import read_npy, write_arrays
+from tinymistral.golden.manifest import TEXTS
+from tinymistral.golden.run import Adapter, CannotRun, Results, Settings
+from tinymistral.golden.suite import Case, Suite
+from tinymistral.text import one_line
+
+
+def open_peer(suite: Suite, settings: Settings) -> Adapter:
+    """Return what computes a case by the command of the settings."""
+    try:
+        words = shlex.split(settings.command or "")
+    except ValueError as error:
+        raise ValueError(f"--command: {error}") from None
+    if not words or not any("{case}" in word for word in words):
+        raise ValueError(
+            "--command: expected a program and what it takes, with {case} and {out} where the two "
+            "folders go, such as: --command 'python mine.py {case} {out}'"
+        )
+    if shutil.which(words[0]) is None:
+        raise ValueError(f"--command: there is no program {words[0]!r:.100} here")
+
+    def run(case: Case) -> Results:
+        with tempfile.TemporaryDirectory(prefix="golden-") as scratch:
+            given, out = Path(scratch) / "case", Path(scratch) / "out"
+            given.mkdir()
+            out.mkdir()
+            write_case(suite, case, given)
+            command = [
+                word.replace("{case}", str(given)).replace("{out}", str(out)) for word in words
+            ]
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
+            if done.returncode:
+                said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+                raise ValueError(
+                    f"the command ended with exit code {done.returncode}: "
+                    f"{said[-1] if said else 'it said nothing'}"
+                )
+            return read_results(case, out)
+
+    return run
+
+
+def write_case(suite: Suite, case: Case, folder: Path) -> None:
+    """Write what a program is told of a case."""
+    (folder / "case.json").write_text(json.dumps(asdict(case)), encoding="utf-8")
+    if case.kind in TEXTS:
+        entries = suite.document(case)
+        document = {
+            kind: [{asked: entry[asked]} for entry in entries.get(kind, [])]
+            for kind, asked in ASKED.items()
+        }
+        (folder / "inputs.json").write_text(json.dumps(document), encoding="utf-8")
+        return
+    write_arrays(folder / "inputs.safetensors", suite.read(case).inputs)
+    if case.model is not None:
+        write_model(suite, case.model, folder / "model")
+
+
+def write_model(suite: Suite, name: str, folder: Path) -> None:
+    """Make a checkpoint's folder of a model, or a link to the one that is no part of the suite."""
+    model = suite.manifest.models[name]
+    if model.weights is not None:
+        folder.symlink_to(find_checkpoint(suite.checkpoint or "").resolve())
+        return
+    folder.mkdir()
+    raw = model.layout == "raw"
+    fields = json.dumps(dict(model.config))
+    (folder / (PARAMS_FILE if raw else "config.json")).write_text(fields, encoding="utf-8")
+    shutil.copyfile(suite.path(model), folder / (SAFETENSORS_FILE if raw else SINGLE_FILE))
+
+
+def read_results(case: Case, out: Path) -> Results:
+    """Read what a program wrote; CannotRun if that is nothing."""
+    if case.kind in TEXTS:
+        path = out / "results.json"
+        if not path.exists():
+            raise CannotRun("the command wrote no results.json")
+        return read_json(path)
+    found: dict[str, Any] = {}
+    if (out / "results.safetensors").exists():
+        found |= {n: np.array(x) for n, x in read_file(out / "results.safetensors").items()}
+    for path in sorted(out.glob("*.npy")):
+        found[path.name.removesuffix(".npy")] = read_array(path)
+    if not found:
+        raise CannotRun("the command wrote no results.safetensors and no .npy files")
+    return {full_name(case, name, case.expected or ()): x for name, x in found.items()}
+
+
+def read_array(path: Path) -> np.ndarray:
+    """Read numbers of any shape; ValueError, in one line, for anything else."""
+    try:
+        return read_npy(path)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {one_line(error, 300)}") from None

@@ -1,0 +1,48 @@
+"""Text in error messages: one line of bounded length, whatever a file or a plugin contains."""
+
+from collections.abc import Iterable
+
+
+def shorten(text: str, longest: int) -> str:
+    """Return the text, cut and ended with "..." where it is longer than `longest` characters."""
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def one_line(value: object, longest: int = 300) -> str:
+    """Return the text of a value, from a plugin or a file, as one short line that can be printed.
+
+    Characters that cannot be printed and runs of white space become one space each.
+    """
+    text = "".join(c if c.isprintable() else " " for c in str(value))
+    return shorten(" ".join(text.split()), longest)
+
+
+def quoted(name: object) -> str:
+    """Return a name that a file contains, in quotes and shortened."""
+    return f"'{shorten(str(name), 120)}'"
+
+
+def listed(items: Iterable[str], limit: int = 8) -> str:
+    """Return the first `limit` items and the number of the others: `a, b and 3 more`."""
+    items = list(items)
+    more = len(items) - limit
+    return ", ".join(items[:limit]) + (f" and {more} more" if more > 0 else "")
+
+
+def shown(value: object) -> str:
+    """Return a wrong argument as an error message shows it: its value, shortened, and its type."""
+    return f"{one_line(repr(value), 60)} ({type(value).__name__})"
+
+
+def check_text(text: str) -> str:
+    """Return the text; raise a ValueError unless it is a string without lone surrogates."""
+    if not isinstance(text, str):
+        raise ValueError(f"a text is {shown(text)}, expected a string")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"letter {error.start} of a text is the lone surrogate {text[error.start]!r}, "
+            "expected Unicode text; read the file with the encoding it has"
+        ) from None
+    return text
