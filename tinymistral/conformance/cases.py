@@ -66,7 +66,7 @@ def on(backend: Backend, array: np.ndarray) -> Any:
 
 
 def call(backend: Backend, operation: str, *arguments: Any) -> Any:
-    """Call an operation with NumPy arrays -> a NumPy array, or a tuple of them.
+    """Call an operation with NumPy arrays -> a NumPy array.
 
     Arrays of floats go to the backend; integers (ids, positions, slots) stay on the host.
     """
@@ -76,8 +76,6 @@ def call(backend: Backend, operation: str, *arguments: Any) -> Any:
             for x in arguments
         )
     )
-    if isinstance(result, tuple):
-        return tuple(backend.to_numpy(array) for array in result)
     return backend.to_numpy(result)
 
 
