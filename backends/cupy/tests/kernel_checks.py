@@ -198,8 +198,8 @@ def attend(
 def mixes(kernels: Kernels, dtype: str, case: Attention, spare: int = 0, offset: int = 0) -> None:
     """A softmax over what is visible: slots in any order, padding, any position and window."""
     q, k, v = case.qkv(dtype)
-    out = attend(kernels, q, k, v, case.where, spare, offset)
-    mix_agrees(out, q, k, v, case.where, dtype)
+    out = attend(kernels, q, k, v, case.visibility, spare, offset)
+    mix_agrees(out, q, k, v, case.visibility, dtype)
 
 
 def mix_agrees(
@@ -212,10 +212,10 @@ def mix_agrees(
 
 def visibility(case: Attention) -> np.ndarray:
     """Return which keys are visible to which queries (B, T, S), by the oracle."""
-    q_positions, k_positions, window = case.where
+    q_positions, k_positions, window = case.visibility
     out = np.zeros((case.B, case.T, case.S), dtype=bool)
     for b, t, s in np.ndindex(out.shape):
-        out[b, t, s] = oracle.sees(int(q_positions[b, t]), int(k_positions[b, s]), window)
+        out[b, t, s] = oracle.visible(int(q_positions[b, t]), int(k_positions[b, s]), window)
     return out
 
 
@@ -223,7 +223,7 @@ def hides(kernels: Kernels, dtype: str, case: Attention, value: float) -> None:
     """A masked key has no influence on a query, to the bit, even if it is NaN."""
     q, k, v = case.qkv(dtype)
     visible = visibility(case)
-    expected = attend(kernels, q, k, v, case.where)
+    expected = attend(kernels, q, k, v, case.visibility)
     tried = [(b, t) for b, t in np.argwhere(visible.any(axis=2)) if not visible[b, t].all()]
     if not tried:
         raise ValueError("the case has no query with both visible and masked keys")
@@ -231,7 +231,7 @@ def hides(kernels: Kernels, dtype: str, case: Attention, value: float) -> None:
         hidden = np.ones(visible.shape[::2], dtype=bool)
         hidden[b] = ~visible[b, t]
         spoiled = (filled(k, hidden, value), filled(v, hidden, value))
-        out = attend(kernels, q, *spoiled, case.where)
+        out = attend(kernels, q, *spoiled, case.visibility)
         np.testing.assert_array_equal(out[b, t], expected[b, t])
 
 
@@ -242,7 +242,7 @@ def lets_through(kernels: Kernels, dtype: str, case: Attention, value: float) ->
     b, s = np.argwhere(visible.any(axis=1))[0]
     one = np.zeros(visible.shape[::2], dtype=bool)
     one[b, s] = True
-    out = attend(kernels, q, k, filled(v, one, value), case.where).astype(np.float64)
+    out = attend(kernels, q, k, filled(v, one, value), case.visibility).astype(np.float64)
     np.testing.assert_array_equal(out[b, visible[b, :, s]], value)
     assert np.isfinite(out[b, ~visible[b, :, s]]).all()
 
@@ -269,7 +269,7 @@ def zeros(kernels: Kernels, dtype: str, case: Attention) -> None:
     masked = ~visibility(case).any(axis=2)
     if not masked.any():
         raise ValueError("in this case every query has a visible key")
-    assert not attend(kernels, q, k, v, case.where)[masked].any()
+    assert not attend(kernels, q, k, v, case.visibility)[masked].any()
 
 
 def large_scores(kernels: Kernels, dtype: str, case: Attention) -> None:
