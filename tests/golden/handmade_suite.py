@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from tinymistral.golden.compare.candidate import Given
+from tinymistral.golden.compare.candidate import CaseDump
 from tinymistral.golden.compare.cases import compare_case
 from tinymistral.golden.compare.verdicts import Compared, Part
 from tinymistral.golden.suite import Suite, read_suite
@@ -160,7 +160,7 @@ def suite_fixture(tmp_path_factory: pytest.TempPathFactory) -> Suite:
     return write_suite(tmp_path_factory.mktemp("suite") / "handmade")
 
 
-def compared(suite: Suite, case: str, given: dict | Given, dtype: str | None = None) -> Compared:
+def compared(suite: Suite, case: str, given: dict | CaseDump, dtype: str | None = None) -> Compared:
     """How what is given of a case compares."""
     return compare_case(suite, suite.case(case), given, dtype)
 

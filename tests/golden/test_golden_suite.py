@@ -149,7 +149,7 @@ def test_a_tensor_that_claims_to_be_huge(folder, shape):
 
 def test_a_document_that_is_too_large(tmp_path, monkeypatch):
     suite = read_suite(small_suite(tmp_path, "tokenizer-demo"))
-    monkeypatch.setattr("tinymistral.golden.suite.LARGEST_FILE", 1000)
+    monkeypatch.setattr("tinymistral.files.JSON_LIMIT", 1000)
     message = refused(lambda: suite.document(suite.case("tokenizer-demo")))
     assert "expected 1000 at most" in message
 

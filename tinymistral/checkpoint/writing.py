@@ -11,10 +11,10 @@ import numpy as np
 
 from tinymistral.checkpoint.checking import WEIGHT_DTYPES
 from tinymistral.checkpoint.errors import CheckpointError, quoted
-from tinymistral.checkpoint.reading import INDEX_FILE, SINGLE_FILE
+from tinymistral.checkpoint.reading import DTYPES, INDEX_FILE, SINGLE_FILE
 from tinymistral.files import write_json
 
-_TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # in the order within a file
+_TYPES = {dtype.name: name for name, dtype in DTYPES.items()}
 _WEIGHTS_NAME = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors(\.index\.json)?")
 
 Prepare = Callable[[str, np.ndarray], np.ndarray]  # name, tensor -> what is written in its place
@@ -89,7 +89,8 @@ def write_file(path: Path, tensors: Mapping[str, np.ndarray], prepare: Prepare =
     then come the tensors, widest dtype first, each dtype sorted by name.
     """
     types = {name: tensor.dtype.newbyteorder("=").name for name, tensor in tensors.items()}
-    order = sorted(tensors, key=lambda name: (list(_TYPES).index(types[name]), name))
+    kinds = list(_TYPES)
+    order = sorted(tensors, key=lambda n: (-tensors[n].dtype.itemsize, kinds.index(types[n]), n))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in order:

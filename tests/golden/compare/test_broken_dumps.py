@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
-from tinymistral.golden.compare.candidate import Given, open_candidate
+from tinymistral.golden.compare.candidate import CaseDump, open_candidate
 from tinymistral.golden.suite import Suite
 
 
-def read(suite: Suite, path: Path, case: str, layout: str = "hf") -> Given:
+def read(suite: Suite, path: Path, case: str, layout: str = "hf") -> CaseDump:
     return open_candidate(path, suite, layout).read(suite.case(case))
 
 

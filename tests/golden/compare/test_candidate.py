@@ -10,12 +10,12 @@ import pytest
 from handmade_suite import STRINGS, counting, expected, suite_fixture  # noqa: F401
 from safetensors.numpy import save_file
 
-from tinymistral.golden.compare.candidate import Given, nearest, open_candidate
+from tinymistral.golden.compare.candidate import CaseDump, nearest, open_candidate
 from tinymistral.golden.files import read_npy
 from tinymistral.golden.suite import Suite
 
 
-def read(suite: Suite, path: Path, case: str, layout: str = "auto") -> Given:
+def read(suite: Suite, path: Path, case: str, layout: str = "auto") -> CaseDump:
     return open_candidate(path, suite, layout).read(suite.case(case))
 
 

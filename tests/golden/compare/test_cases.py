@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from handmade_suite import changed, compared, expected, part, suite_fixture  # noqa: F401
 
-from tinymistral.golden.compare.candidate import Given
+from tinymistral.golden.compare.candidate import CaseDump
 from tinymistral.golden.compare.cases import compare_case
 from tinymistral.golden.compare.verdicts import exit_code, verdict_of_all
-from tinymistral.golden.suite import Arrays, Suite
+from tinymistral.golden.suite import CaseArrays, Suite
 
 DTYPES = ["float64", "float32", "float16", "bfloat16"]
 
@@ -136,7 +136,7 @@ def test_continuations_of_another_length(suite: Suite, name: str, shape: tuple, 
 def test_padding_alone_is_nothing_to_compare(suite: Suite) -> None:
     inputs = {n: x.copy() for n, x in suite.read(suite.case("rope")).inputs.items()}
     inputs["positions"][:] = -1
-    arrays = Arrays(inputs, suite.read(suite.case("rope")).expected)
+    arrays = CaseArrays(inputs, suite.read(suite.case("rope")).expected)
     result = compare_case(suite, suite.case("rope"), expected("rope"), None, arrays)
     assert (result.verdict, exit_code([result])) == ("incomparable", 2)
     assert result.problem == "what is given has no numbers, or padding alone"
@@ -144,7 +144,7 @@ def test_padding_alone_is_nothing_to_compare(suite: Suite) -> None:
 
 @pytest.mark.parametrize("document", [{}, {"strings": []}, {"strings": [{"text": "a  b"}]}])
 def test_texts_without_an_answer_are_nothing_to_compare(suite: Suite, document: dict) -> None:
-    result = compared(suite, "words", Given(document=document))
+    result = compared(suite, "words", CaseDump(document=document))
     assert (result.verdict, exit_code([result])) == ("incomparable", 2)
     assert result.problem == "words.json: there is no answer in it to any of the strings"
 

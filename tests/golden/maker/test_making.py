@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from tinymistral.conformance import oracle
 from tinymistral.conformance.mistakes import MISTAKES
 from tinymistral.golden.compare.tensors import counted
-from tinymistral.golden.rounding import UNIT, Angles, Permuted, rounded_up
+from tinymistral.golden.rounding import UNIT, AnglesBackend, Permuted, rounded_up
 from tinymistral.golden.run.tinymistral import run_calls, run_case
 from tinymistral.golden.suite import V1, read_suite
 from tinymistral.model import MistralForCausalLM
@@ -353,7 +353,7 @@ def test_a_permuted_model_is_the_same_function(seed):
     permuted = Permuted(model.config, seed)
     tensors = permuted.tensors(model.tensors)
     assert all(not np.array_equal(tensors[name], x) for name, x in model.tensors.items())
-    backend = Angles("float64", "float64", permuted.pairs)
+    backend = AnglesBackend("float64", "float64", permuted.pairs)
     other = MistralForCausalLM(model.config, backend=backend, tensors=tensors)
     stages = {
         name: array

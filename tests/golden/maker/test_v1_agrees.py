@@ -14,7 +14,7 @@ from golden_maker.tolerances import Way, operation, ways_of, whole_text
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tinymistral.golden.compare.candidate import Given
+from tinymistral.golden.compare.candidate import CaseDump
 from tinymistral.golden.compare.cases import compare_case
 from tinymistral.golden.models import open_model, read_model
 from tinymistral.golden.rounding import CHOICES
@@ -42,7 +42,7 @@ def test_tinymistral_agrees(dtype: str) -> None:
 )
 def test_tinymistral_agrees_on_what_needs_no_model(case: str) -> None:
     found = run_vectors(SUITE, SUITE.case(case))
-    given = Given(document=found) if case.endswith("-demo") else Given(found)
+    given = CaseDump(document=found) if case.endswith("-demo") else CaseDump(found)
     result = compare_case(SUITE, SUITE.case(case), given)
     assert result.verdict == "agrees", result.first
     assert len(result.parts) == len(result.names)

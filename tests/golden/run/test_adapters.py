@@ -22,6 +22,7 @@ from safetensors.numpy import load_file
 
 from tinymistral.checkpoint.reading import read_file
 from tinymistral.commands import golden_run_arguments
+from tinymistral.golden.calls import at_positions
 from tinymistral.golden.compare.candidate import open_candidate
 from tinymistral.golden.files import write_arrays
 from tinymistral.golden.run import (
@@ -36,7 +37,6 @@ from tinymistral.golden.run import (
 )
 from tinymistral.golden.run.llama_cpp import gguf_name
 from tinymistral.golden.run.transformers import (
-    at_positions,
     check_finite,
     check_padding,
     check_seen,
@@ -322,7 +322,7 @@ def test_what_a_cache_of_columns_holds_is_found_by_position() -> None:
     columns = np.array([[-1, -1, 0, 1], [0, 1, 2, 3]])
     held = np.arange(6.0).reshape(2, 3, 1)  # of columns 1, 2, 3
     wanted = np.array([[-1, 0, 1], [0, 2, 3]])
-    found = at_positions(held, columns, wanted, lost=9.0)
+    found = at_positions(held, columns, wanted, missing=9.0)
     assert found[..., 0].tolist() == [[0, 1, 2], [9, 4, 5]]
 
 
@@ -363,7 +363,7 @@ def test_transformers_does_not_run_a_query_that_sees_nothing() -> None:
         if runs:
             check_seen(positions, window)
         else:
-            with pytest.raises(CannotRun, match="sees nothing gets the mean"):
+            with pytest.raises(CannotRun, match="no visible key gets the mean"):
                 check_seen(positions, window)
     case = SUITE.case("attention-nothing-visible")
     with pytest.raises(CannotRun):

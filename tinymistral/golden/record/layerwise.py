@@ -15,7 +15,7 @@ import numpy as np
 
 from tinymistral.cache import RollingCache
 from tinymistral.config import MistralConfig
-from tinymistral.golden.rounding import Angles, Eager, Permuted
+from tinymistral.golden.rounding import TRANSFORMERS, AnglesBackend, Permuted, RoundingBackend
 from tinymistral.model import Piece, forward
 from tinymistral.numpy_backend import NUMPY_DTYPES
 from tinymistral.pretrained import tree
@@ -26,15 +26,6 @@ Tensors = Mapping[str, np.ndarray]
 Wanted = Callable[[str], bool]  # the name of a stage, such as layers.3.q
 
 EMBEDDING = "model.embed_tokens.weight"
-
-
-class FastPermuted(Permuted):
-    """For large weights: the same numbers, ten times faster."""
-
-    @staticmethod
-    def pick(x: np.ndarray, new: np.ndarray) -> np.ndarray:
-        """Return the numbers of the last axis in a new order, in C order."""
-        return x.take(new, axis=-1)
 
 
 class Way:
@@ -54,8 +45,11 @@ class Way:
     ):
         """Take an order's seed (0: as it is), the dtype of angles, the width, whether eager."""
         self.config, self.order = config, order
-        self.permuted = FastPermuted(config, order)
-        self.backend = (Eager if eager else Angles)(dtype, angles, self.permuted.pairs)
+        self.permuted = Permuted(config, order)
+        pairs = self.permuted.pairs
+        self.backend = AnglesBackend(dtype, angles, pairs)
+        if eager:
+            self.backend = RoundingBackend(dtype, angles, pairs, TRANSFORMERS)
         self.width = min(width or self.backend.chunk, self.backend.chunk)
         self.hidden = np.empty((1, 0, config.hidden_size), dtype=np.float64)
 
