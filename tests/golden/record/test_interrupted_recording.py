@@ -129,7 +129,7 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     parts = tmp_path / "suite" / ".recording" / "prompt"
     before = {path: path.stat().st_mtime_ns for path in parts.glob("0*")}
     assert len(before) == 6
-    with patch("tinymistral.golden.record.files.Parts.remove"):
+    with patch("tinymistral.golden.record.files.UnfinishedCase.remove"):
         good(*command(tmp_path))
     assert {path: path.stat().st_mtime_ns for path in before} == before
 

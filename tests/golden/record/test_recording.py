@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from tinymistral.golden.compare.cases import compare_case
 from tinymistral.golden.models import open_model
 from tinymistral.golden.record import stages as selecting
-from tinymistral.golden.record.files import Parts
+from tinymistral.golden.record.files import UnfinishedCase
 from tinymistral.golden.record.recorder import HOW, Recorder
 from tinymistral.golden.run.tinymistral import run_case
 from tinymistral.golden.suite import V1, read_suite
@@ -244,18 +244,18 @@ def test_tokens_that_were_drafted_wrongly_are_corrected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: Path
 ) -> None:
     """The third token is drafted wrongly, until a first walk through all layers has seen it."""
-    draft, restart, seen = Recorder._draft, Parts.restart, []
+    draft, restart, seen = Recorder._draft, UnfinishedCase.restart, []
 
-    def careless(self: Recorder, parts: Parts) -> list[int]:
+    def careless(self: Recorder, parts: UnfinishedCase) -> list[int]:
         tokens = draft(self, parts)
         return tokens if seen else [*tokens[:2], (tokens[2] + 1) % 67, *tokens[3:]]
 
-    def again(parts: Parts) -> None:
+    def again(parts: UnfinishedCase) -> None:
         seen.append(parts)
         restart(parts)
 
     monkeypatch.setattr(Recorder, "_draft", careless)
-    monkeypatch.setattr(Parts, "restart", again)
+    monkeypatch.setattr(UnfinishedCase, "restart", again)
     out = tmp_path / "recorded"
     record(out, "--case", "text")
     record(out, "--case", "story", "--new", 64, "--stages", "logits", ids=PROMPT)
