@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from golden_maker import calls
+from golden_maker import truth
 from golden_maker.drafts import Draft
 from golden_maker.suite_files import DRAFTS
 from golden_maker.tolerances import Way, operation, ways_of, whole_text
@@ -77,7 +77,7 @@ def test_sums_in_any_order_and_any_places_of_rounding_agree(
     config, tensors = read_model(SUITE, str(draft.model))
     (way,) = ways_of(draft, [way])
     whole = whole_text(config, tensors, draft.inputs, dtype, way)
-    held(draft, calls.cut(whole, draft.inputs), dtype)
+    held(draft, truth.cut(whole, draft.inputs), dtype)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from golden_maker.documents import DOCUMENTS
+from golden_maker.suite_files import DOCUMENTS
 from goldens import DEMO
 
 from tinymistral.golden.files import document_text
