@@ -1,4 +1,4 @@
-"""Reports: what people, programs and CIs are told. The suite is made by hand, and so are errors."""
+"""Reports for people, programs and CIs, on a suite and errors made by hand."""
 
 import json
 import math
@@ -118,7 +118,7 @@ def test_other_texts(suite: Suite) -> None:
     ]
 
 
-def test_names_of_a_dump_do_no_harm_to_a_terminal(suite: Suite) -> None:
+def test_names_of_a_dump_are_printable(suite: Suite) -> None:
     unknown = {"\x1b[2J\nOK": "", **{f"name{n}": "" for n in range(9)}}
     table = as_table([compared(suite, "rope", CaseDump(unknown=unknown))], unknown)
     assert "\x1b" not in table
@@ -202,12 +202,12 @@ def test_junit_that_cannot_be_written(suite: Suite, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
-def test_a_number_of_an_infinite_error_is_told(suite: Suite) -> None:
+def test_a_number_with_an_infinite_error_is_reported(suite: Suite) -> None:
     result = compared(suite, "rope", changed("rope", "out", (0, 0, 0, 1), math.nan))
     assert "expected  1\n    got       nan\n    error     inf" in as_table([result], {})
 
 
-def test_names_that_differ_in_numbers_alone_are_told_once(suite: Suite) -> None:
+def test_names_that_differ_only_in_numbers_are_reported_once(suite: Suite) -> None:
     unknown = {f"calls.{n}.layers.7.queries": f"calls.{n}.layers.7.q" for n in range(3)}
     unknown |= {"layers.1.keys": "layers.1.k"}
     table = as_table([compared(suite, "rope", CaseDump(expected("rope"), unknown=unknown))], {})
@@ -218,7 +218,7 @@ def test_names_that_differ_in_numbers_alone_are_told_once(suite: Suite) -> None:
     ]
 
 
-def test_of_many_cases_the_first_are_told_of(suite: Suite) -> None:
+def test_details_of_the_first_of_many_cases(suite: Suite) -> None:
     wrong = compared(suite, "rope", changed("rope", "out", (0, 0, 0, 0), 9.0))
     strange = compared(suite, "rope", CaseDump(expected("rope"), unknown={"other": ""}))
     table = as_table([wrong] * 5 + [strange] * 5, {})

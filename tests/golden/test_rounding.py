@@ -92,7 +92,7 @@ def test_sums_in_a_row_are_of_one_number_after_the_other() -> None:
     window=st.none() | st.integers(1, 9),
     seed=st.integers(0, 10**6),
 )
-def test_attention_is_the_oracles_whatever_is_chosen(choices, keys, window, seed) -> None:
+def test_attention_agrees_with_the_oracle_for_any_choices(choices, keys, window, seed) -> None:
     random = np.random.default_rng(seed)
     q_at = np.sort(random.integers(-1, 9, (2, 3)))
     k_at = random.permuted(np.array([np.arange(9)] * 2), axis=1)[:, :keys] - 1
@@ -106,7 +106,7 @@ def test_attention_is_the_oracles_whatever_is_chosen(choices, keys, window, seed
 
 
 @given(choices=st.sets(st.sampled_from(CHOICES)), seed=st.integers(0, 10**6))
-def test_other_operations_are_the_oracles_whatever_is_chosen(choices, seed) -> None:
+def test_other_operations_agree_with_the_oracle_for_any_choices(choices, seed) -> None:
     random = np.random.default_rng(seed)
     backend = RoundingBackend("float64", choices=choices)
     x, weight = random.normal(0, 1, (2, 3, 7)), random.normal(0, 1, (5, 7))
@@ -132,7 +132,7 @@ def test_with_no_choice_it_is_the_numpy_backend() -> None:
     )
 
 
-def test_what_is_drawn_is_some_of_the_choices_and_all_are_drawn_at_times() -> None:
+def test_choices_are_drawn_at_random() -> None:
     sets = [drawn(seed) for seed in range(100)]
     assert {name for one in sets for name in one} == set(CHOICES) == {*PLACES, *FORMULAS}
     assert len(set(sets)) > 90
@@ -158,7 +158,7 @@ def attend(make: Callable[[str], AnglesBackend], dtype: str) -> np.ndarray:
     return backend.attention(q, k, v, AT, AT, None)[0, 1, 0]
 
 
-def test_scores_and_weights_are_rounded_as_they_come() -> None:
+def test_scores_and_weights_are_rounded() -> None:
     """In bfloat16: 201 and 199, halved 100.5 and 99.5; the softmax of one apart, 0.7310586."""
     assert float(attend(like_transformers, "bfloat16")[0]) == 0.73046875
     assert float(attend(AnglesBackend, "bfloat16")[0]) == 0.71875  # of 0.9375 apart: 0.7185942

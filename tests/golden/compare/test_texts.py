@@ -1,4 +1,4 @@
-"""Comparing what tokenizers and chat formats come to."""
+"""Comparing the results of tokenizers and chat formats."""
 
 import pytest
 from handmade_suite import STRINGS, TALK, TEXTS, compared, suite_fixture  # noqa: F401
@@ -18,7 +18,7 @@ def test_texts_agree_in_any_order_and_some_may_be_missing(suite: Suite) -> None:
     assert compared(suite, "talk", CaseDump(document=TEXTS["talk"][1])).verdict == "agrees"
 
 
-def test_a_text_that_differs_is_told(suite: Suite) -> None:
+def test_a_text_that_differs_is_reported(suite: Suite) -> None:
     wrong = [STRINGS[0] | {"ids": [5, 7]}, STRINGS[1], STRINGS[2] | {"decoded": "x"}]
     result = compared(suite, "words", CaseDump(document={"strings": wrong}))
     assert result.verdict == "differs"
@@ -53,7 +53,7 @@ def test_texts_that_cannot_be_compared(suite: Suite, document: object, says: str
     assert says in result.problem
 
 
-def test_texts_that_nobody_asked_for(suite: Suite) -> None:
+def test_texts_that_are_not_in_the_suite(suite: Suite) -> None:
     document = {"strings": [STRINGS[1], {"text": "other", "ids": [1]}], "more": []}
     result = compared(suite, "words", CaseDump(document=document))
     assert result.verdict == "agrees"

@@ -71,7 +71,7 @@ def held(draft: Draft, results: dict[str, np.ndarray], dtype: str) -> None:
     dtype=st.sampled_from(["float32", "float16", "bfloat16"]),
     way=st.builds(Way, **WAYS),
 )
-def test_sums_in_any_order_and_any_places_of_rounding_agree(
+def test_any_order_of_sums_and_any_places_of_rounding_agree(
     draft: Draft, dtype: str, way: Way
 ) -> None:
     config, tensors = read_model(SUITE, str(draft.model))
@@ -87,12 +87,12 @@ def test_sums_in_any_order_and_any_places_of_rounding_agree(
     dtype=st.sampled_from(["float32", "float16", "bfloat16"]),
     way=st.builds(Way, **WAYS),
 )
-def test_so_do_they_in_an_operation(draft: Draft, dtype: str, way: Way) -> None:
+def test_any_order_and_rounding_agree_in_an_operation(draft: Draft, dtype: str, way: Way) -> None:
     (way,) = ways_of(draft, [way])
     held(draft, operation(draft, dtype, way), dtype)
 
 
-def test_another_theta_shows_in_the_first_turned_queries() -> None:
+def test_another_theta_shows_in_the_first_rotated_queries() -> None:
     case, backend = SUITE.case("plain"), NumpyBackend("float32")
     config, _ = read_model(SUITE, "plain")
     other = dataclasses.replace(config, rope_theta=config.rope_theta * 1.01)
@@ -106,7 +106,7 @@ def test_another_theta_shows_in_the_first_turned_queries() -> None:
 
 def test_a_key_too_many_shows_once_the_window_is_full() -> None:
     class Inclusive(NumpyBackend):
-        """Sees the key at distance W, as in Mistral's paper."""
+        """The key at distance W is visible, as in Mistral's paper."""
 
         def attention_weights(self, q, k, q_positions, k_positions, window):  # type: ignore
             return super().attention_weights(q, k, q_positions, k_positions, window + 1)
