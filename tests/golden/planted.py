@@ -13,13 +13,13 @@ from tinymistral.golden.compare.cases import compare_case
 from tinymistral.golden.diagnosing.evidence import Evidence
 from tinymistral.golden.diagnosing.predicting import Predictions, backend_of
 from tinymistral.golden.diagnosing.suspects import Suspect
-from tinymistral.golden.rounding import Elsewhere
+from tinymistral.golden.rounding import RoundingBackend
 from tinymistral.golden.suite import Case
 
 FORWARD = ("operation", "model", "generate")
 
 
-class Own(Elsewhere):
+class Own(RoundingBackend):
     """A right program of somebody's own."""
 
     def __init__(self, dtype: str | None = None):

@@ -19,7 +19,7 @@ from tinymistral.golden.diagnosing.gathering import gather
 from tinymistral.golden.diagnosing.predicting import Predictions
 from tinymistral.golden.diagnosing.suspects import FORWARD, SAMPLING, TEXTS
 from tinymistral.golden.diagnosing.telling import as_fields, as_text
-from tinymistral.golden.manifest import TEXTS as TEXT_KINDS
+from tinymistral.golden.manifest import TEXT_KINDS
 from tinymistral.golden.run.tinymistral import open_vocabulary
 from tinymistral.golden.suite import Suite
 from tinymistral.text import one_line

@@ -18,7 +18,7 @@ from tinymistral.golden.diagnosing.predicting import Predictions
 from tinymistral.golden.diagnosing.rounding import ROUNDED
 from tinymistral.golden.diagnosing.suspects.suspect import Suspect
 from tinymistral.golden.rounding import FACTOR
-from tinymistral.golden.suite import Arrays, Case
+from tinymistral.golden.suite import Case, CaseArrays
 from tinymistral.tap import STAGES
 
 Numbers = Mapping[str, np.ndarray]
@@ -73,7 +73,7 @@ class Evidence(Judged):
         cls,
         compared: Compared,
         found: Numbers,
-        arrays: Arrays,
+        arrays: CaseArrays,
         dtype: str | None,
         stages: Mapping[str, str] = STAGES,
         raw: bool = False,

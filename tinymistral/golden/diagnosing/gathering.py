@@ -11,7 +11,7 @@ from tinymistral.golden.compare.verdicts import Compared
 from tinymistral.golden.diagnosing.evidence import Evidence
 from tinymistral.golden.diagnosing.evidence_of_texts import TextEvidence
 from tinymistral.golden.diagnosing.predicting import Predictions
-from tinymistral.golden.manifest import TEXTS
+from tinymistral.golden.manifest import TEXT_KINDS
 from tinymistral.golden.suite import Case
 from tinymistral.text import one_line
 
@@ -63,13 +63,13 @@ def one(
     """Compare one case, and add what can be compared to the evidence."""
     suite = candidate.suite
     found: Evidence | TextEvidence | None
-    if case.kind in TEXTS:
+    if case.kind in TEXT_KINDS:
         given = candidate.read(case)
         compared = compare_case(suite, case, given)
         found = TextEvidence.of(compared, suite.document(case))
     else:
         arrays = predictions.arrays(case)
-        given = candidate.read(case, arrays.expected, arrays.inputs)
+        given = candidate.read(case, arrays)
         compared = compare_case(suite, case, given, dtype, arrays)
         every, raw = {**given.arrays, **given.longer}, given.layout == "raw"
         found = Evidence.of(compared, every, arrays, dtype, suite.manifest.stages, raw)

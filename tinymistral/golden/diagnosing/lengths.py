@@ -15,7 +15,7 @@ import numpy as np
 
 from tinymistral.golden.compare.places import axes_of
 from tinymistral.golden.compare.verdicts import DIFFERS, INCOMPARABLE, Compared, Part
-from tinymistral.golden.suite import Arrays, Case
+from tinymistral.golden.suite import Case, CaseArrays
 
 Numbers = Mapping[str, np.ndarray]
 
@@ -23,7 +23,7 @@ SAYS = {1: "it is of a token too many", -1: "it is of a token too few"}
 
 
 def of_another_length(
-    compared: Compared, found: Numbers, arrays: Arrays, stages: Mapping[str, str], dtype: str
+    compared: Compared, found: Numbers, arrays: CaseArrays, stages: Mapping[str, str], dtype: str
 ) -> dict[str, Part]:
     """Return the parts that are of a text of another length, as parts that differ; {} if none is.
 

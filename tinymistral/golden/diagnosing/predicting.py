@@ -18,7 +18,7 @@ from tinymistral.golden.diagnosing.suspects.knowing import Knowing
 from tinymistral.golden.diagnosing.suspects.suspect import Suspect, Undo
 from tinymistral.golden.models import read_model
 from tinymistral.golden.run.tinymistral import open_vocabulary, run_case
-from tinymistral.golden.suite import Arrays, Case, Suite
+from tinymistral.golden.suite import Case, CaseArrays, Suite
 from tinymistral.heads import MistralForCausalLM
 from tinymistral.numpy_backend import NumpyBackend
 from tinymistral.tokenizer import MistralTokenizer
@@ -40,13 +40,13 @@ class Predictions:
         """Take a suite, and the files of vocabularies that do not come with tinymistral."""
         self.suite = suite
         self._vocabularies = vocabularies
-        self._arrays: dict[str, Arrays] = {}
+        self._arrays: dict[str, CaseArrays] = {}
         self._models: dict[str, tuple[MistralConfig, Results]] = {}
         self._found: dict[str, dict[tuple[str, str, bool], Results | None]] = {}
         self._tokenizers: dict[str, MistralTokenizer | None] = {}
         self._documents: dict[tuple[str, str], Mapping[str, Any] | None] = {}
 
-    def arrays(self, case: Case) -> Arrays:
+    def arrays(self, case: Case) -> CaseArrays:
         """Return the inputs of a case, and what is expected of it."""
         if case.id not in self._arrays:
             self._arrays[case.id] = self.suite.read(case)

@@ -8,18 +8,18 @@ from __future__ import annotations
 import numpy as np
 
 from tinymistral.golden.diagnosing.suspects.suspect import Suspect
-from tinymistral.golden.rounding import CHOICES, TRANSFORMERS, Elsewhere
+from tinymistral.golden.rounding import CHOICES, TRANSFORMERS, RoundingBackend
 from tinymistral.numpy_backend import NUMPY_DTYPES
 
 
-class Everywhere(Elsewhere):
+class Everywhere(RoundingBackend):
     """The numpy backend that rounds each step of an operation."""
 
     def __init__(self, dtype: str | None = None):
         super().__init__(dtype or "float32", choices=CHOICES)
 
 
-class AsTransformers(Elsewhere):
+class AsTransformers(RoundingBackend):
     """The numpy backend that rounds where transformers does, and makes angles in float32.
 
     But not of positions past 2^24, where that is a mistake of its own.
