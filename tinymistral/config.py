@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tinymistral.files import make_folder, read_json, write_json
+from tinymistral.text import shorten
 
 # What transformers takes an absent field to mean, where that is not Mistral-7B-v0.1
 # (transformers 5, models/mistral/configuration_mistral.py).
@@ -313,5 +314,4 @@ def _names_by_id(id2label: Any) -> dict[int, str]:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return shorten(repr(value), 60)

@@ -21,8 +21,8 @@ from tinymistral.plugins import (
     load_class,
     make_backend,
     named,
-    one_line,
 )
+from tinymistral.text import one_line
 
 GROUP = "tinymistral.backends"
 VARIABLE = "TINYMISTRAL_BACKEND"

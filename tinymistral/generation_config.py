@@ -12,6 +12,7 @@ import numpy as np
 from tinymistral import sampling
 from tinymistral.config import plain_ids
 from tinymistral.files import is_named, read_json
+from tinymistral.text import shorten
 
 if TYPE_CHECKING:
     from tinymistral.model import MistralForCausalLM
@@ -179,5 +180,5 @@ def _check(name: str, value: Any, kind: type, least: float, most: float | None =
         up_to = "on" if most is None else f"to {most:g}"
         if most is None and fits and value > LARGEST:
             up_to = "to 2**63 - 1"
-        shown = repr(value) if len(repr(value)) < 40 else f"{repr(value)[:37]}..."
+        shown = shorten(repr(value), 40)
         raise ValueError(f"{name}: expected {noun} from {least:g} {up_to}, got {shown}")

@@ -16,6 +16,7 @@ from typing import Any
 
 from tinymistral import __version__
 from tinymistral.backend import DTYPES, Backend, BackendUnavailable
+from tinymistral.text import one_line
 
 
 @dataclass(frozen=True, order=True)
@@ -169,9 +170,3 @@ def named(installed: InstalledBackend, asked_by: str) -> Iterator[None]:
     except BackendUnavailable as error:
         reason = f"{one_line(installed.name, 80)!r} of {installed.source} cannot run"
         raise BackendUnavailable(f"{asked_by}: {reason}: {error.reason}", error.remedy) from error
-
-
-def one_line(value: object, longest: int = 300) -> str:
-    """Return the text of what a plugin says as one line of bounded length, to be printed."""
-    text = " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
-    return text if len(text) <= longest else f"{text[: longest - 3]}..."

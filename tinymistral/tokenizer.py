@@ -12,6 +12,7 @@ import sentencepiece
 
 from tinymistral.files import is_named, make_folder, read_bytes, whole_file
 from tinymistral.streaming import StreamDecoder
+from tinymistral.text import one_line
 
 FILE_NAME = "tokenizer.model"
 # A raw checkpoint may name the version of its vocabulary.
@@ -245,8 +246,7 @@ def _none_if_negative(token_id: int) -> int | None:
 
 def shown(value: object) -> str:
     """A value for an error message, on one line and short."""
-    text = " ".join(repr(value).split())
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+    return f"{one_line(repr(value), 60)} ({type(value).__name__})"
 
 
 def check_text(text: str) -> str:
