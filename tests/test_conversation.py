@@ -9,8 +9,7 @@ import pytest
 from goldens import DEMO
 
 from tinymistral import MistralForCausalLM, MistralTokenizer
-from tinymistral.chat import chat_ids
-from tinymistral.conversation import Conversation, is_instruct
+from tinymistral.chat import Conversation, chat_ids, is_instruct
 
 MODEL = MistralForCausalLM.from_pretrained(DEMO, dtype="float64")
 TOKENIZER = MistralTokenizer.from_pretrained(DEMO)

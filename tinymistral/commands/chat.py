@@ -9,13 +9,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tinymistral.chat import Conversation
 from tinymistral.commands.chat_arguments import AFTER
 from tinymistral.commands.console import Progress, interruptible, say, write
 from tinymistral.commands.generate import choose
 from tinymistral.commands.opening import open_checkpoint, warn_of_a_base_model
 from tinymistral.commands.prompts import as_text
 from tinymistral.commands.report import peak_memory
-from tinymistral.conversation import Conversation
 
 MAX_NEW_TOKENS = 500
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from tinymistral.chat import is_instruct
 from tinymistral.checkpoint import find_checkpoint
 from tinymistral.commands.console import say
-from tinymistral.conversation import is_instruct
 from tinymistral.model import MistralForCausalLM
 from tinymistral.tokenizer import MistralTokenizer
 
