@@ -20,10 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tinymistral
+from tinymistral import commands
 from tinymistral.cli import main
-from tinymistral.commands import arguments, generate_arguments, tokenize_arguments
-from tinymistral.commands.generate import continuation
-from tinymistral.commands.report import Report
+from tinymistral.commands import generate, tokenize
+from tinymistral.commands.generate import Report, continuation
 from tinymistral.generation import GenerationStep
 from tinymistral.streaming import StopStrings, StreamDecoder
 from tinymistral.tokenizer import MistralTokenizer
@@ -112,7 +112,7 @@ def test_what_was_held_back_comes_at_the_end() -> None:
     assert (
         "".join(continuation([step], StreamDecoder(tokenizer), StopStrings([]), report)) == "\ufffd"
     )
-    told = json.loads(report.as_json(), parse_constant=pytest.fail)
+    told = report.as_fields()
     assert told["text"] == "x\ufffd" == JUDGE.decode(told["ids"])
     assert told["logprobs"] == [None]  # JSON has no NaN
 
@@ -207,7 +207,7 @@ def test_help(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert good() == good("--help")
     assert good("--version") == f"tinymistral {tinymistral.__version__}\n"
-    for command in arguments.COMMANDS:
+    for command in commands.COMMANDS:
         assert f"    {command} " in good()
         text = good(command, "--help")
         assert text.startswith(f"usage: tinymistral {command} ")
@@ -215,8 +215,7 @@ def test_help(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_examples_in_the_help_run() -> None:
-    commands = (arguments, generate_arguments, tokenize_arguments)
-    texts = "".join(command.DESCRIPTION for command in commands)
+    texts = "".join(f"{module.__doc__}\n" for module in (commands, generate, tokenize))
     examples = re.findall(r"^  tinymistral ([^|\n]+)$", texts, re.MULTILINE)
     here = [shlex.split(example) for example in examples if "--model" not in example]
     assert len(here) >= 4

@@ -1,4 +1,4 @@
-"""`tinymistral golden`: the suite that comes with it is listed, and dumps are held against it."""
+"""`tinymistral golden`: the suite that comes with listing it, and comparing dumps with it."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ from cli_runner import good, refused, run
 from safetensors.numpy import load_file, save_file
 
 import tinymistral
-from tinymistral.commands import golden_arguments
+from tinymistral.commands import golden
 
 V1 = Path(tinymistral.__file__).parent / "golden" / "v1"
 MANIFEST = json.loads((V1 / "manifest.json").read_text("utf-8"))
@@ -247,14 +247,14 @@ def test_a_suite_that_was_changed(dump: Path) -> None:
 
 def test_without_a_subcommand_it_helps() -> None:
     assert good("golden") == good("golden", "--help")
-    for name in golden_arguments.SUBCOMMANDS:
+    for name in golden.COMMANDS:
         assert f"\n    {name}" in good("golden")
         assert f"usage: tinymistral golden {name}" in good("golden", name, "--help")
 
 
 def test_an_error_of_our_own_is_not_hidden(dump: Path) -> None:
     with (
-        patch("tinymistral.commands.golden_check.check", side_effect=IndexError),
+        patch("tinymistral.golden.checking.comparing.check", side_effect=IndexError),
         pytest.raises(IndexError),
     ):
         run("golden", "check", "v1", str(dump))

@@ -21,7 +21,7 @@ from goldens import FIXTURES
 from safetensors.numpy import load_file
 
 from tinymistral.checkpoint.reading import read_file
-from tinymistral.commands import golden_run_arguments
+from tinymistral.commands.golden import run as golden_run
 from tinymistral.golden import adapters, dumping
 from tinymistral.golden.adapters import CannotRun, Results, Settings, template
 from tinymistral.golden.adapters.counting import check_counted
@@ -297,7 +297,7 @@ def test_mistakes_are_told_in_one_line(tmp_path: Path, arguments: str, says: str
 
 
 def test_the_help_names_all_peers() -> None:
-    assert golden_run_arguments.PEERS == adapters.PEERS
+    assert golden_run.PEERS == adapters.PEERS
     for peer in adapters.PEERS:
         name = peer.replace("-", "_")
         assert (Path(adapters.__file__).parent / f"{name}.py").exists()
