@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +32,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings
         )
+        self.add_arguments: Callable[[Parser], None] | None = None  # called once it has to parse
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and where the help is."""
@@ -42,6 +44,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Refuse unknown arguments here, where the command is known."""
+        if self.add_arguments is not None:
+            add_arguments, self.add_arguments = self.add_arguments, None
+            add_arguments(self)
         options, left = super().parse_known_args(args, namespace)
         if left:
             self.error(_unknown_arguments(left))
@@ -57,11 +62,11 @@ def _unknown_arguments(left: Sequence[str]) -> str:
     return f"unknown argument {shorten(' '.join(left), 60)}{hint}"
 
 
-def add_commands(parser: argparse.ArgumentParser, package: ModuleType) -> None:
+def add_commands(parser: Parser, package: ModuleType) -> None:
     """Add a package's COMMANDS: its modules, or packages that have commands themselves.
 
-    The help of each is its docstring, the first line of which stands in the list of commands too,
-    the options, and EPILOG.
+    The help of each is its docstring, whose first line is also in the list of commands, then the
+    options, and EPILOG. Options are added when a command is used: none waits for those of others.
     """
     parser.set_defaults(run=lambda _: parser.print_help())
     commands = parser.add_subparsers(metavar="COMMAND", title="commands", prog=parser.prog)
@@ -75,9 +80,9 @@ def add_commands(parser: argparse.ArgumentParser, package: ModuleType) -> None:
             epilog=getattr(module, "EPILOG", None),
         )
         if hasattr(module, "COMMANDS"):
-            add_commands(command, module)
+            command.add_arguments = partial(add_commands, package=module)
         else:
-            module.add_arguments(command)
+            command.add_arguments = module.add_arguments
             command.set_defaults(run=module.run)
 
 

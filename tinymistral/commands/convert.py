@@ -14,7 +14,6 @@ import re
 
 from tinymistral.commands import arguments
 from tinymistral.commands.console import Progress, interruptible, write
-from tinymistral.files import parse_size
 
 EPILOG = """\
 A raw checkpoint is params.json, consolidated.00.pth or
@@ -36,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--to", choices=("hf", "raw"), default="hf", help="the format of OUT (default: hf)")
     text = "size of a file of weights for --to hf, in bytes or as 200MB (default: 5GB)"
     names = ("--max-shard-size", "--max_shard_size")
-    add(*names, type=arguments.checked(parse_size), metavar="SIZE", help=text)
+    add(*names, type=arguments.checked(_size), metavar="SIZE", help=text)
     add("--force", action="store_true", help="replace OUT, all of it, if it is a checkpoint")
 
 
@@ -61,6 +60,12 @@ def run(options: argparse.Namespace) -> None:
     dtype = done.config.dtype or "several dtypes"
     size = f"{done.size / 1e9:.1f} GB" if done.size >= 1e9 else f"{done.size / 1e6:.1f} MB"
     write(f"wrote {target}: {done.parameters:,} parameters, {dtype}, {size}, {form}\n")
+
+
+def _size(text: str) -> int:
+    from tinymistral.files import parse_size
+
+    return parse_size(text)
 
 
 def _folders(options: argparse.Namespace) -> list[str]:

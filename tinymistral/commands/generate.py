@@ -16,7 +16,6 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -191,7 +190,6 @@ def show(texts: Iterable[str], before: str, stop: StopStrings, progress: Progres
         write(f"{stop.flush()}\n")
 
 
-@dataclass
 class Report:
     """The generated text, and how it was generated; filled in on the way.
 
@@ -199,17 +197,23 @@ class Report:
     and of </s>, which are not in the text.
     """
 
-    prompt: str
-    prompt_ids: list[int]
-    seed: int | None  # None without sampling
-    load_seconds: float
-    prefill_seconds: float = 0.0  # to the first new token
-    decode_seconds: float = 0.0  # from there to the last
-    texts: list[str] = field(default_factory=list)  # joined, the continuation
-    continuation_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    answers: bool = False  # the continuation is the answer to a message
-    finish_reason: str = "length"  # "eos": the model ended the text; "stop": a stop string came
+    def __init__(
+        self,
+        prompt: str,
+        prompt_ids: list[int],
+        seed: int | None,  # None without sampling
+        load_seconds: float,
+        answers: bool = False,  # whether the continuation is the answer to a message
+    ) -> None:
+        self.prompt, self.prompt_ids = prompt, prompt_ids
+        self.seed, self.answers = seed, answers
+        self.load_seconds = load_seconds
+        self.prefill_seconds = 0.0  # to the first new token
+        self.decode_seconds = 0.0  # from there to the last
+        self.texts: list[str] = []  # joined, the continuation
+        self.continuation_ids: list[int] = []
+        self.logprobs: list[float] = []
+        self.finish_reason = "length"  # "eos": the model ended the text; "stop": a stop string came
 
     def as_fields(self) -> dict[str, Any]:
         """Return the report as --json prints it."""

@@ -13,7 +13,6 @@ tolerance for each tensor and dtype.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +62,8 @@ def add_vocabulary(parser: argparse.ArgumentParser, text: str) -> None:
 
 def find_suite(name: str, model: str | None = None) -> Suite:
     """Open v1 or a suite's folder, with the checkpoint it was recorded from; or ValueError."""
+    from dataclasses import replace
+
     from tinymistral.golden.suite import V1, read_suite
 
     if name != "v1" and not (Path(name) / "manifest.json").is_file():
@@ -70,4 +71,4 @@ def find_suite(name: str, model: str | None = None) -> Suite:
             f"there is no suite {name!r:.200}; expected v1, or a folder with a manifest.json"
         )
     suite = read_suite(V1 if name == "v1" else name)
-    return suite if model is None else dataclasses.replace(suite, checkpoint=Path(model))
+    return suite if model is None else replace(suite, checkpoint=Path(model))

@@ -11,7 +11,6 @@ differs is named.
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 
 from tinymistral.commands import arguments, golden
@@ -79,6 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Compare a candidate with a suite, print the result, and return its exit code."""
+    import shlex
+
     from tinymistral.golden.checking.candidate import open_candidate
     from tinymistral.golden.checking.comparing import check
     from tinymistral.golden.checking.machine_reports import as_json, write_junit
