@@ -1,4 +1,4 @@
-"""Name the known mistake that makes the numbers that your program computed.
+"""Name the known mistake that makes the numbers of your program.
 
 The reference is run with each of more than a hundred mistakes, and likely pairs
 of them, and the results are compared with your output.

@@ -1,4 +1,6 @@
-"""List the cases of a suite: the id, the kind, and what each is about.
+"""List the cases of a suite.
+
+Each has a line with its id, its kind, and what it is about.
 
 tinymistral golden list
 tinymistral golden list --json
