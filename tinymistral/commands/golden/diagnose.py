@@ -31,9 +31,9 @@ stages, mistakes can be told apart that change the logits in the same way. An
 explanation has to fit everything that is given, also the cases that agree.
 Mistakes that cannot be told apart are named together.
 
-A mistake is not found if it does not change what is given: positions that begin
-at 1 change `q_rotated`, `k_rotated` and the cache, never the logits; in 16 bits
-some changes are smaller than rounding.
+A mistake is not found if it does not change what is given: a position that
+begins at 1 changes `q_rotated`, `k_rotated` and what is cached, never the
+logits; in 16 bits some changes are smaller than rounding.
 
 Exit code: 0 if nothing differs; 1 if something does, whether the mistake is
 known or not; 2 if nothing can be compared.
