@@ -12,7 +12,7 @@ from goldens import DEMO
 from strategies import config, tiny_model
 
 from tinymistral import MistralConfig, MistralTokenizer, files
-from tinymistral.conversation import is_instruct
+from tinymistral.chat import is_instruct
 from tinymistral.sampling import read_generation_config
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="no pipes in folders there")

@@ -20,7 +20,7 @@ from cli_runner import good, refused, run
 from goldens import FIXTURES
 from safetensors.numpy import load_file
 
-from tinymistral.commands import golden_run_arguments
+from tinymistral.commands.golden import run as golden_run
 from tinymistral.files.safetensors import read_file
 from tinymistral.golden.calls import at_positions
 from tinymistral.golden.compare.candidate import open_candidate
@@ -310,7 +310,7 @@ def test_wrong_arguments_are_reported_in_one_line(
 
 
 def test_the_help_names_all_peers() -> None:
-    assert golden_run_arguments.PEERS == PEERS
+    assert golden_run.PEERS == PEERS
     for peer in PEERS:
         name = peer.replace("-", "_")
         assert (Path(template.__file__).parent / f"{name}.py").exists()
