@@ -31,7 +31,7 @@ A command is run once for each case: {case} is a folder with case.json,
 inputs.safetensors (in tokenizer and chat cases inputs.json) and, where the case
 has a model, model/, a checkpoint. It writes what it computed of the case into
 the folder {out}: NAME.npy, or all of it in results.safetensors (results.json).
-If it writes nothing, the case counts as not run; golden/adapters/template.py
+If it writes nothing, the case counts as not run; golden/run/template.py
 has ten lines to begin with.
 
 Each case has a file of its own in OUT, which is complete or not there.
