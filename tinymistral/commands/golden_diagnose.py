@@ -14,17 +14,17 @@ from tinymistral.commands.console import Progress, interruptible, write
 from tinymistral.commands.golden_suites import find_suite
 from tinymistral.golden.compare.candidate import open_candidate
 from tinymistral.golden.compare.verdicts import INCOMPARABLE, Compared, exit_code
-from tinymistral.golden.diagnosing.diagnosis import Diagnosis, diagnose
-from tinymistral.golden.diagnosing.gathering import gather
-from tinymistral.golden.diagnosing.predicting import Predictions
-from tinymistral.golden.diagnosing.suspects import FORWARD, SAMPLING, TEXTS
-from tinymistral.golden.diagnosing.telling import as_fields, as_text
+from tinymistral.golden.diagnose.evidence import gather
+from tinymistral.golden.diagnose.predictions import Predictions
+from tinymistral.golden.diagnose.report import as_fields, as_text
+from tinymistral.golden.diagnose.search import Diagnosis, diagnose
 from tinymistral.golden.manifest import TEXTS as TEXT_KINDS
 from tinymistral.golden.run.tinymistral import open_vocabulary
 from tinymistral.golden.suite import Suite
+from tinymistral.mistakes import FORWARD, SAMPLING, TEXTS
 from tinymistral.text import one_line
 
-# What is diagnosed by itself: the kinds of cases, and the suspects.
+# What is diagnosed by itself: the kinds of cases, and the mistakes.
 ABOUT = {
     "forward": (("operation", "model", "generate"), FORWARD),
     "sampling": (("sampling",), SAMPLING),
@@ -33,8 +33,8 @@ ABOUT = {
 }
 
 
-class SuspectsProgress(Progress):
-    """How many suspects were tried, in the manner of `Progress`."""
+class MistakesProgress(Progress):
+    """How many mistakes were tried, in the manner of `Progress`."""
 
     def __call__(self, done: int, total: int) -> None:
         """Show it in place of what was shown before."""
@@ -56,14 +56,14 @@ def run(options: argparse.Namespace) -> int:
     if not evidence:
         why = "; ".join(f"{name}: {says}" for name, says in problems[:1])
         raise ValueError(f"{options.candidate}: nothing can be compared{why and f'; {why}'}")
-    progress = SuspectsProgress(sys.stderr.isatty())
+    progress = MistakesProgress(sys.stderr.isatty())
     diagnoses: dict[str, Diagnosis] = {}
     with interruptible():
         try:
-            for about, (kinds, suspects) in ABOUT.items():
+            for about, (kinds, mistakes) in ABOUT.items():
                 given = [each for each in evidence if each.case.kind in kinds]
                 if given:
-                    diagnoses[about] = diagnose(given, suspects, predictions, progress)
+                    diagnoses[about] = diagnose(given, mistakes, predictions, progress)
         finally:
             progress.clear()
     stages = suite.manifest.stages

@@ -27,10 +27,8 @@ def test_the_cache_remembers_what_a_list_would(backend: Backend, case: Stream) -
         heads = (tiny.K * tiny.group, tiny.K, tiny.K)
         q, k, v = (normal(rng, backend.dtype, *positions.shape, h, tiny.d) for h in heads)
         table = backend.rope_table(positions, tiny.theta, tiny.d)
-        slots = cache.admit(positions)
-        layer = (cache.k[0], cache.v[0])
-        cache.k[0], cache.v[0] = backend.store(on(backend, k), on(backend, v), table, layer, slots)
-        cache.commit(positions)
+        with cache.piece(positions):
+            cache.update(0, backend.rope(on(backend, k), table), on(backend, v))
 
         keys, values = judge.written(cache, 0, positions)
         real = positions >= 0

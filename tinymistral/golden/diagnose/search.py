@@ -1,9 +1,9 @@
 """Which known mistake makes exactly these numbers.
 
-The reference is run with every suspect, and what comes of it is held against what is given, in
-units of the tolerances. The cheapest case that differs comes first, and who does not fit there is
-dropped; who is left has to explain all the other cases too, those that agree among them. If nobody
-does, likely pairs are tried in the same way.
+The reference is run with every known mistake, and its results are compared with what is given, in
+units of the tolerances. The cheapest case that differs comes first, and a mistake that does not fit
+there is dropped; those that are left have to explain all other cases too, also those that agree. If
+none does, likely pairs are tried in the same way.
 """
 
 from __future__ import annotations
@@ -13,26 +13,24 @@ from dataclasses import dataclass
 from itertools import combinations, islice
 
 from tinymistral.golden.compare.cases import compare_case
-from tinymistral.golden.diagnosing.evidence import Evidence, Fit
-from tinymistral.golden.diagnosing.evidence_of_texts import TextEvidence
-from tinymistral.golden.diagnosing.predicting import Predictions
-from tinymistral.golden.diagnosing.suspects.suspect import Suspect
+from tinymistral.golden.diagnose.evidence import AnyEvidence, Evidence, Fit
+from tinymistral.golden.diagnose.predictions import Predictions
+from tinymistral.mistakes import Mistake
 
-# Where no suspect explains everything, all are tried on so many of the cases that differ; so many
-# of those that explain a part are tried together with every other one; and so many are told of.
-TRIED_IN_PART, PAIRED, TOLD = 12, 6, 3
+# Where no mistake explains everything, all are tried on so many of the cases that differ; so many
+# of those that explain a part are paired with every other one; and so many are reported.
+TRIED_IN_PART, PAIRED, REPORTED = 12, 6, 3
 
-Given = Evidence | TextEvidence
 Fits = dict[str, Fit]  # by case id
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """A suspect, or several that nothing given tells apart, the nearest first."""
+    """A mistake, or several that nothing given tells apart, the nearest first."""
 
-    suspects: tuple[Suspect, ...]
-    fits: Fits  # of the first one, in the cases in which it can be told
+    mistakes: tuple[Mistake, ...]
+    fits: Fits  # of the first one, in the cases for which it has results
     explained: tuple[str, ...]  # the cases that differ, and so would with it
     broken: tuple[str, ...]  # the cases that agree, and would not with it
     decided: tuple[str, str]  # the first stage that it changes, and the case in which it does
@@ -45,38 +43,38 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What came of it: explanations of everything, ranked, or else of a part of it."""
+    """Explanations of everything, ranked, or else of a part of it."""
 
-    evidence: tuple[Given, ...]
+    evidence: tuple[AnyEvidence, ...]
     whole: tuple[Explanation, ...] = ()
     partial: tuple[Explanation, ...] = ()
-    tried: int = 0  # suspects and pairs
+    tried: int = 0  # mistakes and pairs
 
     @property
-    def differing(self) -> tuple[Given, ...]:
-        """What differs of the evidence."""
+    def differing(self) -> tuple[AnyEvidence, ...]:
+        """The evidence that differs."""
         return tuple(each for each in self.evidence if each.differs)
 
 
 def diagnose(
-    evidence: Iterable[Given],
-    suspects: Sequence[Suspect],
+    evidence: Iterable[AnyEvidence],
+    mistakes: Sequence[Mistake],
     predictions: Predictions,
     progress: Progress = lambda done, total: None,
 ) -> Diagnosis:
-    """Find the suspects, or pairs of them, that explain what is given."""
+    """Find the mistakes, or pairs of them, that explain what is given."""
     search = Search(evidence, predictions, progress)
     if not search.differing:
         return Diagnosis(search.evidence)
     dtypes = {getattr(each, "dtype", "float32") for each in search.differing}
-    relevant = [suspect for suspect in suspects if dtypes & set(suspect.dtypes)]
+    relevant = [mistake for mistake in mistakes if dtypes & set(mistake.shows_in)]
     found = search.explaining(dict.fromkeys(relevant, search.differing[0]))
-    partial: list[tuple[Suspect, Fits]] = []
+    partial: list[tuple[Mistake, Fits]] = []
     if not found:
         partial = search.in_part(relevant)
         found = search.explaining(search.pairs(partial[:PAIRED], relevant))
     whole = search.grouped(sorted(found, key=lambda pair: nearness(pair[1])))
-    rest = () if whole else search.grouped(partial[:TOLD])
+    rest = () if whole else search.grouped(partial[:REPORTED])
     part = tuple(explanation for explanation in rest if explanation.explained)
     return Diagnosis(search.evidence, whole, part, search.tried)
 
@@ -87,10 +85,10 @@ def nearness(fits: Fits) -> float:
 
 
 class Search:
-    """Suspects held against evidence."""
+    """Mistakes that are compared with evidence."""
 
     def __init__(
-        self, evidence: Iterable[Given], predictions: Predictions, progress: Progress
+        self, evidence: Iterable[AnyEvidence], predictions: Predictions, progress: Progress
     ) -> None:
         self.evidence = tuple(sorted(evidence, key=self._order))
         self.differing = [each for each in self.evidence if each.differs]
@@ -103,112 +101,112 @@ class Search:
         self._progress(self._done, self._total)
 
     @staticmethod
-    def _order(each: Given) -> tuple[bool, bool, tuple[int, int]]:
+    def _order(each: AnyEvidence) -> tuple[bool, bool, tuple[int, int]]:
         """Sort evidence: continuations last, for they take long; what differs first; by cost."""
         return each.case.kind == "generate", not each.differs, each.cost
 
-    def explaining(self, suspects: Mapping[Suspect, Given]) -> list[tuple[Suspect, Fits]]:
+    def explaining(self, mistakes: Mapping[Mistake, AnyEvidence]) -> list[tuple[Mistake, Fits]]:
         """Return those that explain all the evidence, with how near they come.
 
-        With each suspect goes the case to try it on first.
+        With each mistake goes the case to try it on first.
         """
-        self._total += len(suspects)
+        self._total += len(mistakes)
         found = []
-        for suspect, first in suspects.items():
-            fits = self._everywhere(suspect, first)
+        for mistake, first in mistakes.items():
+            fits = self._fits(mistake, first)
             if fits is not None:
-                found.append((suspect, fits))
-            elif suspect.pair:
-                self.predictions.forget(suspect)
+                found.append((mistake, fits))
+            elif mistake.pair:
+                self.predictions.drop(mistake)
             self.tried += 1
             self._step()
         return found
 
-    def _everywhere(self, suspect: Suspect, first: Given) -> Fits | None:
+    def _fits(self, mistake: Mistake, first: AnyEvidence) -> Fits | None:
         fits: Fits = {}
         for each in (first, *(each for each in self.evidence if each is not first)):
-            if each.is_far(suspect, self.predictions):
+            if each.is_far(mistake, self.predictions):
                 return None
-            fit = each.fit(suspect, self.predictions)
+            fit = each.fit(mistake, self.predictions)
             if fit is not None and not fit.explains:
                 return None
             fits |= {} if fit is None else {each.case.id: fit}
         return fits if any(each.case.id in fits for each in self.differing) else None
 
     def pairs(
-        self, partial: Sequence[tuple[Suspect, Fits]], suspects: Sequence[Suspect]
-    ) -> dict[Suspect, Given]:
+        self, partial: Sequence[tuple[Mistake, Fits]], mistakes: Sequence[Mistake]
+    ) -> dict[Mistake, AnyEvidence]:
         """Pair those that explain a part with all others, then the common ones with each other.
 
         With each goes the case to try it on first: the cheapest that is not explained yet. Pairs
-        that only a continuation could tell of are left out, for they would take too long.
+        that show only in a continuation are left out, for they would take too long.
         """
-        found: dict[frozenset[str], tuple[Suspect, Given]] = {}
+        found: dict[frozenset[str], tuple[Mistake, AnyEvidence]] = {}
         for one, fits in partial:
             rest = (e for e in self.short if e.case.id not in fits or not fits[e.case.id].explains)
             for first in islice(rest, 1):
-                for other in suspects:
+                for other in mistakes:
                     if one is not other:
                         found.setdefault(frozenset((one.name, other.name)), (one & other, first))
-        common = [suspect for suspect in suspects if suspect.common]
+        common = [mistake for mistake in mistakes if mistake.common]
         for one, other in combinations(common if self.short else [], 2):
             found.setdefault(frozenset((one.name, other.name)), (one & other, self.short[0]))
         return dict(found.values())
 
-    def in_part(self, suspects: Sequence[Suspect]) -> list[tuple[Suspect, Fits]]:
+    def in_part(self, mistakes: Sequence[Mistake]) -> list[tuple[Mistake, Fits]]:
         """Return those that explain some cases, or more of the first stages, the best first."""
         cases = (self.short or self.differing)[:TRIED_IN_PART]
-        self._total += len(suspects)
+        self._total += len(mistakes)
         found = []
-        for suspect in suspects:
-            fits = {each.case.id: each.fit(suspect, self.predictions) for each in cases}
-            told = {name: fit for name, fit in fits.items() if fit is not None}
-            gained = [told[e.case.id].reach - e.first for e in cases if e.case.id in told]
+        for mistake in mistakes:
+            fits = {each.case.id: each.fit(mistake, self.predictions) for each in cases}
+            known = {name: fit for name, fit in fits.items() if fit is not None}
+            gained = [known[e.case.id].reach - e.first for e in cases if e.case.id in known]
             if any(gain > 0 for gain in gained):
-                explained = sum(fit.explains for fit in told.values())
+                explained = sum(fit.explains for fit in known.values())
                 further = sum(gain > 0 for gain in gained) - sum(gain < 0 for gain in gained)
-                found.append(((-explained, -further, nearness(told)), suspect, told))
+                found.append(((-explained, -further, nearness(known)), mistake, known))
             self._step()
         found.sort(key=lambda entry: entry[0])
-        return [(suspect, fits) for _, suspect, fits in found]
+        return [(mistake, fits) for _, mistake, fits in found]
 
-    def grouped(self, found: Sequence[tuple[Suspect, Fits]]) -> tuple[Explanation, ...]:
-        """Put together those of whom nothing given tells one from the other; in their order."""
-        groups: list[list[tuple[Suspect, Fits]]] = []
-        for suspect, fits in found:
+    def grouped(self, found: Sequence[tuple[Mistake, Fits]]) -> tuple[Explanation, ...]:
+        """Put together, in their order, those that nothing given tells apart."""
+        groups: list[list[tuple[Mistake, Fits]]] = []
+        for mistake, fits in found:
             for group in groups:
-                if self._same(suspect, group[0][0]):
-                    group.append((suspect, fits))
+                if self._same(mistake, group[0][0]):
+                    group.append((mistake, fits))
                     break
             else:
-                groups.append([(suspect, fits)])
+                groups.append([(mistake, fits)])
         return tuple(self._explanation(group) for group in groups)
 
-    def _same(self, one: Suspect, other: Suspect) -> bool:
+    def _same(self, one: Mistake, other: Mistake) -> bool:
         for each in self.evidence:
-            a, b = (each.predicted(suspect, self.predictions) for suspect in (one, other))
+            a, b = (each.predicted(mistake, self.predictions) for mistake in (one, other))
             if a is not None and b is not None and not each.agree(a, b):
                 return False
         return True
 
-    def _explanation(self, group: Sequence[tuple[Suspect, Fits]]) -> Explanation:
-        suspect = group[0][0]
+    def _explanation(self, group: Sequence[tuple[Mistake, Fits]]) -> Explanation:
+        mistake = group[0][0]
         fits: Fits = {}
         for each in self.evidence:
-            fit = each.fit(suspect, self.predictions)
+            fit = each.fit(mistake, self.predictions)
             fits |= {} if fit is None else {each.case.id: fit}
         differ = {each.case.id for each in self.differing}
         explained = tuple(n for n, fit in fits.items() if n in differ and fit.explains)
         broken = tuple(n for n, fit in fits.items() if n not in differ and not fit.explains)
-        names = tuple(suspect for suspect, _ in group)
-        return Explanation(names, fits, explained, broken, self._decided(suspect))
+        names = tuple(mistake for mistake, _ in group)
+        return Explanation(names, fits, explained, broken, self._decided(mistake))
 
-    def _decided(self, suspect: Suspect) -> tuple[str, str]:
-        """Return the first stage that a suspect changes, given or not, and in which case."""
+    def _decided(self, mistake: Mistake) -> tuple[str, str]:
+        """Return the first stage that a mistake changes, given or not, and in which case."""
         suite = self.predictions.suite
         for each in self.differing:
             if isinstance(each, Evidence):
-                found = each.predicted(suspect, self.predictions) or {}
+                found = each.predicted(mistake, self.predictions) or {}
                 arrays = self.predictions.arrays(each.case)
                 first = compare_case(suite, each.case, found, None, arrays).first
                 if first is not None:
