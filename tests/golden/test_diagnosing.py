@@ -118,7 +118,7 @@ def found_by(evidence: list[Evidence], predictions: Predictions) -> Diagnosis:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_every_suspect_is_found(predictions: Predictions, dtype: str) -> None:
+def test_every_mistake_is_found(predictions: Predictions, dtype: str) -> None:
     hidden = set(HIDDEN_IN_LOGITS)
     planted = [mistake for mistake in FORWARD if dtype in mistake.shows_in]
     wrong, from_logits = {}, 0

@@ -14,10 +14,9 @@ from tinymistral.commands.console import Progress, interruptible, write
 from tinymistral.commands.golden_suites import find_suite
 from tinymistral.golden.compare.candidate import open_candidate
 from tinymistral.golden.compare.verdicts import INCOMPARABLE, Compared, exit_code
-from tinymistral.golden.diagnose.evidence import gather
 from tinymistral.golden.diagnose.predictions import Predictions
 from tinymistral.golden.diagnose.report import as_fields, as_text
-from tinymistral.golden.diagnose.search import Diagnosis, diagnose
+from tinymistral.golden.diagnose.search import Diagnosis, diagnose, gather
 from tinymistral.golden.manifest import TEXTS as TEXT_KINDS
 from tinymistral.golden.run.tinymistral import open_vocabulary
 from tinymistral.golden.suite import Suite

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinymistral.mistakes.mistake import BUT_FLOAT64, HALVES, mistake
+from tinymistral.mistakes.mistake import BUT_FLOAT64, HALVES, ROUNDING, mistake
 
 MIXES = "attention_mixes_what_is_visible"
 SUM_TO_1 = "weights_sum_to_1_or_0_and_mix_the_values"
@@ -207,12 +207,7 @@ def online_softmax_nan_of_a_hidden_tile(self, right, scores, mask):
     return np.where(nothing_yet, np.nan, right(scores, mask))
 
 
-@mistake(
-    "masked_exp",
-    law=MIXES,
-    dtypes=HALVES,
-    not_diagnosed="it is within what rounding may do, so nothing differs",
-)
+@mistake("masked_exp", law=MIXES, dtypes=HALVES, not_diagnosed=ROUNDING)
 def softmax_in_16_bits(self, right, scores, mask):
     """Scores are rounded to 16 bits before exp: weights are off by percents.
     Fix: Keep scores and softmax in float32, and round the mix alone."""

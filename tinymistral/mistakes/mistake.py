@@ -18,6 +18,7 @@ from tinymistral.pretrained import PreTrainedModel
 
 HALVES = ("float16", "bfloat16")
 BUT_FLOAT64 = ("float32", *HALVES)
+ROUNDING = "it is within what rounding may do, so nothing differs"
 
 
 @dataclass(eq=False)
@@ -48,6 +49,7 @@ class Mistake:
     of_a_dtype: tuple[str, ...] = ()
     common: bool = False  # often made, so it is tried together with others
     not_diagnosed: str = ""  # why `golden diagnose` does not try it
+    needs_vocabulary: bool = False  # its answers cannot be told without
     where: tuple[str, str] = ("", "")  # module and name of the function
     pair: bool = False  # two mistakes
 

@@ -6,12 +6,11 @@ import math
 
 import numpy as np
 
-from tinymistral.mistakes.mistake import BUT_FLOAT64, HALVES, mistake
+from tinymistral.mistakes.mistake import BUT_FLOAT64, HALVES, ROUNDING, mistake
 
 IN_PARTS = "every_stage_follows_from_those_before"
 RMS_NORM = "rms_norm_divides_by_the_root_mean_square"
 SILU_MUL = "silu_mul_is_gate_times_sigmoid_times_up"
-ROUNDING = "it is within what rounding may do, so nothing differs"
 
 FINAL = "model.norm"
 AFTER_ATTENTION = ".post_attention_layernorm"

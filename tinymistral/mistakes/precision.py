@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from tinymistral.mistakes.mistake import BUT_FLOAT64, FOUND, HALVES, Mistake, mistake
+from tinymistral.mistakes.mistake import BUT_FLOAT64, FOUND, HALVES, ROUNDING, Mistake, mistake
 from tinymistral.numpy_backend import NUMPY_DTYPES, NumpyBackend
 
 TABLE = "embedding_is_rows_of_the_table"
@@ -234,12 +234,7 @@ class WideSum(np.ndarray):
         return x + y
 
 
-@mistake(
-    "asarray",
-    law=AS_NUMPY,
-    dtypes=HALVES,
-    not_diagnosed="it is within what rounding may do, so nothing differs",
-)
+@mistake("asarray", law=AS_NUMPY, dtypes=HALVES, not_diagnosed=ROUNDING)
 def sums_not_rounded(self, right, array, dtype=None):
     """The sum of two arrays of 16 bits is float32, and so is all that follows from it.
     Fix: Round `x + y` to the dtype of its operands."""

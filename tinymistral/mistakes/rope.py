@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tinymistral.backend import Array
-from tinymistral.mistakes.mistake import FOUND, HALVES, Mistake, mistake
+from tinymistral.mistakes.mistake import FOUND, HALVES, ROUNDING, Mistake, mistake
 from tinymistral.mistakes.weights import raw_not_permuted
 
 PAIRS = "rope_turns_the_pairs_of_halves"  # the law that catches most
@@ -61,12 +61,7 @@ def rope_positions_in_float32(self, right, positions, *rest):
     return right(positions.astype(np.float32).astype(np.int64), *rest)
 
 
-@mistake(
-    "rope_table",
-    law=PAIRS,
-    dtypes=HALVES,
-    not_diagnosed="it is within what rounding may do, so nothing differs",
-)
+@mistake("rope_table", law=PAIRS, dtypes=HALVES, not_diagnosed=ROUNDING)
 def rope_in_16_bits(self, right, *arguments):
     """Cosines and sines are rounded to 16 bits before they are used. So does transformers: no
     blunder, but not what this reference computes.

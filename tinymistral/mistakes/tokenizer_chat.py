@@ -1,6 +1,6 @@
 """Mistakes in how texts and conversations become ids, and ids texts.
 
-Where ids have to be made anew it takes the vocabulary; without it the answer is None.
+Where ids have to be made anew it takes the vocabulary.
 """
 
 from __future__ import annotations
@@ -26,22 +26,20 @@ def bos_in_the_ids(entry, _):
     return {"ids": [BOS, *entry["ids"]]}
 
 
-@mistake("strings")
+@mistake("strings", needs_vocabulary=True)
 def no_space_before_the_text(entry, tokenizer):
     """No space is put before the text, so that its first word is another token.
     Fix: SentencePiece puts a space before a text: add_dummy_prefix is true in Mistral's model."""
-    if tokenizer is None or not entry["text"]:
+    if not entry["text"]:
         return None
     space = tokenizer.encode("\n", False)  # the space, and a newline that joins with nothing
     return {"ids": tokenizer.encode("\n" + entry["text"], False)[len(space) :]}
 
 
-@mistake("strings")
+@mistake("strings", needs_vocabulary=True)
 def unknown_for_bytes(entry, tokenizer):
     """Characters that are no pieces become <unk>, id 0, rather than their bytes.
     Fix: Write a character that is no piece as its bytes in UTF-8, <0xE2> and so on."""
-    if tokenizer is None:
-        return None
     pieces = tokenizer.convert_ids_to_tokens(entry["ids"])
     ids = []
     for token, piece in zip(entry["ids"], pieces, strict=True):
@@ -52,12 +50,10 @@ def unknown_for_bytes(entry, tokenizer):
     return {"ids": ids}
 
 
-@mistake("strings")
+@mistake("strings", needs_vocabulary=True)
 def control_tokens_read_from_text(entry, tokenizer):
     """`<s>`, `</s>` and `[INST]` in a text are read as control tokens.
     Fix: What is typed is text: encode `</s>` as its characters, and put control tokens in by id."""
-    if tokenizer is None:
-        return None
     names = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
     known = {n: tokenizer.convert_tokens_to_ids(n) for n in names}
     known = {name: token for name, token in known.items() if token or name == "<unk>"}
@@ -67,12 +63,10 @@ def control_tokens_read_from_text(entry, tokenizer):
     return {"ids": ids}
 
 
-@mistake("strings")
+@mistake("strings", needs_vocabulary=True)
 def text_stripped(entry, tokenizer):
     """White space at the beginning and the end of a text is cut off.
     Fix: Encode a text as it is, with its spaces and newlines."""
-    if tokenizer is None:
-        return None
     ids = tokenizer.encode(entry["text"].strip(), False)
     return {"ids": ids, "decoded": tokenizer.decode(ids)}
 
@@ -134,12 +128,10 @@ def eos_after_the_prompt(entry, _):
     return {"ids": [*entry["ids"], *[EOS] * of_user]}
 
 
-@mistake("conversations")
+@mistake("conversations", needs_vocabulary=True)
 def eos_after_every_turn(entry, tokenizer):
     """</s> is put after the user's turns too.
     Fix: </s>, id 2, ends answers alone: the user's turns end with [/INST]."""
-    if tokenizer is None:
-        return None
     answers = [m["content"] for m in entry["messages"] if m["role"] == "assistant"]
     *turns, rest = _cut(entry["ids"], EOS)
     if len(turns) != len(answers):
@@ -165,41 +157,35 @@ def _cut(ids: Sequence[int], at: int) -> list[list[int]]:
     return parts
 
 
-@mistake("conversations")
+@mistake("conversations", needs_vocabulary=True)
 def hf_spaces(entry, tokenizer):
     """The spaces are those of the hub's chat template of 2023, not mistral-common's.
     Fix: Encode each turn by itself, as mistral-common does: `[INST] a [/INST]`, `b`, </s>; the chat
     template on the hub joins an answer to the text before it, and puts a space after </s>."""
-    if tokenizer is None:
-        return None
     try:
         return {"ids": tokenizer.apply_chat_template(entry["messages"], format="hf")}
     except ValueError:  # a system prompt, which it does not know; or a later vocabulary
         return None
 
 
-@mistake("conversations")
+@mistake("conversations", needs_vocabulary=True)
 def no_spaces_inside_inst(entry, tokenizer):
     """The user's text stands between [INST] and [/INST] without spaces.
     Fix: In v1 there is a space after [INST] and before [/INST]."""
     return _encoded(entry, tokenizer, "[INST]{}[/INST]")
 
 
-@mistake("conversations")
+@mistake("conversations", needs_vocabulary=True)
 def inst_as_text(entry, tokenizer):
     """[INST] and [/INST] are encoded as text, as in v1, though they are control tokens.
     Fix: From v2 on [INST] and [/INST] are control tokens: put their ids around the user's text."""
-    if tokenizer is None or not tokenizer.processor.is_control(
-        tokenizer.convert_tokens_to_ids("[INST]")
-    ):
+    if not tokenizer.processor.is_control(tokenizer.convert_tokens_to_ids("[INST]")):
         return None
     return _encoded(entry, tokenizer, "[INST] {} [/INST]")
 
 
-def _encoded(entry: Entry, tokenizer: Tokenizer, form: str) -> Entry | None:
+def _encoded(entry: Entry, tokenizer: MistralTokenizer, form: str) -> Entry:
     """Encode the user's messages as text in this form."""
-    if tokenizer is None:
-        return None
     ids = [BOS]
     for message in _with_system(entry, first=True):
         if message["role"] == "user":
@@ -209,31 +195,25 @@ def _encoded(entry: Entry, tokenizer: Tokenizer, form: str) -> Entry | None:
     return {"ids": ids}
 
 
-@mistake("conversations")
+@mistake("conversations", needs_vocabulary=True)
 def system_prompt_in_the_first_turn(entry, tokenizer):
     """The system prompt is put before the first user's text.
     Fix: From v2 on the system prompt stands in the last user's turn."""
-    if tokenizer is None:
-        return None
     return {"ids": tokenizer.apply_chat_template(_with_system(entry, first=True))}
 
 
-@mistake("conversations")
+@mistake("conversations", needs_vocabulary=True)
 def system_prompt_in_the_last_turn(entry, tokenizer):
     """The system prompt is put before the last user's text.
     Fix: In v1 the system prompt stands in the first user's turn."""
-    if tokenizer is None:
-        return None
     return {"ids": tokenizer.apply_chat_template(_with_system(entry, first=False))}
 
 
-@mistake("conversations")
+@mistake("conversations", needs_vocabulary=True)
 def system_prompt_dropped(entry, tokenizer):
     """The system prompt is left out.
     Fix: Put the system prompt and two newlines before a user's text: v1 the first, from v2 the
     last."""
-    if tokenizer is None:
-        return None
     messages = [message for message in entry["messages"] if message["role"] != "system"]
     return {"ids": tokenizer.apply_chat_template(messages)}
 

@@ -1,16 +1,15 @@
-"""What a candidate gives of a suite, case by case, and how near a mistake's results come to it."""
+"""What is given of a case, and how near a mistake's results come to it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from tinymistral.golden.compare.candidate import Candidate
-from tinymistral.golden.compare.cases import compare_case, what_counts
+from tinymistral.golden.compare.cases import what_counts
 from tinymistral.golden.compare.layouts import all_in_halves, is_raw
 from tinymistral.golden.compare.places import axes_of
 from tinymistral.golden.compare.tensors import own_dtype
@@ -24,18 +23,14 @@ from tinymistral.golden.compare.verdicts import (
     Part,
 )
 from tinymistral.golden.diagnose.predictions import ROUNDED, Predictions
-from tinymistral.golden.manifest import TEXTS
 from tinymistral.golden.rounding import FACTOR
 from tinymistral.golden.suite import Arrays, Case
 from tinymistral.mistakes import Mistake
 from tinymistral.numpy_backend import NumpyBackend
 from tinymistral.tap import STAGES
-from tinymistral.text import one_line
 
 Numbers = Mapping[str, np.ndarray]
 Answers = Mapping[str, Any]  # by name, such as "strings.3.ids"
-
-LARGEST = 20_000_000  # weights of a model
 
 # Fewer tolerances off than this, or a quarter of the numbers, and it is worth more runs in the
 # candidate's dtype, to see how large errors of rounding are where numbers are not the right ones.
@@ -285,8 +280,8 @@ def of_another_length(
     """Return the parts that are of a text of another length, as parts that differ; {} if none is.
 
     They cannot be compared with those expected, but with those of a text with a token too many, or
-    too few. Only cases without padding are looked at: where a token would stand beside padding is
-    anybody's choice.
+    too few. Only cases without padding are looked at: beside padding such a token has no definite
+    place.
     """
     case = compared.case
     if not _without_padding(case, arrays.inputs):
@@ -387,68 +382,3 @@ def _answers(document: Mapping[str, Any], found: Mapping[str, Any]) -> Answers:
 
 
 AnyEvidence = Evidence | TextEvidence
-
-
-# All of a candidate
-
-
-def gather(
-    candidate: Candidate,
-    predictions: Predictions,
-    only: Sequence[str] = (),
-    dtype: str | None = None,
-) -> tuple[list[AnyEvidence], list[Compared]]:
-    """Compare a candidate with its suite, case by case: what can be compared, and how it does.
-
-    `only` these cases, if any are named, in the tolerances of `dtype`, as in `compare.cases.check`.
-    """
-    suite = candidate.suite
-    for case in map(suite.case, only or candidate.cases):
-        weights = None if case.model is None else suite.manifest.models[case.model].weights
-        size = 0 if weights is None else weights["parameters"]
-        if size > LARGEST:
-            raise ValueError(
-                f"case {case.id}: its model has {size} weights and would be run more than a "
-                f"hundred times; up to {LARGEST} can be diagnosed: dump and diagnose v1 instead"
-            )
-    for name in only:
-        if suite.case(name).id not in candidate.cases:
-            there = one_line(", ".join(candidate.cases), 400)
-            raise ValueError(f"{candidate.path}: nothing there is of case {name}, but of {there}")
-    evidence: list[AnyEvidence] = []
-    results: list[Compared] = []
-    for name in only or candidate.cases:
-        case = suite.case(name)
-        try:
-            results.append(one(candidate, predictions, case, dtype, evidence))
-        except ValueError as error:
-            problem = one_line(error, 500)
-            results.append(Compared(case, names=tuple(case.expected or ()), problem=problem))
-    return evidence, results
-
-
-def one(
-    candidate: Candidate,
-    predictions: Predictions,
-    case: Case,
-    dtype: str | None,
-    evidence: list[AnyEvidence],
-) -> Compared:
-    """Compare one case, and add what can be compared to the evidence."""
-    suite = candidate.suite
-    found: AnyEvidence | None
-    if case.kind in TEXTS:
-        given = candidate.read(case)
-        compared = compare_case(suite, case, given)
-        found = TextEvidence.of(compared, suite.document(case))
-    else:
-        arrays = predictions.arrays(case)
-        given = candidate.read(case, arrays.expected, arrays.inputs)
-        compared = compare_case(suite, case, given, dtype, arrays)
-        every, raw = {**given.arrays, **given.longer}, given.layout == "raw"
-        found = Evidence.of(compared, every, arrays, dtype, suite.manifest.stages, raw)
-        if found is not None and found.another_length:
-            rest = (part for part in compared.parts if part.name not in found.parts)
-            compared = replace(compared, parts=(*found.parts.values(), *rest))
-    evidence += [] if found is None else [found]
-    return compared

@@ -112,7 +112,8 @@ class Predictions:
         if key not in self._documents:
             whole, tokenizer = self.suite.document(case), self.tokenizer(case)
             answers: dict[str, Any] = {}
-            for part, answer in mistake.changes:
+            can_answer = tokenizer is not None or not mistake.needs_vocabulary
+            for part, answer in mistake.changes if can_answer else ():
                 for entry in whole.get(part, ()):
                     answered = answer(entry, tokenizer)
                     if answered is not None:

@@ -9,13 +9,20 @@ none does, likely pairs are tried in the same way.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, islice
 
+from tinymistral.golden.compare.candidate import Candidate
 from tinymistral.golden.compare.cases import compare_case
-from tinymistral.golden.diagnose.evidence import AnyEvidence, Evidence, Fit
+from tinymistral.golden.compare.verdicts import Compared
+from tinymistral.golden.diagnose.evidence import AnyEvidence, Evidence, Fit, TextEvidence
 from tinymistral.golden.diagnose.predictions import Predictions
+from tinymistral.golden.manifest import TEXTS
+from tinymistral.golden.suite import Case
 from tinymistral.mistakes import Mistake
+from tinymistral.text import one_line
+
+LARGEST = 20_000_000  # weights of a model
 
 # Where no mistake explains everything, all are tried on so many of the cases that differ; so many
 # of those that explain a part are paired with every other one; and so many are reported.
@@ -23,6 +30,68 @@ TRIED_IN_PART, PAIRED, REPORTED = 12, 6, 3
 
 Fits = dict[str, Fit]  # by case id
 Progress = Callable[[int, int], None]
+
+
+def gather(
+    candidate: Candidate,
+    predictions: Predictions,
+    only: Sequence[str] = (),
+    dtype: str | None = None,
+) -> tuple[list[AnyEvidence], list[Compared]]:
+    """Compare a candidate with its suite, case by case: what can be compared, and how it does.
+
+    `only` these cases, if any are named, in the tolerances of `dtype`, as in `compare.cases.check`.
+    """
+    suite = candidate.suite
+    for case in map(suite.case, only or candidate.cases):
+        weights = None if case.model is None else suite.manifest.models[case.model].weights
+        size = 0 if weights is None else weights["parameters"]
+        if size > LARGEST:
+            raise ValueError(
+                f"case {case.id}: its model has {size} weights and would be run more than a "
+                f"hundred times; up to {LARGEST} can be diagnosed: dump and diagnose v1 instead"
+            )
+    for name in only:
+        if suite.case(name).id not in candidate.cases:
+            there = one_line(", ".join(candidate.cases), 400)
+            raise ValueError(f"{candidate.path}: nothing there is of case {name}, but of {there}")
+    evidence: list[AnyEvidence] = []
+    results: list[Compared] = []
+    for name in only or candidate.cases:
+        case = suite.case(name)
+        try:
+            results.append(one(candidate, predictions, case, dtype, evidence))
+        except ValueError as error:
+            problem = one_line(error, 500)
+            results.append(Compared(case, names=tuple(case.expected or ()), problem=problem))
+    return evidence, results
+
+
+def one(
+    candidate: Candidate,
+    predictions: Predictions,
+    case: Case,
+    dtype: str | None,
+    evidence: list[AnyEvidence],
+) -> Compared:
+    """Compare one case, and add what can be compared to the evidence."""
+    suite = candidate.suite
+    found: AnyEvidence | None
+    if case.kind in TEXTS:
+        given = candidate.read(case)
+        compared = compare_case(suite, case, given)
+        found = TextEvidence.of(compared, suite.document(case))
+    else:
+        arrays = predictions.arrays(case)
+        given = candidate.read(case, arrays.expected, arrays.inputs)
+        compared = compare_case(suite, case, given, dtype, arrays)
+        every, raw = {**given.arrays, **given.longer}, given.layout == "raw"
+        found = Evidence.of(compared, every, arrays, dtype, suite.manifest.stages, raw)
+        if found is not None and found.another_length:
+            rest = (part for part in compared.parts if part.name not in found.parts)
+            compared = replace(compared, parts=(*found.parts.values(), *rest))
+    evidence += [] if found is None else [found]
+    return compared
 
 
 @dataclass(frozen=True)
