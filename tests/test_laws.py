@@ -264,7 +264,7 @@ class Interrupting(NumpyBackend):
 
 OPERATIONS = {
     "embedding", "linear", "rms_norm", "rope_table", "rope", "attention", "attention_weights",
-    "silu_mul", "scatter", "store", "add_rms_norm", "asarray", "zeros", "take",
+    "silu_mul", "scatter", "asarray", "zeros", "take",
 }  # fmt: skip
 
 

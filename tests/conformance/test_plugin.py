@@ -39,9 +39,9 @@ SIZES = """
         return super().linear(x, weight)
 """
 WRONG = """
-from tinymistral.conformance.mistakes.visibility import InclusiveWindow
+from tinymistral.mistakes.masking import inclusive_window
 
-class Wrong(InclusiveWindow):
+class Wrong(inclusive_window.backend):
     name = "wrong"
     dtypes = ("float32",)
 """

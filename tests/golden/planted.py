@@ -1,8 +1,8 @@
-"""Candidates that make a known mistake, and round elsewhere than the reference does.
+"""Candidates that make a known mistake, and round at other places than the reference does.
 
 Of each operation that the mistake leaves alone some steps are rounded, and some formulas are
-others, so that no candidate is bit by bit what a suspect computes. Angles are made in float32, as
-most programs make them, where float32 can count the positions.
+others, so that no candidate is bit by bit what is predicted for a mistake. Angles are made in
+float32, as most programs make them, where float32 can count the positions.
 """
 
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from tinymistral.golden.compare.cases import compare_case
-from tinymistral.golden.diagnosing.evidence import Evidence
-from tinymistral.golden.diagnosing.predicting import Predictions, backend_of
-from tinymistral.golden.diagnosing.suspects import Suspect
+from tinymistral.golden.diagnose.evidence import Evidence
+from tinymistral.golden.diagnose.predictions import Predictions
 from tinymistral.golden.rounding import RoundingBackend
 from tinymistral.golden.suite import Case
+from tinymistral.mistakes import Mistake
 
 FORWARD = ("operation", "model", "generate")
 
@@ -33,9 +33,6 @@ class Own(RoundingBackend):
         return super().rope_table(positions, theta, d)
 
 
-OWN = Suspect("own", "", "", backends=(Own,))
-
-
 def cases_of(predictions: Predictions) -> Iterator[Case]:
     """The demo's continuation takes as long as all other cases together."""
     for case in predictions.suite.manifest.cases.values():
@@ -44,14 +41,12 @@ def cases_of(predictions: Predictions) -> Iterator[Case]:
 
 
 def candidate(
-    predictions: Predictions, suspect: Suspect, dtype: str, logits: bool = False
+    predictions: Predictions, mistake: Mistake, dtype: str, logits: bool = False
 ) -> list[Evidence]:
     """What a program in `dtype` that makes the mistake gives of v1: all stages, or logits alone."""
-    planted = suspect & OWN
-    assert issubclass(backend_of(planted.backends), Own)
     found = []
     for case in cases_of(predictions):
-        results = predictions.of(planted, case, dtype)
+        results = predictions.of(mistake, case, dtype, base=Own)
         results = {n: x for n, x in (results or {}).items() if not logits or n.endswith("logits")}
         evidence = as_evidence(predictions, case, results, dtype)
         found += [] if evidence is None else [evidence]

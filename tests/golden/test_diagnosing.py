@@ -1,7 +1,8 @@
-"""Every suspect is found when it is planted: from all stages, and from logits alone where it shows.
+"""Every mistake is found when it is planted: from all stages, and from logits alone where it shows.
 
-The candidates round elsewhere than the suspects do, see `planted.py`. What cannot be told apart is
-declared here, with the reason; a diagnosis may name no other mistake beside the planted one.
+The candidates round at other places than the predictions do, see `planted.py`. What cannot be told
+apart is declared here, with the reason; a diagnosis may name no other mistake beside the planted
+one.
 """
 
 from itertools import chain
@@ -10,18 +11,17 @@ import numpy as np
 import pytest
 from planted import as_evidence, candidate, cases_of
 
-from tinymistral.golden.diagnosing.diagnosis import Diagnosis, diagnose
-from tinymistral.golden.diagnosing.evidence import Evidence
-from tinymistral.golden.diagnosing.predicting import Predictions
-from tinymistral.golden.diagnosing.suspects import FORWARD, Suspect
-from tinymistral.golden.diagnosing.suspects.knowing import Knowing
+from tinymistral.golden.diagnose.evidence import Evidence
+from tinymistral.golden.diagnose.predictions import Predictions
+from tinymistral.golden.diagnose.search import Diagnosis, diagnose
 from tinymistral.golden.models import open_model, read_model
 from tinymistral.golden.rounding import UNIT
 from tinymistral.golden.run.tinymistral import run_case
 from tinymistral.golden.suite import read_suite
+from tinymistral.mistakes import FORWARD
 from tinymistral.numpy_backend import NumpyBackend
 
-BY_NAME = {suspect.name: suspect for suspect in FORWARD}
+BY_NAME = {mistake.name: mistake for mistake in FORWARD}
 HALVES = ("float16", "bfloat16")
 
 # These come to the same numbers: names, in which dtypes, whether with all stages too, and why.
@@ -30,7 +30,7 @@ ALIKE = [
         {"padding-written-to-the-last-slot", "padding-stored"},
         ("float32", *HALVES),
         True,
-        "the same is written to the cache: by `scatter`, or by a fused `store`",
+        "the same is written to the cache: by `scatter`, or by the cache without it",
     ),
     (
         {"gate-and-up-swapped", "gate-and-up-weights-swapped"},
@@ -83,7 +83,7 @@ HIDDEN_IN_LOGITS = {
     "nan-swallowed": _OPERATIONS,
     "softmax-summed-in-16-bits": _OPERATIONS,
     "weights-without-the-window": "the weights that are shown are not those that are used",
-    "rope-in-place": "what is turned is right, what is shown of q and k later is not",
+    "rope-in-place": "what is rotated is right, what is shown of q and k later is not",
     "strides-ignored": "it shows where logits are made of the last token of each row alone",
     "rope-counts-from-1": "only distances between positions bear on the logits",
 }
@@ -94,12 +94,12 @@ RATE = {"float32": 0.92, "bfloat16": 0.91}
 
 @pytest.fixture(scope="module")
 def predictions() -> Predictions:
-    """What comes of each suspect, computed once for all tests."""
+    """What comes of each mistake, computed once for all tests."""
     return Predictions(read_suite())
 
 
 def alike(name: str, dtype: str, logits: bool) -> set[str]:
-    """The names that may stand beside a suspect's."""
+    """The names that may stand beside a mistake's."""
     groups = [
         names
         for names, dtypes, all_stages, _ in ALIKE
@@ -109,7 +109,7 @@ def alike(name: str, dtype: str, logits: bool) -> set[str]:
 
 
 def first_names(diagnosis: Diagnosis) -> set[str]:
-    return {s.name for s in diagnosis.whole[0].suspects} if diagnosis.whole else set()
+    return {s.name for s in diagnosis.whole[0].mistakes} if diagnosis.whole else set()
 
 
 def found_by(evidence: list[Evidence], predictions: Predictions) -> Diagnosis:
@@ -118,22 +118,22 @@ def found_by(evidence: list[Evidence], predictions: Predictions) -> Diagnosis:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_every_suspect_is_found(predictions: Predictions, dtype: str) -> None:
+def test_every_mistake_is_found(predictions: Predictions, dtype: str) -> None:
     hidden = set(HIDDEN_IN_LOGITS)
-    planted = [suspect for suspect in FORWARD if dtype in suspect.dtypes]
+    planted = [mistake for mistake in FORWARD if dtype in mistake.shows_in]
     wrong, from_logits = {}, 0
-    for suspect in planted:
+    for mistake in planted:
         for logits in (False, True):
-            evidence = candidate(predictions, suspect, dtype, logits)
+            evidence = candidate(predictions, mistake, dtype, logits)
             found = first_names(found_by(evidence, predictions))
-            allowed = alike(suspect.name, dtype, logits)
-            if logits and suspect.name in hidden:
+            allowed = alike(mistake.name, dtype, logits)
+            if logits and mistake.name in hidden:
                 allowed = set()
-            if not found <= allowed or (suspect.name in found) != bool(allowed):
-                wrong[suspect.name, "logits" if logits else "all stages"] = found
+            if not found <= allowed or (mistake.name in found) != bool(allowed):
+                wrong[mistake.name, "logits" if logits else "all stages"] = found
             from_logits += logits and bool(found)
     assert not wrong
-    assert from_logits == len(planted) - len(hidden & {suspect.name for suspect in planted})
+    assert from_logits == len(planted) - len(hidden & {mistake.name for mistake in planted})
     assert from_logits >= RATE[dtype] * len(planted)
 
 
@@ -175,7 +175,7 @@ PAIRS = [
 def test_two_mistakes_at_once_are_found(predictions: Predictions, names: tuple[str, str]) -> None:
     one, other = (BY_NAME[name] for name in names)
     diagnosis = found_by(candidate(predictions, one & other, "float32"), predictions)
-    best = diagnosis.whole[0].suspects[0]
+    best = diagnosis.whole[0].mistakes[0]
     assert set(best.name.split(" and ")) == set(names)
     assert best.pair
 
@@ -190,7 +190,7 @@ def test_common_ones_are_found_from_logits_alone(
 ) -> None:
     one, other = (BY_NAME[name] for name in names)
     diagnosis = found_by(candidate(predictions, one & other, "float32", True), predictions)
-    assert set(diagnosis.whole[0].suspects[0].name.split(" and ")) == set(names)
+    assert set(diagnosis.whole[0].mistakes[0].name.split(" and ")) == set(names)
 
 
 UNKNOWN = [  # the end of a weight's name, by what one number of it is multiplied; from logits alone
@@ -233,24 +233,3 @@ def test_what_explains_no_case_is_not_told(predictions: Predictions) -> None:
     given = [e for e in candidate(predictions, planted, "float32") if e.case.id == "plain"]
     diagnosis = diagnose(given, [turned], predictions)
     assert (len(diagnosis.differing), diagnosis.whole, diagnosis.partial) == (1, (), ())
-
-
-def test_a_model_is_made_without_asking_the_classes_that_pairs_have_made() -> None:
-    """Each pair makes one, so that each would take longer than the one before."""
-    asked = []
-
-    class Pair(Knowing):
-        @classmethod
-        def __subclasshook__(cls, other: type) -> bool:
-            asked.append(other)
-            return NotImplemented
-
-    class Other(NumpyBackend):
-        pass
-
-    predictions = Predictions(read_suite())
-    other = Suspect("other", "", "", backends=(Other,))
-    for suspect in (other, other & BY_NAME["no-window"]):
-        assert predictions.of(suspect, predictions.suite.case("plain")) is not None
-    assert issubclass(Pair, Knowing)
-    assert not asked

@@ -12,19 +12,19 @@ from cli_runner import V1, good, refused, run
 from tinymistral import DEMO
 from tinymistral.golden.calls import inputs_of
 from tinymistral.golden.compare.texts import compare_texts
-from tinymistral.golden.diagnosing.diagnosis import diagnose
-from tinymistral.golden.diagnosing.evidence_of_texts import TextEvidence
-from tinymistral.golden.diagnosing.predicting import Predictions
-from tinymistral.golden.diagnosing.suspects import FORWARD, SAMPLING, TEXTS
+from tinymistral.golden.diagnose.evidence import TextEvidence
+from tinymistral.golden.diagnose.predictions import Predictions
+from tinymistral.golden.diagnose.search import diagnose
 from tinymistral.golden.files import write_arrays
 from tinymistral.golden.models import read_model
 from tinymistral.golden.run.tinymistral import run_case
 from tinymistral.golden.suite import read_suite
+from tinymistral.mistakes import FORWARD, SAMPLING, TEXTS
 from tinymistral.numpy_backend import NumpyBackend
 from tinymistral.tokenizer import MistralTokenizer
 
 SUITE = read_suite()
-BY_NAME = {suspect.name: suspect for suspect in (*FORWARD, *SAMPLING, *TEXTS)}
+BY_NAME = {mistake.name: mistake for mistake in (*FORWARD, *SAMPLING, *TEXTS)}
 SOME = ("rms-norm", "rope", "silu-mul", "plain", "raw-layout")
 
 
@@ -163,7 +163,7 @@ def test_what_cannot_be_compared_is_told(tmp_path: Path) -> None:
 # sampling, texts and conversations
 
 
-@pytest.mark.parametrize("name", [suspect.name for suspect in SAMPLING])
+@pytest.mark.parametrize("name", [mistake.name for mistake in SAMPLING])
 def test_each_mistake_in_sampling_is_named(tmp_path: Path, name: str) -> None:
     cases = [case.id for case in SUITE.manifest.cases.values() if case.kind == "sampling"]
     with np.errstate(all="ignore"):
@@ -311,7 +311,7 @@ VOCABULARIES = [V1, *V1.parent.glob("mistral_instruct_tokenizer_*.model.v[23]")]
 TEXT_CASES = [case for case in SUITE.manifest.cases.values() if case.kind in ("tokenizer", "chat")]
 
 
-@pytest.mark.parametrize("name", [suspect.name for suspect in TEXTS])
+@pytest.mark.parametrize("name", [mistake.name for mistake in TEXTS])
 def test_each_mistake_about_texts_is_named(name: str) -> None:
     """In each case where it shows; and it does in one at least."""
     predictions, shown = Predictions(SUITE, VOCABULARIES), 0
@@ -324,7 +324,7 @@ def test_each_mistake_about_texts_is_named(name: str) -> None:
         assert evidence is not None
         if evidence.differs:
             (found,) = diagnose([evidence], TEXTS, predictions).whole
-            assert [suspect.name for suspect in found.suspects] == [name]
+            assert [mistake.name for mistake in found.mistakes] == [name]
             shown += 1
     assert shown
 

@@ -176,27 +176,23 @@ def rotations(backend: Backend) -> st.SearchStrategy[Rotation]:
 
 @dataclass(frozen=True)
 class Writing:
-    """Keys and values (2, T, K, d) to write to slots (2, T) of caches (2, S, K, d)."""
+    """Keys (2, T, K, d) to write to slots (2, T) of a cache (2, S, K, d)."""
 
     T: int
     S: int
     K: int
     d: int
-    theta: float
-    first: int
     seed: int
 
-    def new(self, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return keys and values (2, T, K, d)."""
+    def new(self, dtype: str) -> np.ndarray:
+        """Return the keys (2, T, K, d)."""
         rng = np.random.default_rng([self.seed, 1])
-        shape = (2, self.T, self.K, self.d)
-        return normal(rng, dtype, *shape), normal(rng, dtype, *shape)
+        return normal(rng, dtype, 2, self.T, self.K, self.d)
 
-    def caches(self, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return the caches (2, S, K, d) before the write."""
+    def cache(self, dtype: str) -> np.ndarray:
+        """Return the cache (2, S, K, d) before the write."""
         rng = np.random.default_rng([self.seed, 2])
-        shape = (2, self.S, self.K, self.d)
-        return normal(rng, dtype, *shape), normal(rng, dtype, *shape)
+        return normal(rng, dtype, 2, self.S, self.K, self.d)
 
     @property
     def slots(self) -> np.ndarray:
@@ -205,25 +201,10 @@ class Writing:
         slots = np.stack([rng.permutation(max(self.S, self.T))[: self.T] for _ in range(2)])
         return np.where((slots >= self.S) | (rng.random(slots.shape) < 0.2), -1, slots)
 
-    @property
-    def positions(self) -> np.ndarray:
-        """Positions (2, T), consecutive, -1 where nothing is written."""
-        at = self.first + np.arange(self.T, dtype=np.int64)
-        return np.where(self.slots < 0, -1, at)
-
 
 def writings(backend: Backend) -> st.SearchStrategy[Writing]:
     """Draw a case of writing to a cache."""
-    return st.builds(
-        Writing,
-        T=sizes(6),
-        S=sizes(8),
-        K=sizes(3),
-        d=widths(backend),
-        theta=thetas,
-        first=firsts,
-        seed=seeds,
-    )
+    return st.builds(Writing, T=sizes(6), S=sizes(8), K=sizes(3), d=widths(backend), seed=seeds)
 
 
 @dataclass(frozen=True)

@@ -85,10 +85,11 @@ def law(
 def snippet(law: Law, backend: Backend, case: Any) -> str:
     """Return lines of Python that check the law on this case alone."""
     kind = type(backend)
+    home = kind.__qualname__.partition(".")[0]
     return (
         f"{BEFORE_SNIPPET}\n\n"
         "from math import inf, nan\n"
-        f"from {kind.__module__} import {kind.__qualname__}\n"
+        f"from {kind.__module__} import {home}\n"
         "from tinymistral.conformance.cases import *\n"
         "from tinymistral.conformance.models import *\n"
         f"from {law.check.__module__} import test_{law.name} as test\n"

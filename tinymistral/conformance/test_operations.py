@@ -91,13 +91,10 @@ def test_rows_of_a_batch_are_independent(backend: Backend, case: Matrix) -> None
         assert np.isnan(spoiled[1].astype(np.float64)).any()
 
 
-# The cache
-
-
 @law(writings)
 def test_scatter_writes_its_slots_and_nothing_else(backend: Backend, case: Writing) -> None:
     """New numbers go to their slots, slot -1 is nowhere, and all other slots stay as they were."""
-    cache, new = case.caches(backend.dtype)[0], case.new(backend.dtype)[0]
+    cache, new = case.cache(backend.dtype), case.new(backend.dtype)
     out = call(backend, "scatter", cache, case.slots, new)
     assert out.dtype == cache.dtype
     np.testing.assert_array_equal(out, oracle.scatter(cache, case.slots, new))

@@ -15,12 +15,12 @@ from goldens import FIXTURES
 from safetensors.numpy import load_file
 
 from tinymistral.conformance import oracle
-from tinymistral.conformance.mistakes import MISTAKES
 from tinymistral.golden.compare.tensors import counted
 from tinymistral.golden.rounding import UNIT, AnglesBackend, Permuted, rounded_up
 from tinymistral.golden.run.tinymistral import run_calls, run_case
 from tinymistral.golden.suite import V1, read_suite
 from tinymistral.heads import MistralForCausalLM
+from tinymistral.mistakes import OF_LAWS
 from tinymistral.numpy_backend import NUMPY_DTYPES, NumpyBackend
 
 SUITE = read_suite()
@@ -242,7 +242,7 @@ def caught(case, mistake, dtype):
     return False
 
 
-NAMED = {mistake.name: mistake for mistake in MISTAKES}
+NAMED = {mistake.name: mistake for mistake in OF_LAWS}
 CLAIMS = [
     pytest.param(
         case,
@@ -281,7 +281,7 @@ SMALL = [case for case in CASES.values() if case.model != "demo"]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [m.name for m in MISTAKES if "float32" in m.dtypes and m.name not in NOT_TOLD]
+    "name", [m.name for m in OF_LAWS if "float32" in m.dtypes and m.name not in NOT_TOLD]
 )
 def test_every_mistake_is_caught_by_some_case(name):
     assert any(caught(case, NAMED[name], "float32") for case in SMALL)

@@ -17,10 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from tinymistral import sampling
+from tinymistral import mistakes, sampling
 from tinymistral.golden.run.tinymistral import run_sampling, run_vectors
 from tinymistral.golden.suite import Case, read_suite
-from tinymistral.golden.vectors.mistakes import MISTAKES
 
 SUITE = read_suite()
 SAMPLING = [case for case in SUITE.manifest.cases.values() if case.kind == "sampling"]
@@ -117,13 +116,14 @@ def test_correct_programs_in_float32_are_within_the_tolerances(
 # ---- mistakes
 
 
-@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
+@pytest.mark.parametrize("mistake", mistakes.SAMPLING, ids=lambda mistake: mistake.name)
 def test_every_mistake_is_caught_where_the_manifest_says_so(mistake) -> None:
     caught = set()
     for case in SAMPLING:
         inputs, expected, tolerance = of(case)
         with np.errstate(all="ignore"):
-            wrong = mistake.probabilities(
+            (probabilities,) = mistake.replacing("sampling")
+            wrong = probabilities(
                 inputs["logits"].astype(np.float32), inputs["previous_ids"], case.parameters
             )
         if not np.abs(wrong - expected).max() <= tolerance:

@@ -21,8 +21,8 @@ from tinymistral.text import one_line
 
 if TYPE_CHECKING:
     from tinymistral.golden.compare.verdicts import Compared
-    from tinymistral.golden.diagnosing.diagnosis import Diagnosis
-    from tinymistral.golden.diagnosing.predicting import Predictions
+    from tinymistral.golden.diagnose.predictions import Predictions
+    from tinymistral.golden.diagnose.search import Diagnosis
     from tinymistral.golden.suite import Suite
 
 EPILOG = """\
@@ -67,11 +67,10 @@ def run(options: argparse.Namespace) -> int:
     """Diagnose a candidate and print the result; the exit code says whether anything differs."""
     from tinymistral.golden.compare.candidate import open_candidate
     from tinymistral.golden.compare.verdicts import exit_code
-    from tinymistral.golden.diagnosing.diagnosis import diagnose
-    from tinymistral.golden.diagnosing.gathering import gather
-    from tinymistral.golden.diagnosing.predicting import Predictions
-    from tinymistral.golden.diagnosing.suspects import FORWARD, SAMPLING, TEXTS
-    from tinymistral.golden.diagnosing.telling import as_fields
+    from tinymistral.golden.diagnose.predictions import Predictions
+    from tinymistral.golden.diagnose.report import as_fields
+    from tinymistral.golden.diagnose.search import diagnose, gather
+    from tinymistral.mistakes import FORWARD, SAMPLING, TEXTS
 
     topics = {  # diagnosed separately: the kinds of cases, and their mistakes
         "forward": (("operation", "model", "generate"), FORWARD),
@@ -142,7 +141,7 @@ def not_compared(results: Sequence[Compared]) -> list[tuple[str, str]]:
 
 def report(about: str, diagnosis: Diagnosis, stages: Mapping[str, str]) -> Iterator[str]:
     """Yield the lines that describe a diagnosis."""
-    from tinymistral.golden.diagnosing.telling import as_text
+    from tinymistral.golden.diagnose.report import as_text
 
     cases = len(diagnosis.evidence)
     if not diagnosis.differing:

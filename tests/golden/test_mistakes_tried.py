@@ -1,22 +1,20 @@
-"""The suspects: all mistakes of the catalogue are among them, or it is said why not.
+"""The mistakes that `golden diagnose` tries: all of the catalogue, or it is said why not.
 
-That each shows in v1 is what `test_diagnosing.py` sees: there it is planted, and found.
+That each shows in v1 is tested in `test_diagnosing.py`: there it is planted, and found.
 """
 
 import pytest
 from planted import as_evidence, cases_of
 
-from tinymistral.conformance.mistakes import MISTAKES
-from tinymistral.golden.diagnosing.predicting import Predictions
-from tinymistral.golden.diagnosing.suspects import FORWARD, SAMPLING, TEXTS, Suspect
-from tinymistral.golden.diagnosing.suspects.catalogue import LEFT_OUT
+from tinymistral.golden.diagnose.predictions import Predictions
 from tinymistral.golden.rounding import UNIT
 from tinymistral.golden.suite import read_suite
+from tinymistral.mistakes import FORWARD, MISTAKES, SAMPLING, TEXTS
 
-NAMES = {suspect.name for suspect in FORWARD}
+BY_NAME = {mistake.name: mistake for mistake in FORWARD}
 
-# What people get wrong, as users tell of it, and the suspect that is it.
-TOLD_OF = {
+# What people get wrong, as users report it, and the mistake that it is.
+REPORTED = {
     "inclusive window": "inclusive-window",
     "no window": "no-window",
     "window counted in slots": "window-by-slot",
@@ -54,49 +52,47 @@ TOLD_OF = {
 }
 
 
-def test_each_mistake_of_the_catalogue_is_a_suspect_or_left_out_for_a_reason() -> None:
-    mistakes = {mistake.name for mistake in MISTAKES}
-    assert set(LEFT_OUT) <= mistakes
-    assert mistakes - NAMES == set(LEFT_OUT)
+def test_each_mistake_of_the_catalogue_is_tried_or_left_out_for_a_reason() -> None:
+    tried = [*FORWARD, *SAMPLING, *TEXTS]
+    assert len(tried) == len({mistake.name for mistake in tried})
+    for mistake in MISTAKES:
+        assert (mistake in tried) != bool(mistake.not_diagnosed), mistake.name
 
 
-def test_suspects_have_names_of_their_own_and_say_what_is_wrong_and_right() -> None:
-    everyone = [*FORWARD, *SAMPLING, *TEXTS]
-    assert len({suspect.name for suspect in everyone}) == len(everyone)
-    for suspect in everyone:
-        assert suspect.says.endswith("."), suspect.name
-        assert suspect.fix.endswith("."), suspect.name
-        assert " and " not in suspect.name
+def test_a_pair_can_be_told_from_its_name() -> None:
+    for mistake in MISTAKES:
+        assert " and " not in mistake.name
+    assert (BY_NAME["no-window"] & BY_NAME["norms-swapped"]).name == "no-window and norms-swapped"
 
 
-@pytest.mark.parametrize("name", TOLD_OF.values(), ids=TOLD_OF)
-def test_what_people_get_wrong_is_a_suspect(name: str) -> None:
-    assert name in NAMES
+@pytest.mark.parametrize("name", REPORTED.values(), ids=REPORTED)
+def test_what_people_get_wrong_is_tried(name: str) -> None:
+    assert name in BY_NAME
 
 
-def test_two_suspects_make_both_mistakes() -> None:
-    by_name = {suspect.name: suspect for suspect in FORWARD}
-    both = by_name["no-window"] & by_name["norms-swapped"] & by_name["keys-turned-again"]
-    assert both.backends == by_name["no-window"].backends
-    assert both.checkpoints == by_name["norms-swapped"].checkpoints
-    assert both.caches == by_name["keys-turned-again"].caches
+def test_a_pair_makes_both_mistakes() -> None:
+    window, norms, keys = (
+        BY_NAME[name] for name in ("no-window", "norms-swapped", "keys-turned-again")
+    )
+    both = window & norms & keys
+    assert both.replacing("visible") == window.replacing("visible") != []
+    assert both.replacing("checkpoint") == norms.replacing("checkpoint") != []
+    assert both.replacing("cache.admit") == keys.replacing("cache.admit") != []
     assert both.pair
 
 
 @pytest.mark.slow
 def test_what_is_left_out_shows_nowhere() -> None:
-    """Or else it should be a suspect."""
+    """Or else it should be tried."""
     predictions = Predictions(read_suite())
     for mistake in MISTAKES:
-        if mistake.name not in LEFT_OUT:
+        if not mistake.not_diagnosed:
             continue
-        caches = (mistake.cache,)
-        alone = Suspect(mistake.name, "", "", backends=(mistake.backend,), caches=caches)
         for dtype in set(UNIT) & set(mistake.dtypes):
             for case in cases_of(predictions):
-                results = predictions.of(alone, case, dtype)
+                results = predictions.of(mistake, case, dtype)
                 assert results is not None
                 evidence = as_evidence(predictions, case, results, dtype)
                 assert evidence is not None
                 assert not evidence.differs, (mistake.name, dtype, case.id)
-        predictions.forget(alone)
+        predictions.drop(mistake)

@@ -1,7 +1,8 @@
-"""Telling people what the diagnosis is, as text or as JSON."""
+"""What a diagnosis says, as text or as JSON."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,15 +10,52 @@ from tinymistral.golden.compare.places import in_order
 from tinymistral.golden.compare.tensors import DTYPES
 from tinymistral.golden.compare.texts import shown
 from tinymistral.golden.compare.verdicts import Part, finite
-from tinymistral.golden.diagnosing.depending import depends_on
-from tinymistral.golden.diagnosing.diagnosis import Diagnosis, Explanation, Given
-from tinymistral.golden.diagnosing.evidence_of_texts import TextEvidence
+from tinymistral.golden.diagnose.evidence import AnyEvidence, TextEvidence
+from tinymistral.golden.diagnose.search import Diagnosis, Explanation
+from tinymistral.golden.manifest import Case
 
 Stages = Mapping[str, str]
 
+# What a stage is computed from: where to look if it is the first that differs.
+_OF_STAGES = {
+    "embedding": "the rows of `embed_tokens` at the ids",
+    "input_layernorm": "what goes from layer to layer (`embedding`, or `output` of the layer "
+    "before), `input_layernorm.weight` and `rms_norm_eps`",
+    "q": "`input_layernorm` and `q_proj.weight`, as stored (outputs, inputs), cut into (H, d)",
+    "k": "`input_layernorm` and `k_proj.weight`, as stored (outputs, inputs), cut into (K, d)",
+    "v": "`input_layernorm` and `v_proj.weight`, as stored (outputs, inputs), cut into (K, d)",
+    "q_rotated": "`q`, the positions, `rope_theta`, and which numbers are rotated together",
+    "k_rotated": "`k`, the positions, `rope_theta`, and which numbers are rotated together",
+    "attention_weights": "`q_rotated`, `k_rotated` of this call and of the cache, the scale "
+    "head_dim^-0.5, which key/value head a query head reads, and the mask: causality, "
+    "`sliding_window`, padding",
+    "attention_mix": "`attention_weights`, and `v` of this call and of the cache",
+    "attention_output": "`attention_mix` joined head by head to (B, T, H·d), and `o_proj.weight`",
+    "attention_residual": "the layer's input plus `attention_output`",
+    "post_attention_layernorm": "`attention_residual`, `post_attention_layernorm.weight` and "
+    "`rms_norm_eps`",
+    "gate": "`post_attention_layernorm` and `gate_proj.weight` (w1)",
+    "up": "`post_attention_layernorm` and `up_proj.weight` (w3)",
+    "silu_mul": "`gate` and `up`: gate / (1 + exp(-gate)) · up",
+    "mlp_output": "`silu_mul` and `down_proj.weight` (w2)",
+    "output": "`attention_residual` plus `mlp_output`",
+    "norm": "`output` of the last layer, `norm.weight` and `rms_norm_eps`",
+    "logits": "`norm` and `lm_head.weight`, or `embed_tokens` if `tie_word_embeddings`",
+    "cache.k": "`k_rotated` of each token so far: what is written to which slot, and kept",
+    "cache.v": "`v` of each token so far: what is written to which slot, and kept",
+}
+_OF_KINDS = {
+    "operation": "the inputs of this operation alone, see the case's file",
+    "generate": "the logits of each step, and which of them is the largest",
+    "sampling": "the logits, the previous ids and the parameters of the case",
+    "tokenizer": "the text and the vocabulary",
+    "chat": "the messages, the vocabulary and the chat format",
+}
+_NAME = re.compile(r"calls\.\d+\.(cache\.)?(?:layers\.\d+\.)?(\w+)")
+
 
 def as_text(diagnosis: Diagnosis, stages: Stages) -> Iterator[str]:
-    """Give the lines that tell a diagnosis of something that differs."""
+    """Give the lines of a diagnosis of something that differs."""
     cases, differing = len(diagnosis.evidence), len(diagnosis.differing)
     yield f"{differing} of {cases} case{'s' * (cases != 1)} differ{'s' * (differing == 1)}"
     if diagnosis.whole:
@@ -41,7 +79,7 @@ def as_text(diagnosis: Diagnosis, stages: Stages) -> Iterator[str]:
             yield from _explanation(diagnosis, explanation, f"{place}. ")
 
 
-def _before(each: Given, part: Part, stages: Stages) -> Iterator[str]:
+def _before(each: AnyEvidence, part: Part, stages: Stages) -> Iterator[str]:
     """Say what comes before the first tensor that differs: what agrees, and what is not given."""
     names = in_order(stages, each.case.expected or {}) if each.case.kind == "model" else []
     before = names[: names.index(part.name)] if names else []
@@ -53,7 +91,7 @@ def _before(each: Given, part: Part, stages: Stages) -> Iterator[str]:
         yield f"{missing} before it are not given: dump them, to see where it begins."
 
 
-def first(diagnosis: Diagnosis, stages: Stages) -> tuple[Given, Part]:
+def first(diagnosis: Diagnosis, stages: Stages) -> tuple[AnyEvidence, Part]:
     """Return the first tensor that differs: an operation's by itself, else in order of computation.
 
     Of several cases in which it is the same one, the smallest.
@@ -84,7 +122,7 @@ def _how_far(part: Part) -> str:
 
 
 def _explanation(diagnosis: Diagnosis, explanation: Explanation, bullet: str) -> Iterator[str]:
-    best, *others = explanation.suspects
+    best, *others = explanation.mistakes
     indent = " " * len(bullet)
     yield f"{bullet}{best.name}: {best.says}"
     yield f"{indent}{agreement(diagnosis, explanation)}"
@@ -114,7 +152,7 @@ def agreement(diagnosis: Diagnosis, explanation: Explanation) -> str:
 
 
 def place(diagnosis: Diagnosis, stage: str, case: str) -> str:
-    """Say where a suspect first changes something."""
+    """Say where a mistake first changes something."""
     kinds = {each.case.id: each.case for each in diagnosis.evidence}
     operation = kinds[case].operation if case in kinds else None
     where = f"the operation {operation}" if operation else stage
@@ -122,7 +160,7 @@ def place(diagnosis: Diagnosis, stage: str, case: str) -> str:
 
 
 def as_fields(diagnosis: Diagnosis, stages: Stages) -> dict[str, Any]:
-    """Return a diagnosis as JSON can have it."""
+    """Return a diagnosis for JSON."""
     fields: dict[str, Any] = {
         "cases": [each.case.id for each in diagnosis.evidence],
         "differ": [each.case.id for each in diagnosis.differing],
@@ -146,8 +184,8 @@ def as_fields(diagnosis: Diagnosis, stages: Stages) -> dict[str, Any]:
 def _fields(explanation: Explanation) -> dict[str, Any]:
     stage, case = explanation.decided
     suspects: Sequence[dict[str, str]] = [
-        {"name": suspect.name, "says": suspect.says, "fix": suspect.fix}
-        for suspect in explanation.suspects
+        {"name": mistake.name, "says": mistake.says, "fix": mistake.fix}
+        for mistake in explanation.mistakes
     ]
     return {
         "suspects": suspects,
@@ -156,3 +194,11 @@ def _fields(explanation: Explanation) -> dict[str, Any]:
         "contradicts": list(explanation.broken),
         "decided": {"stage": stage, "case": case} if stage else None,
     }
+
+
+def depends_on(case: Case, name: str) -> str:
+    """Say what a tensor of a case is computed from."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return _OF_KINDS.get(case.kind, "the inputs of the case")
+    return _OF_STAGES.get((match[1] or "") + match[2], "the stages before it")

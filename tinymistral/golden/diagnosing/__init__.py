@@ -1,1 +1,0 @@
-"""Finding the mistake: the suspects, what each would compute, and which of them fits."""

@@ -1,0 +1,253 @@
+"""Mistakes about norms, sums with what they norm, and the gate of the feed-forward network."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from tinymistral.mistakes.mistake import BUT_FLOAT64, HALVES, ROUNDING, mistake
+
+IN_PARTS = "every_stage_follows_from_those_before"
+RMS_NORM = "rms_norm_divides_by_the_root_mean_square"
+SILU_MUL = "silu_mul_is_gate_times_sigmoid_times_up"
+
+FINAL = "model.norm"
+AFTER_ATTENTION = ".post_attention_layernorm"
+
+
+@mistake("rms_norm", law="rows_of_a_batch_are_independent")
+def norm_over_the_batch(self, right, x, weight, eps):
+    """All tokens are divided by one root mean square, taken over all axes.
+    Fix: Take the mean square of each token by itself, over the last axis."""
+    wide = self.widen(x)
+    root = np.sqrt(np.square(wide).mean() + self.compute_dtype.type(eps))
+    return self.round(wide / root * self.widen(weight))
+
+
+@mistake("rms_norm", law=RMS_NORM, common=True)
+def eps_outside_the_root(self, right, x, weight, eps):
+    """Epsilon is added to the root, not under it. Small activations, as those of the embedding, are
+    scaled too much.
+    Fix: Add epsilon to the mean square, then take the root."""
+    wide = self.widen(x)
+    root = np.sqrt(np.square(wide).mean(axis=-1, keepdims=True)) + self.compute_dtype.type(eps)
+    return self.round(wide / root * self.widen(weight))
+
+
+@mistake("rms_norm", law=RMS_NORM)
+def eps_forgotten(self, right, x, weight, eps):
+    """There is no epsilon: small activations are scaled too much, and zeros become NaN.
+    Fix: Add `rms_norm_eps` to the mean square before the root."""
+    return right(x, weight, 0.0)
+
+
+@mistake("rms_norm", law=IN_PARTS, dtypes=("float32", "float64"), common=True)
+def eps_of_another_model(self, right, x, weight, eps):
+    """Epsilon is 1e-6, the default of other configurations, whatever this one says. It shows in
+    small activations alone.
+    Fix: Read `rms_norm_eps` from the configuration: 1e-5 for the published models."""
+    return right(x, weight, 1e-6)
+
+
+@mistake("rms_norm")
+def eps_of_mistral(self, right, x, weight, eps):
+    """Epsilon is always 1e-5, whatever the configuration says.
+    Fix: Read `rms_norm_eps` from the configuration: it is 1e-6 in some."""
+    return right(x, weight, 1e-5)
+
+
+@mistake("rms_norm", law=RMS_NORM)
+def mean_subtracted(self, right, x, weight, eps):
+    """The mean is subtracted first, as LayerNorm does.
+    Fix: RMSNorm subtracts no mean."""
+    wide = self.widen(x)
+    return right(wide - wide.mean(axis=-1, keepdims=True), weight, eps)
+
+
+@mistake("rms_norm", law=RMS_NORM)
+def sum_of_squares(self, right, x, weight, eps):
+    """Vectors are scaled to length 1, not to mean square 1: they are too small by sqrt(D).
+    Fix: Divide the sum of squares by D before the root."""
+    wide = self.widen(x)
+    root = np.sqrt(np.square(wide).sum(axis=-1, keepdims=True) + self.compute_dtype.type(eps))
+    return self.round(wide / root * self.widen(weight))
+
+
+@mistake("rms_norm", law=RMS_NORM, common=True)
+def norm_weight_plus_1(self, right, x, weight, eps):
+    """The norm is multiplied by 1 + weight, as Gemma's is.
+    Fix: Multiply by the weight as it is stored."""
+    return right(x, self.widen(weight) + self.compute_dtype.type(1), eps)
+
+
+@mistake("rms_norm", law=RMS_NORM)
+def norm_weight_forgotten(self, right, x, weight, eps):
+    """The norm is not multiplied by its weight. With random weights nothing shows: there it is 1.
+    Fix: Multiply by the weight (D,) after the division."""
+    return right(x, np.ones_like(weight), eps)
+
+
+@mistake("rms_norm", law=RMS_NORM, dtypes=HALVES, not_diagnosed=ROUNDING)
+def norm_rounded_before_its_weight(self, right, x, weight, eps):
+    """The quotient is rounded to 16 bits, multiplied by the weight, and rounded again. So does
+    transformers: no blunder, but not what this reference computes.
+    Fix: Multiply by the weight in float32, and round once."""
+    normed = right(x, np.ones_like(weight), eps)
+    return self.round(self.widen(normed) * self.widen(weight))
+
+
+@mistake("rms_norm", law=RMS_NORM, dtypes=HALVES, of_a_dtype=("float16",))
+def squares_in_16_bits(self, right, x, weight, eps):
+    """Squares are rounded to 16 bits. In float16 those of numbers past 255 are infinite, and the
+    norm 0.
+    Fix: Convert x to float32 before it is squared."""
+    mean = self.widen(np.square(x)).mean(axis=-1, keepdims=True)
+    root = np.sqrt(mean + self.compute_dtype.type(eps))
+    return self.round(self.widen(x) / root * self.widen(weight))
+
+
+# Which norm, and of what
+
+
+@mistake("rms_norm", common=True)
+def final_norm_missing(self, right, x, weight, eps):
+    """The logits are made of the last layer's output as it is, without the final norm.
+    Fix: Norm the last layer's output by `model.norm` before the head."""
+    return x if self.name_of(weight) == FINAL else right(x, weight, eps)
+
+
+@mistake("rms_norm")
+def final_norm_twice(self, right, x, weight, eps):
+    """The final norm is applied twice, as by the model and once more by its head.
+    Fix: Norm the last layer's output by `model.norm` once."""
+    x = right(x, weight, eps)
+    return right(x, weight, eps) if self.name_of(weight) == FINAL else x
+
+
+@mistake("rms_norm", law=IN_PARTS)
+def residual_not_normed(self, right, x, weight, eps):
+    """The sum that goes on is right, but what is normed is x before the sum.
+    Fix: Norm the sum x + residual, not x."""
+    return right(x if self.before is None else self.before, weight, eps)
+
+
+@mistake("add", law=IN_PARTS)
+def residual_lost(self, right, x, y):
+    """The norm is of the right sum, but what goes on is x, without what was to be added.
+    Fix: Write x + residual back: it is what the next layer adds to."""
+    self.total = right(x, y)
+    return x
+
+
+@residual_lost.also("rms_norm")
+def _(self, right, x, weight, eps):
+    return right(x if self.before is None else self.total, weight, eps)
+
+
+@mistake("add", common=True)
+def attention_residual_forgotten(self, right, x, y):
+    """What attention gives takes the place of a layer's input, rather than being added to it.
+    Fix: Add a layer's input to what its attention gives: x + attention(norm(x))."""
+    return y if self.last_weight.endswith("o_proj") else right(x, y)
+
+
+@mistake("add", common=True)
+def mlp_residual_forgotten(self, right, x, y):
+    """What the feed-forward network gives takes the place of its input. It should be added to it.
+    Fix: Add what the feed-forward network gives to what it was given: h + mlp(norm(h))."""
+    return y if self.last_weight.endswith("down_proj") else right(x, y)
+
+
+@mistake("add", common=True)
+def residual_of_the_norm(self, right, x, y):
+    """The sum is with the normed input, norm(x) + attention(norm(x)), as if x were overwritten. So
+    it was in the first transformers, whose norms came after the sum.
+    Fix: Keep x as it was before the norm, and add to that: x + attention(norm(x))."""
+    return right(self.normed, y)
+
+
+@residual_of_the_norm.also("rms_norm")
+def _(self, right, x, weight, eps):
+    self.normed = right(x, weight, eps)
+    return self.normed
+
+
+@mistake("rms_norm")
+def mlp_beside_attention(self, right, x, weight, eps):
+    """Attention and feed-forward network read the same x, side by side, as in GPT-J and PaLM.
+    Fix: The feed-forward network reads norm(x + attention(...)), after attention has been added."""
+    beside = self.name_of(weight).endswith(AFTER_ATTENTION)
+    return right(self.before if beside else x, weight, eps)
+
+
+# The gate
+
+
+@mistake("silu_mul", law=SILU_MUL, common=True)
+def gelu_for_silu(self, right, gate, up):
+    """The activation is GELU, which is close to SiLU and not it.
+    Fix: The activation is silu(x) = x / (1 + exp(-x)), also called swish."""
+    gate = self.widen(gate)
+    inner = (2 / np.pi) ** 0.5 * (gate + 0.044715 * gate**3)
+    return self.round(gate * (1 + np.tanh(inner)) / 2 * self.widen(up))
+
+
+@mistake("silu_mul")
+def exact_gelu_for_silu(self, right, gate, up):
+    """The activation is GELU by its definition, x · Φ(x), not by tanh; and it is not SiLU.
+    Fix: The activation is silu(x) = x / (1 + exp(-x)), also called swish."""
+    x = self.widen(gate)
+    erf = np.array([math.erf(x / 2**0.5) for x in x.ravel().tolist()], dtype=self.compute_dtype)
+    return self.round(x * (1 + erf.reshape(x.shape)) / 2 * self.widen(up))
+
+
+@mistake("silu_mul")
+def relu_for_silu(self, right, gate, up):
+    """The activation is ReLU, max(x, 0).
+    Fix: The activation is silu(x) = x / (1 + exp(-x)), also called swish."""
+    return self.round(np.maximum(self.widen(gate), 0) * self.widen(up))
+
+
+@mistake("silu_mul")
+def silu_forgotten(self, right, gate, up):
+    """The feed-forward network multiplies gate by up, with no activation.
+    Fix: Take silu of gate before it is multiplied by up."""
+    return self.round(self.widen(gate) * self.widen(up))
+
+
+@mistake("silu_mul")
+def up_forgotten(self, right, gate, up):
+    """The feed-forward network is down(silu(gate(x))): `up_proj` is not used.
+    Fix: Multiply silu(gate) by up: a SwiGLU has three matrices."""
+    return right(gate, np.ones_like(up))
+
+
+@mistake("silu_mul", law=SILU_MUL, common=True)
+def gate_and_up_swapped(self, right, gate, up):
+    """silu is taken of `up`, and `gate` multiplies it: w1 and w3 have changed places.
+    Fix: silu is taken of gate_proj (w1 of a raw checkpoint), and up_proj (w3) multiplies it."""
+    return right(up, gate)
+
+
+@mistake("silu_mul", law=SILU_MUL)
+def sigmoid_for_silu(self, right, gate, up):
+    """The gate is sigmoid(x) without the factor x, as in the first gated linear units.
+    Fix: silu(x) is x · sigmoid(x)."""
+    return self.round(self.widen(up) / (1 + np.exp(-self.widen(gate))))
+
+
+@mistake("silu_mul", law=SILU_MUL, dtypes=HALVES, not_diagnosed=ROUNDING)
+def silu_rounded_before_up(self, right, gate, up):
+    """silu(gate) is rounded to 16 bits, multiplied by up, and rounded again. So does transformers:
+    no blunder, but not what this reference computes.
+    Fix: Multiply silu(gate) by up in float32, and round once."""
+    return self.round(self.widen(right(gate, np.ones_like(up))) * self.widen(up))
+
+
+@mistake("silu_mul", law=SILU_MUL, of_a_dtype=BUT_FLOAT64)
+def silu_overflows(self, right, gate, up):
+    """The sigmoid is exp(x) / (1 + exp(x)): inf / inf, NaN, for x past 88 in float32.
+    Fix: Divide x by 1 + exp(-x), which is right where exp overflows: the quotient is 0."""
+    gate = self.widen(gate)
+    return self.round(gate * (np.exp(gate) / (1 + np.exp(gate))) * self.widen(up))

@@ -1,0 +1,204 @@
+"""Backends and caches that make mistakes: what is replaced, and the little that mistakes may ask.
+
+A change is a name and a function. The function takes the backend (or cache), what it replaces, and
+then the arguments of that; so several changes of one operation are made one inside the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cache, partial
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tinymistral.backend import Array
+from tinymistral.cache import RollingCache
+from tinymistral.heads import MistralForCausalLM
+from tinymistral.numpy_backend import NumpyBackend
+from tinymistral.pretrained import flat
+
+Change = tuple[str, Callable[..., Any]]
+Window = int | None
+
+PARTS = ("visible", "repeat", "scale", "masked_exp", "masked_softmax", "mix")
+
+
+class InParts(NumpyBackend):
+    """Attention as in a textbook: all scores at once, in parts that a mistake replaces one of."""
+
+    def visible(self, i: Array, j: Array, window: Window) -> Array:
+        """Return which keys at j (B, 1, S) the queries at i (B, T, 1) see -> (B, T, S)."""
+        mask = (j >= 0) & (i - j >= 0)
+        return mask if window is None else mask & (i - j < window)
+
+    def repeat(self, x: Array, H: int) -> Array:
+        """Give each query head its key/value head: (B, S, K, d) -> (B, S, H, d)."""
+        return np.repeat(x, H // x.shape[2], axis=2)
+
+    def scale(self, H: int, d: int) -> float:
+        """Return what scores are multiplied by."""
+        return float(d**-0.5)
+
+    def masked_exp(self, scores: Array, mask: Array) -> Array:
+        """Return exp(score - largest), 0 where masked: scores (B, H, T, S), mask (B, 1, T, S)."""
+        scores = np.where(mask, scores, -np.inf)
+        largest = scores.max(axis=-1, keepdims=True, initial=-np.inf)
+        return np.exp(scores - np.where(largest == -np.inf, 0, largest))
+
+    def masked_softmax(self, scores: Array, mask: Array) -> Array:
+        """Return weights (B, H, T, S); in a row that sees nothing all are 0."""
+        exps = self.masked_exp(scores, mask)
+        total = exps.sum(axis=-1, keepdims=True)
+        return exps / np.where(total == 0, 1, total)
+
+    def mix(self, weights: Array, v: Array, mask: Array) -> Array:
+        """Sum what is visible of v (B, S, H, d), weighted -> (B, T, H, d)."""
+        weights, finite = np.where(mask[:, None], weights, 0), np.isfinite(v)
+        out = (weights @ np.where(finite, v, 0).swapaxes(1, 2)).swapaxes(1, 2)
+        for b, s in np.argwhere(~finite.all(axis=(2, 3))):  # 0 · NaN is NaN: only where visible
+            rest = weights[b, :, :, s].T[..., None] * np.where(finite[b, s], 0, v[b, s])
+            out[b] += np.where(mask[b, :, s, None, None], rest, 0)
+        return out
+
+    def attention_weights(
+        self, q: Array, k: Array, q_positions: Array, k_positions: Array, window: Window
+    ) -> Array:
+        """Return the weights (B, H, T, S)."""
+        return self.round(self._weights(q, k, self._mask(q_positions, k_positions, window)))
+
+    def attention(
+        self, q: Array, k: Array, v: Array, q_positions: Array, k_positions: Array, window: Window
+    ) -> Array:
+        """Return the mix (B, T, H, d)."""
+        mask = self._mask(q_positions, k_positions, window)
+        v = self.repeat(self.widen(v), q.shape[2])
+        return self.round(self.mix(self._weights(q, k, mask), v, mask))
+
+    def _mask(self, q_positions: Array, k_positions: Array, window: Window) -> Array:
+        mask = self.visible(q_positions[:, :, None], k_positions[:, None, :], window)
+        return np.broadcast_to(mask, (*q_positions.shape, k_positions.shape[1]))
+
+    def _weights(self, q: Array, k: Array, mask: Array) -> Array:
+        k = self.repeat(self.widen(k), q.shape[2]).transpose(0, 2, 3, 1)
+        scores = self.widen(q).swapaxes(1, 2) @ k * self.scale(*q.shape[2:])
+        return self.masked_softmax(scores, mask[:, None])
+
+
+class Stream(np.ndarray):
+    """What goes from layer to layer; sums with it are made by the backend's `add`."""
+
+    backend: Any = None  # views and results have none: they add as any array does
+
+    def __add__(self, other: Any) -> Any:
+        if self.backend is None:
+            return super().__add__(other)
+        return self.backend.add_to_stream(self.view(np.ndarray), other)
+
+
+class Faulty(NumpyBackend):
+    """A backend that makes the mistakes in `changes`, and what it knows for their sake.
+
+    Of an operation by itself `call` is -1; names and padding are known after `know`.
+    """
+
+    changes: ClassVar[tuple[Change, ...]] = ()
+
+    config: Any = None
+    call = -1  # the number of the call, of the piece in `generate`
+    width = 0  # columns of this call
+    stop = 0  # columns up to the end of this call
+    mask = np.zeros((0, 0), dtype=bool)  # (B, columns of all calls), false for padding
+    first = np.zeros(0, dtype=np.int64)  # (B,) the first position of each row
+    last_weight = ""  # the name of the weight that `linear` had last
+    ropes = 0  # since the last `linear`: before that of queries 0, before that of keys 1
+    before: Array | None = None  # what was added to last, before the sum
+
+    def __init__(self, dtype: str | None = None, changes: Iterable[Change] | None = None):
+        super().__init__(dtype)
+        self._names: dict[int, str] = {}
+        given = self.changes if changes is None else changes
+        for name, wrong in reversed(list(dict.fromkeys(given))):
+            if hasattr(self, name):
+                self._replace(name, partial(wrong, self))
+        for name in ("embedding", "rms_norm", "linear", "rope"):  # whatever the mistakes call
+            self._replace(name, getattr(self, f"_{name}"))
+
+    def _replace(self, name: str, new: Callable[..., Any]) -> None:
+        setattr(self, name, partial(new, getattr(self, name)))
+
+    def know(self, model: MistralForCausalLM, positions: Array) -> None:
+        """Take a model's weights by name, and the positions (B, T) of all calls that will come."""
+        self.config = model.config
+        self._names = {id(array): name for name, array in flat(model.weights).items()}
+        self.mask = positions >= 0
+        if positions.size:  # in `generate` nothing is known of them
+            self.first = np.where(self.mask, positions, positions.max()).min(axis=1)
+
+    def name_of(self, weight: Array) -> str:
+        """Return the name of a weight, such as "model.layers.0.mlp.up_proj"; "" if unknown."""
+        return self._names.get(id(weight), "").removesuffix(".weight")
+
+    def add(self, x: Array, y: Array) -> Array:
+        """Add what attention or the feed-forward network gives, y, to its input x."""
+        return x + y
+
+    def add_to_stream(self, x: Array, y: Array) -> Array:
+        """Return the sum as what goes on to the next layer."""
+        self.before = x
+        return self._stream(self.add(x, y))
+
+    def _stream(self, x: Array) -> Array:
+        if type(x) is not np.ndarray:  # an array that adds in a way of its own
+            return x
+        stream = x.view(Stream)
+        stream.backend = self
+        return stream
+
+    def _embedding(self, right: Callable[..., Any], table: Array, ids: Array) -> Array:
+        self.call, self.width, self.before = self.call + 1, ids.shape[1], None
+        self.stop += self.width
+        return self._stream(right(table, ids))
+
+    def _rms_norm(self, right: Callable[..., Any], x: Array, weight: Array, eps: float) -> Array:
+        return right(x.view(np.ndarray) if isinstance(x, Stream) else x, weight, eps)
+
+    def _linear(self, right: Callable[..., Any], x: Array, weight: Array) -> Array:
+        out = right(x, weight)
+        self.last_weight, self.ropes = self.name_of(weight), 0
+        return out
+
+    def _rope(self, right: Callable[..., Any], x: Array, table: Array) -> Array:
+        out = right(x, table)
+        self.ropes += 1
+        return out
+
+
+@cache
+def faulty(base: type[NumpyBackend], in_parts: bool) -> type[Faulty]:
+    """Return the class of backends that are `base` but for mistakes."""
+    bases = (Faulty, InParts, base) if in_parts else (Faulty, base)
+    least = bases[:-1] if base is NumpyBackend else bases
+    return least[0] if len(least) == 1 else type("Faulty", least, {})
+
+
+def faulty_for(changes: Iterable[Change], base: type[NumpyBackend] = NumpyBackend) -> type[Faulty]:
+    """Return the class of backends in which these changes can be made."""
+    return faulty(base, any(name in PARTS for name, _ in changes))
+
+
+def cache_with(changes: Iterable[Change]) -> type[RollingCache]:
+    """Return a cache in which these methods and properties are replaced, by `cache.NAME`."""
+    kind: Any = RollingCache
+    for name, wrong in reversed(list(dict.fromkeys(changes))):
+        if name.startswith("cache."):
+            name = name.removeprefix("cache.")
+            kind = type("Faulty", (kind,), {name: _replaced(getattr(kind, name), wrong)})
+    found: type[RollingCache] = kind
+    return found
+
+
+def _replaced(right: Any, wrong: Callable[..., Any]) -> Any:
+    if isinstance(right, property):
+        return property(lambda cache: wrong(cache, right.__get__(cache)))
+    return lambda cache, *arguments: wrong(cache, partial(right, cache), *arguments)

@@ -1,0 +1,269 @@
+"""Mistakes about rotary embeddings: angles, pairs, and which position rotates what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinymistral.backend import Array
+from tinymistral.mistakes.mistake import FOUND, HALVES, ROUNDING, Mistake, mistake
+from tinymistral.mistakes.weights import raw_not_permuted
+
+PAIRS = "rope_turns_the_pairs_of_halves"  # the law that catches most
+
+
+@mistake("rope", law=PAIRS, common=True)
+def rope_interleaved(self, right, x, table):
+    """Neighbours (2m, 2m + 1) are rotated, as for raw checkpoints, with weights in HF's order. A
+    few words come out well, then gibberish.
+    Fix: With HF weights rotate the pairs (m, m + d/2); the raw checkpoint's (2m, 2m + 1) need its
+    own q_proj and k_proj."""
+    halves = np.concatenate([x[..., ::2], x[..., 1::2]], axis=-1)
+    first, second = np.split(right(halves, table), 2, axis=-1)
+    return np.stack([first, second], axis=-1).reshape(x.shape)
+
+
+FOUND.append(
+    Mistake(
+        "pairs-turned-always",
+        "Neighbours (2m, 2m + 1) are rotated with any weights as they are stored: raw checkpoints "
+        "come out right, Hugging Face's do not.",
+        "With HF weights rotate the pairs (m, m + d/2); neighbours are for a raw checkpoint's wq "
+        "and wk.",
+        rope_interleaved.changes + raw_not_permuted.changes,
+    )
+)
+
+
+@mistake("rope", law=PAIRS)
+def rope_backwards(self, right, x, table):
+    """Pairs are rotated the other way: the sign of the sine is wrong.
+    Fix: The first half becomes first · cos - second · sin, the second one second · cos + first ·
+    sin."""
+    return right(x, (table[0], -table[1]))
+
+
+@mistake("rope_table", law=PAIRS)
+def rope_angles_in_float32(self, right, positions, theta, d):
+    """Angles are computed in float32. At position 32,767 they are off by up to 2^-10, so the same
+    distance gives another score there.
+    Fix: Compute i · theta^(-2m/d) in float64, then take cosine and sine, then round."""
+    exponents = -np.arange(0, d, 2, dtype=np.float32) / np.float32(d)
+    angles = positions.astype(np.float32)[..., None, None] * np.float32(theta) ** exponents
+    return np.cos(angles).astype(self.compute_dtype), np.sin(angles).astype(self.compute_dtype)
+
+
+@mistake("rope_table", law=PAIRS)
+def rope_positions_in_float32(self, right, positions, *rest):
+    """Positions become float32 numbers, which cannot count past 2^24.
+    Fix: Convert positions from integers to float64, never through float32."""
+    return right(positions.astype(np.float32).astype(np.int64), *rest)
+
+
+@mistake("rope_table", law=PAIRS, dtypes=HALVES, not_diagnosed=ROUNDING)
+def rope_in_16_bits(self, right, *arguments):
+    """Cosines and sines are rounded to 16 bits before they are used. So does transformers: no
+    blunder, but not what this reference computes.
+    Fix: Keep cosines, sines and products in float32, and round only the result."""
+    cos, sin = right(*arguments)
+    return self.widen(self.round(cos)), self.widen(self.round(sin))
+
+
+@mistake("rope", law="every_stage_follows_from_those_before")
+def rope_in_place(self, right, x, table):
+    """Queries and keys are overwritten by their rotated numbers. Whatever reads or rotates them
+    later finds them rotated already.
+    Fix: Write the rotated numbers to a new array; only `scatter` may work in place."""
+    x[...] = self.rotated = right(x, table)
+    return right(x, table) if self.call >= 0 and self.ropes == 1 else x  # keys, as they are shown
+
+
+@rope_in_place.also("cache.update")
+def _(cache, right, layer, k, v):
+    return right(layer, cache.backend.rotated, v)
+
+
+@mistake("rope_table", law=PAIRS, common=True)
+def rope_theta_ignored(self, right, positions, theta, d):
+    """theta is always 10,000, whatever the configuration says.
+    Fix: Read `rope_theta` from the configuration: 10,000 for v0.1, 1,000,000 for v0.2 and v0.3."""
+    return right(positions, 10_000.0, d)
+
+
+@mistake("rope_table", name="theta-of-v0.2", common=True)
+def theta_of_v02(self, right, positions, theta, d):
+    """theta is always 1,000,000, whatever the configuration says.
+    Fix: Read `rope_theta` from the configuration: 10,000 for v0.1, 1,000,000 for v0.2 and v0.3."""
+    return right(positions, 1_000_000.0, d)
+
+
+@mistake("rope_table", law=PAIRS)
+def rope_exponent_halved(self, right, positions, theta, d):
+    """Frequencies are theta^(-m/d), without the factor 2: later pairs are rotated too fast.
+    Fix: The frequency of pair m is theta^(-2m/d), m counting up to d/2."""
+    return right(positions, theta**0.5, d)
+
+
+@mistake("rope_table", law="rope_at_position_0_is_the_identity")
+def rope_counts_from_1(self, right, positions, *rest):
+    """The first token is rotated as if it were the second. Within a model nothing shows, since
+    distances are right; keys that are compared, or cached by others, are not.
+    Fix: The first token is at position 0, and its angle is 0."""
+    return right(positions + 1, *rest)
+
+
+@mistake(
+    "rope_table",
+    law="rope_is_finite_where_there_is_nothing",
+    not_diagnosed="padding is never looked at",
+)
+def rope_not_set_at_padding(self, right, positions, *rest):
+    """The table has no numbers for padding, but what happened to be in memory: NaN, here.
+    Fix: Give position -1 any finite angle; what it rotates is never looked at."""
+    nothing = (positions < 0)[:, :, None, None]
+    cos, sin = right(positions, *rest)
+    return np.where(nothing, np.nan, cos), np.where(nothing, np.nan, sin)
+
+
+@mistake("rope_table", law="rope_keeps_norms")
+def rope_stretched(self, right, *arguments):
+    """Cosines and sines are scaled up, by a factor that YaRN has and Mistral has not. Scores are
+    larger by its square.
+    Fix: Mistral's tables are cosines and sines as they are, without an attention factor."""
+    cos, sin = right(*arguments)
+    return cos * self.compute_dtype.type(1.1), sin * self.compute_dtype.type(1.1)
+
+
+@mistake("rope_table", law="rope_scores_depend_on_distance_only")
+def rope_by_slot(self, right, positions, *rest):
+    """Keys and queries are rotated by their slot in the ring, of 8 here, not by their position. It
+    is right until the cache wraps.
+    Fix: Rotate a key by its position in the text, before it is written to whatever slot."""
+    return right(np.where(positions < 0, -1, positions % 8), *rest)
+
+
+@mistake("rope_table", law="rope_scores_depend_on_distance_only")
+def rope_theta_grows(self, right, positions, theta, d):
+    """theta grows with the length of a text, from 16 tokens on, as in dynamic NTK scaling. Keys
+    that were cached before do not fit to later queries.
+    Fix: theta is one number for all texts: leave out dynamic NTK scaling."""
+    return right(positions, theta * max(1.0, positions.max() / 16), d)
+
+
+@mistake("rope_table", law="logits_are_the_oracles_in_pieces_of_any_size", common=True)
+def rope_begins_anew(self, right, positions, *rest):
+    """Angles begin at 0 in every call or piece, whatever is in the cache. A prompt at once is
+    right, what is generated after it is not.
+    Fix: Count positions on from the tokens that are in the cache."""
+    columns = np.arange(positions.shape[1], dtype=np.int64)
+    return right(np.broadcast_to(columns, positions.shape), *rest)
+
+
+@mistake("rope_table", law="each_row_of_a_padded_batch_is_the_row_alone")
+def rope_of_the_first_row(self, right, positions, *rest):
+    """All rows of a batch are rotated by the positions of the first. It is right for one row, and
+    for rows of the same length.
+    Fix: Make the table for the positions of every row, (B, T), not for one row."""
+    return right(positions[:1], *rest)
+
+
+@mistake("rope_table", common=True)
+def decoding_one_behind(self, right, positions, *rest):
+    """From the second call on tokens are rotated by the position before their own. The first token
+    after a prompt has the position of the prompt's last one.
+    Fix: After n tokens the next position is n: its angle is n · theta^(-2m/d)."""
+    return right(positions - (positions > 0) * (self.call > 0), *rest)
+
+
+@mistake("rope_table", common=True)
+def decoding_one_ahead(self, right, positions, *rest):
+    """From the second call on tokens are rotated by the position after their own. After a prompt
+    one position is left out.
+    Fix: After n tokens the next position is n: its angle is n · theta^(-2m/d)."""
+    return right(positions + (positions >= 0) * (self.call > 0), *rest)
+
+
+@mistake("rope_table", common=True)
+def positions_of_columns(self, right, positions, *rest):
+    """A token is rotated by its column in the batch, counting the padding before it. With padding
+    on the left alone distances are right, and the logits do not show it.
+    Fix: Positions count a row's tokens, not its padding: cumsum(mask) - 1."""
+    if self.call >= 0:
+        columns = np.arange(self.stop - self.width, self.stop, dtype=np.int64)
+        positions = np.where(positions < 0, -1, columns)
+    return right(positions, *rest)
+
+
+@mistake("rope")
+def queries_not_turned(self, right, x, table):
+    """Keys are rotated and queries are not.
+    Fix: Rotate queries by their positions as keys are."""
+    return x if self.call >= 0 and self.ropes == 0 else right(x, table)
+
+
+@mistake("rope", law="every_stage_follows_from_those_before", common=True)
+def keys_not_turned(self, right, x, table):
+    """Keys are written to the cache as they are, and only queries are rotated.
+    Fix: Rotate a key by its position before it is written."""
+    self.not_rotated = x
+    return right(x, table)
+
+
+@keys_not_turned.also("cache.update")
+def _(cache, right, layer, k, v):
+    return right(layer, cache.backend.not_rotated, v)
+
+
+@mistake("rope")
+def nothing_turned(self, right, x, table):
+    """There are no rotary embeddings: neither queries nor keys have positions.
+    Fix: Rotate queries and keys by their positions."""
+    return x
+
+
+@mistake("cache.update", law="every_stage_follows_from_those_before")
+def values_turned(cache, right, layer, k, v):
+    """Values are rotated like keys.
+    Fix: Rotate queries and keys, and write values as they are."""
+    at = np.take_along_axis(cache.positions, np.maximum(cache.slots, 0), axis=1)
+    return right(layer, k, rotated_by(cache, v, np.where(cache.slots < 0, -1, at)))
+
+
+@mistake("cache.admit", common=True)
+def keys_turned_again(cache, right, positions):
+    """In every call all cached keys are rotated once more, by their own positions.
+    Fix: A key is rotated once, by its position, before it is cached; rotate only the new keys."""
+    for layer, keys in enumerate(cache.k):
+        cache.k[layer] = rotated_by(cache, keys, cache.positions)
+    return right(positions)
+
+
+@mistake("cache.admit")
+def keys_turned_again_when_read(cache, right, positions):
+    """Keys from earlier calls are rotated a second time when they are attended to. What is cached
+    stays right.
+    Fix: A key is rotated once, by its position, before it is cached; rotate only the new keys."""
+    slots = right(positions)
+    cache.old = cache.positions.copy()
+    b, t = np.nonzero(slots >= 0)
+    cache.old[b, slots[b, t]] = 0  # the position that rotates by nothing
+    return slots
+
+
+@keys_turned_again_when_read.also("cache.read")
+def _(cache, right, layer):
+    keys, values = right(layer)
+    return rotated_by(cache, keys, cache.old[:, : keys.shape[1]]), values
+
+
+@keys_turned_again_when_read.also("cache.commit")
+def _(cache, right, positions):
+    right(positions)
+    cache.old = np.zeros_like(cache.positions)
+
+
+def rotated_by(cache: Any, keys: Array, positions: Array) -> Array:
+    """Rotate keys (B, S, K, d) by positions (B, S)."""
+    theta, d = cache.config.rope_theta, cache.config.head_dim
+    return cache.backend.rope(keys, cache.backend.rope_table(positions, theta, d))
