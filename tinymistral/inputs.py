@@ -189,7 +189,7 @@ def _new_columns_of_mask(mask: Any, shape: tuple[int, int], cache: RollingCache)
     return mask[:, -T:]
 
 
-def kept_columns(logits_to_keep: Any, T: int) -> np.ndarray:
+def columns_to_keep(logits_to_keep: Any, T: int) -> np.ndarray:
     """Return the columns, rising, for which logits are wanted."""
     if isinstance(logits_to_keep, int | np.integer) and not isinstance(logits_to_keep, bool):
         if logits_to_keep < 0:
