@@ -47,7 +47,7 @@ class Backend(ABC):
     has_attention_weights: ClassVar[bool] = False
     # The supported head widths, all even; None: any even one.
     head_dims: ClassVar[Collection[int] | None] = None
-    # Whether `linear` takes weights narrower than the activations; if not, the model widens them.
+    # Whether weights may be narrower than the activations; if not, the model widens them.
     narrow_weights: ClassVar[bool] = True
     # Laws of `tinymistral.conformance` that do not hold here, by name, and why.
     unsupported: ClassVar[Mapping[str, str]] = MappingProxyType({})

@@ -17,8 +17,8 @@ class RollingCache:
 
     The n-th token of a row goes to slot `n % S`. The model writes a piece of at most C tokens
     first and then attends to all slots; with S = W + C - 1 slots the oldest query of a piece still
-    finds its W - 1 predecessors. The order of slots does not matter, and no slot is cleared: its
-    position says what it holds and to which queries that is visible.
+    finds its W - 1 predecessors. The order of slots does not matter: a slot's position says which
+    token it holds, and so to which queries that is visible.
 
         W = 3, C = 2, S = 4; positions 4 and 5 come, then 6 and 7, then 8:
         slot          0  1  2  3
@@ -26,7 +26,7 @@ class RollingCache:
         positions     4  5  6  7     visible to 6: 4, 5, 6; to 7: 5, 6, 7
         positions     8  5  6  7     visible to 8: 6, 7, 8
 
-    Storage grows to S before anything wraps, and no further; without a window S has no bound.
+    Storage grows to S before anything wraps, and no further; without a window it grows on.
     Padding is never written. A piece may go back to an earlier position: the row's tokens from
     there on are dropped, so a rejected draft of up to C tokens needs no clean-up.
 

@@ -190,8 +190,8 @@ def prefill(
     model: MistralForCausalLM,
     prompts: list[np.ndarray],
     cache: RollingCache,
-    max_new_tokens: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    max_new_tokens: int,
+    progress: Callable[[int, int], None] | None,
 ) -> np.ndarray:
     """Compute the tokens of prompts that the cache does not hold -> logits (B, V) of the last.
 
