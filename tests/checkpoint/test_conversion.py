@@ -19,8 +19,9 @@ from tinymistral import (
     MistralForSequenceClassification,
     MistralTokenizer,
 )
-from tinymistral.checkpoint import read_pth, read_tensors
+from tinymistral.checkpoint import read_tensors
 from tinymistral.checkpoint.conversion import check_size, convert
+from tinymistral.files.pth import read_pth
 
 TWINS = ["half", "no_window", "tied"]
 LOSES = pytest.mark.filterwarnings("ignore:params.json has no place for")

@@ -10,7 +10,7 @@ import pytest
 import safetensors
 from handmade_pth import ORDERED_DICT, error_of, pickled, pth, read, tensor, whole
 
-from tinymistral.checkpoint import read_pth
+from tinymistral.files.pth import read_pth
 
 FILES = Path(__file__).parents[1] / "fixtures" / "raw" / "files"
 DTYPES = {

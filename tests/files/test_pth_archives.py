@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from handmade_pth import archive, error_of, patched, pth, read, storage, tensor, whole
 
-from tinymistral.checkpoint import CheckpointError, read_pth
+from tinymistral.checkpoint import CheckpointError
+from tinymistral.files.pth import read_pth
 
 WHOLE = pth(whole({"a": tensor()}), _0=bytes(8))
 

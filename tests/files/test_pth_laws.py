@@ -11,7 +11,8 @@ from handmade_pth import ORDERED_DICT, name, pickled, pth, storage, tensor
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tinymistral.checkpoint import CheckpointError, read_pth
+from tinymistral.checkpoint import CheckpointError
+from tinymistral.files.pth import read_pth
 
 FILES = Path(__file__).parents[1] / "fixtures" / "raw" / "files"
 WHOLE = (FILES / "views.pth").read_bytes()

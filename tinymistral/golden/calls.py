@@ -1,10 +1,12 @@
 """Cases of kind model: calls that follow each other with one cache, and their inputs.
 
-calls.N.input_ids         (B, T) tokens, any where there is padding
-calls.N.positions         (B, T) their positions, -1 for padding
-calls.N.key_positions     (B, S) the columns of the attention weights: each row's tokens so far
-calls.N.cache_positions   (B, P) what the cache must hold afterwards: the keys that are visible
-                          to the next token
+    calls.N.input_ids         (B, T) tokens, any where there is padding
+    calls.N.positions         (B, T) their positions
+    calls.N.key_positions     (B, S) the columns of the attention weights: each row's tokens so far
+    calls.N.cache_positions   (B, P) what the cache must hold afterwards: the keys that are visible
+                              to the next token
+
+A position of -1 is padding.
 """
 
 from __future__ import annotations

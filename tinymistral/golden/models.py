@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +150,22 @@ def files_of(folder: Path) -> list[str]:
         return ["config.json", SINGLE_FILE]
     shards = read_json(folder / INDEX_FILE)["weight_map"]
     return ["config.json", INDEX_FILE, *sorted(set(shards.values()))]
+
+
+def unavailable_models(suite: Suite, cases: Iterable[str]) -> dict[str, str]:
+    """Return the models that cannot be opened from the checkpoint that was given, and why.
+
+    Raises ValueError, once and not for each case, if that is all of them.
+    """
+    names = sorted({suite.case(case).model or "" for case in cases} - {""})
+    models = [suite.manifest.models[name] for name in names]
+    external = [model for model in models if model.weights is not None]
+    problems = {}
+    for model in external:
+        try:
+            open_external(suite, model)
+        except ValueError as error:
+            problems[model.id] = str(error)
+    if problems and len(problems) == len(external):
+        raise ValueError(next(iter(problems.values())))
+    return problems

@@ -218,7 +218,7 @@ def test_a_broken_tensor_with_a_token_too_many_is_one_problem(suite: Suite, tmp_
     assert (set(found.problems), found.longer) == ({"calls.0.norm"}, {})
 
 
-# What may not be read: these are run by root too, who may read anything
+# Unreadable files; these tests also run as root, which can read anything
 
 
 def forbid(monkeypatch: pytest.MonkeyPatch, name: str) -> None:

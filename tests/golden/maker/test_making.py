@@ -37,7 +37,7 @@ def test_v1_is_reproduced(tmp_path):
     there = {p.relative_to(V1): p.read_bytes() for p in V1.rglob("*") if p.is_file()}
     again = {p.relative_to(tmp_path): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     assert again.keys() == there.keys()
-    # Another BLAS may add up in another order; so arrays are held against arrays.
+    # Another BLAS may sum in another order, so the arrays are compared.
     for path in sorted(there):
         if again[path] == there[path] or path.name == "manifest.json":
             continue
@@ -153,7 +153,7 @@ def test_float32_holds_what_16_bits_do_not():
     assert all(tensor.dtype == np.float32 for tensor in MODELS["one-to-one"].tensors.values())
 
 
-# Tiny, but not tame
+# Every part of a model matters
 
 
 @pytest.mark.parametrize("model", TINY, ids=lambda model: model.id)

@@ -1,7 +1,7 @@
 """The golden vectors of sampling: tinymistral passes them, and mistakes that people make do not.
 
-The probabilities follow from a definition, which is held here against numbers that one can work
-out, and against what transformers computed.
+The probabilities follow from a definition, which is compared here with numbers worked out by hand,
+and with transformers' results.
 """
 
 from __future__ import annotations

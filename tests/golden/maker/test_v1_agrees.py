@@ -48,7 +48,7 @@ def test_tinymistral_agrees_on_what_needs_no_model(case: str) -> None:
     assert len(result.parts) == len(result.names)
 
 
-ROOM = 0.9  # of a tolerance: what a right program that was never tried may come to
+ROOM = 0.9  # of a tolerance: the largest error of correct programs that were not measured
 WAYS = {
     "seed": st.integers(100, 10**6),  # making v1 took 0 to 22
     "angles": st.sampled_from(["float32", "float64"]),

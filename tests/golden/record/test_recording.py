@@ -105,7 +105,7 @@ def test_no_other_file_is_left(recorded: Path) -> None:
     assert names == {"manifest.json", "schema.json", "cases", *cases}
 
 
-# how near one has to come
+# tolerances
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])

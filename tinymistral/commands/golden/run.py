@@ -12,17 +12,10 @@ its backends, another implementation that is installed, or a command of yours.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tinymistral.commands import golden
 from tinymistral.commands.console import Progress, interruptible, write
-from tinymistral.text import one_line
-
-if TYPE_CHECKING:
-    from tinymistral.golden.run import Adapter, Outcome, Results
-    from tinymistral.golden.suite import Case, Model, Suite
 
 PEERS = ("tinymistral", "transformers", "llama-cpp")
 
@@ -31,7 +24,7 @@ A command is run once for each case: {case} is a folder with case.json,
 inputs.safetensors (in tokenizer and chat cases inputs.json) and, where the case
 has a model, model/, a checkpoint. It writes what it computed of the case into
 the folder {out}: NAME.npy, or all of it in results.safetensors (results.json).
-If it writes nothing, the case counts as not run; golden/adapters/template.py
+If it writes nothing, the case counts as not run; golden/run/template.py
 has ten lines to begin with.
 
 Each case has a file of its own in OUT, which is complete or not there.
@@ -57,7 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Dump what a program computes of a suite; 2 if a case failed, or none was written."""
-    from tinymistral.golden.run import FAILED, WRITTEN, Settings, dump, open_adapter
+    from tinymistral.golden.models import unavailable_models
+    from tinymistral.golden.run import FAILED, WRITTEN, Settings, dump, open_adapter, outcomes_text
 
     if (options.peer is None) == (options.program is None):
         raise ValueError("expected either a PEER or --command; see tinymistral golden run --help")
@@ -66,67 +60,14 @@ def run(options: argparse.Namespace) -> int:
     suite = golden.find_suite(options.suite, options.model)
     unavailable = unavailable_models(suite, options.case or suite.manifest.cases)
     settings = Settings(options.dtype, options.backend, tuple(options.vocabulary), options.program)
-    adapter = leave_out(unavailable, open_adapter(options.peer, suite, settings))
+    adapter = open_adapter(options.peer, suite, settings)
     outcomes = []
     total = len(options.case) or len(suite.manifest.cases)
     with interruptible(), Progress("cases: {} of {}") as progress:
         progress(0, total)
-        for outcome in dump(suite, adapter, options.out, options.case):
+        for outcome in dump(suite, adapter, options.out, options.case, unavailable):
             outcomes.append(outcome)
             progress(len(outcomes), total)
-    write(as_text(outcomes, options.out))
+    write(outcomes_text(outcomes, options.out))
     found = {outcome.what for outcome in outcomes}
     return 0 if WRITTEN in found and FAILED not in found else 2
-
-
-def unavailable_models(suite: Suite, cases: Iterable[str]) -> dict[str, str]:
-    """Return the models that cannot be opened from the checkpoint that was given, and why.
-
-    Raises ValueError, once and not for each case, if that is all of them.
-    """
-    names = sorted({suite.case(case).model or "" for case in cases} - {""})
-    models = [suite.manifest.models[name] for name in names]
-    problems = {model.id: problem(suite, model) for model in models if model.weights is not None}
-    found = {name: says for name, says in problems.items() if says}
-    if found and len(found) == len(problems):
-        raise ValueError(next(iter(found.values())))
-    return found
-
-
-def problem(suite: Suite, model: Model) -> str:
-    """Return why a model whose weights are not in the suite cannot be opened; "" if it can be."""
-    from tinymistral.golden.models import open_external
-
-    try:
-        open_external(suite, model)
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def leave_out(models: Mapping[str, str], adapter: Adapter) -> Adapter:
-    """Return an adapter that does not run the cases of these models, and says why."""
-    from tinymistral.golden.run import CannotRun
-
-    def run(case: Case) -> Results:
-        if case.model is not None and case.model in models:
-            raise CannotRun(models[case.model])
-        return adapter(case)
-
-    return run
-
-
-def as_text(outcomes: list[Outcome], out: Path) -> str:
-    """List the cases that were not written, by reason, and count all."""
-    from tinymistral.golden.run import WRITTEN
-
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for outcome in outcomes:
-        if outcome.what != WRITTEN:
-            reasons.setdefault((outcome.what, outcome.says), []).append(outcome.case.id)
-    lines = [
-        f"{what}: {one_line(', '.join(cases), 500)}\n    {one_line(says, 500)}\n"
-        for (what, says), cases in reasons.items()
-    ]
-    written = sum(outcome.what == WRITTEN for outcome in outcomes)
-    return f"{''.join(lines)}{written} of {len(outcomes)} cases written to {out}\n"

@@ -7,10 +7,11 @@ Python; for any other program there is `template.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from tinymistral.files import make_folder
 from tinymistral.golden.files import document_text, write_arrays, write_text
 from tinymistral.golden.manifest import TEXT_KINDS
 from tinymistral.golden.suite import Case, Suite
+from tinymistral.text import one_line
 
 PEERS = ("tinymistral", "transformers", "llama-cpp")  # each in the module of its name
 
@@ -71,11 +73,18 @@ def check_counted(positions: np.ndarray) -> None:
         raise CannotRun("its angles are float32, which cannot count positions past 2^24")
 
 
-def dump(suite: Suite, adapter: Adapter, out: Path, only: Sequence[str] = ()) -> Iterator[Outcome]:
+def dump(
+    suite: Suite,
+    adapter: Adapter,
+    out: Path,
+    only: Sequence[str] = (),
+    unavailable: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Outcome]:
     """Compute the cases of a suite, or `only` these; write a file for each as soon as it is done.
 
-    An earlier file of a case is removed first, so that a dump never mixes the results of two
-    programs. Raises ValueError for an unknown case, or a folder that cannot be made.
+    `unavailable` has the models whose cases are not run, and why. An earlier file of a case is
+    removed first, so that a dump never mixes the results of two programs. Raises ValueError for
+    an unknown case, or a folder that cannot be made.
     """
     cases = [suite.case(name) for name in only] or list(suite.manifest.cases.values())
     make_folder(out)
@@ -83,6 +92,8 @@ def dump(suite: Suite, adapter: Adapter, out: Path, only: Sequence[str] = ()) ->
         for suffix in (".safetensors", ".json"):
             (out / f"{case.id}{suffix}").unlink(missing_ok=True)
         try:
+            if case.model is not None and case.model in unavailable:
+                raise CannotRun(unavailable[case.model])
             write(out, case, adapter(case))
         except CannotRun as error:
             yield Outcome(case, NOT_RUN, str(error))
@@ -101,3 +112,17 @@ def write(out: Path, case: Case, results: Results) -> None:
     if not known:
         raise CannotRun("it computes no tensor that is expected")
     write_arrays(out / f"{case.id}.safetensors", known)
+
+
+def outcomes_text(outcomes: Sequence[Outcome], out: Path) -> str:
+    """List the cases that were not written, by reason, and count all."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for outcome in outcomes:
+        if outcome.what != WRITTEN:
+            reasons.setdefault((outcome.what, outcome.says), []).append(outcome.case.id)
+    lines = [
+        f"{what}: {one_line(', '.join(cases), 500)}\n    {one_line(says, 500)}\n"
+        for (what, says), cases in reasons.items()
+    ]
+    written = sum(outcome.what == WRITTEN for outcome in outcomes)
+    return f"{''.join(lines)}{written} of {len(outcomes)} cases written to {out}\n"
