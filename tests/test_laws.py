@@ -25,7 +25,8 @@ from strategies import (
 from tinymistral import MistralModel
 from tinymistral.cache import RollingCache
 from tinymistral.conformance import oracle
-from tinymistral.numpy_backend import NUMPY_DTYPES, NumpyBackend
+from tinymistral.numpy_backend import NumpyBackend
+from tinymistral.operations import NUMPY_DTYPES
 from tinymistral.tap import STAGES
 
 # What rounding may make of logits of deviation 3: ten times the largest difference seen over

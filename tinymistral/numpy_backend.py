@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinymistral.operations import NUMPY_DTYPES as NUMPY_DTYPES
 from tinymistral.operations import PlainBackend, RopeTable, visible
 
 # Narrow weights are widened in blocks of this many (4 MB of float32): large enough that the

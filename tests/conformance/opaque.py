@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from tinymistral.backend import DTYPES, Backend
-from tinymistral.numpy_backend import NUMPY_DTYPES, NumpyBackend
+from tinymistral.numpy_backend import NumpyBackend
+from tinymistral.operations import NUMPY_DTYPES
 
 NAMES = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
 WIDE_FIRST = ("float64", "float32", "float16", "bfloat16")

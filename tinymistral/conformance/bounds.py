@@ -15,7 +15,7 @@ import math
 import ml_dtypes
 import numpy as np
 
-from tinymistral.numpy_backend import NUMPY_DTYPES
+from tinymistral.operations import NUMPY_DTYPES
 
 UNIT = {"float32": 2.0**-24, "float64": 2.0**-53, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 EXP = 8  # roundings that exp counts as: NumPy and CUDA promise 4 units in the last place, 2u each

@@ -17,7 +17,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from tinymistral.backend import Backend
-from tinymistral.numpy_backend import NUMPY_DTYPES
+from tinymistral.operations import NUMPY_DTYPES
 
 WIDTHS = (2, 6, 16, 64, 128)  # widths of heads
 PAST_A_TILE = (33, 65, 130, 200)  # kernels work in tiles of 32, 64 or 128

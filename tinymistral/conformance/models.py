@@ -18,7 +18,7 @@ from tinymistral.backend import Backend
 from tinymistral.config import MistralConfig
 from tinymistral.conformance.cases import seeds, sizes, widths
 from tinymistral.heads import MistralForCausalLM
-from tinymistral.numpy_backend import NUMPY_DTYPES
+from tinymistral.operations import NUMPY_DTYPES
 
 windows = st.sampled_from([1, 2, 3, 5, 100, None])  # 100: longer than any text here
 

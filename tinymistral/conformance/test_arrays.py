@@ -7,7 +7,7 @@ import numpy as np
 from tinymistral.backend import Backend
 from tinymistral.conformance.cases import Matrix, call, matrices, normal, on
 from tinymistral.conformance.law import law
-from tinymistral.numpy_backend import NUMPY_DTYPES
+from tinymistral.operations import NUMPY_DTYPES
 
 
 @law(matrices)

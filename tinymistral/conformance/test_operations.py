@@ -22,7 +22,7 @@ from tinymistral.conformance.cases import (
     writings,
 )
 from tinymistral.conformance.law import law
-from tinymistral.numpy_backend import NUMPY_DTYPES
+from tinymistral.operations import NUMPY_DTYPES
 
 EPS = 1e-5
 

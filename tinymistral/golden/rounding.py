@@ -18,7 +18,8 @@ import numpy as np
 
 from tinymistral.config import MistralConfig
 from tinymistral.golden.files import Arrays
-from tinymistral.numpy_backend import NUMPY_DTYPES, NumpyBackend
+from tinymistral.numpy_backend import NumpyBackend
+from tinymistral.operations import NUMPY_DTYPES
 
 FACTOR = 4  # a tolerance of v1 is so many times the largest measured error
 UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # roundoff of one number

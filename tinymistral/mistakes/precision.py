@@ -9,7 +9,8 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from tinymistral.mistakes.mistake import BUT_FLOAT64, FOUND, HALVES, ROUNDING, Mistake, mistake
-from tinymistral.numpy_backend import NUMPY_DTYPES, NumpyBackend
+from tinymistral.numpy_backend import NumpyBackend
+from tinymistral.operations import NUMPY_DTYPES
 
 TABLE = "embedding_is_rows_of_the_table"
 DOT_PRODUCTS = "linear_is_dot_products"

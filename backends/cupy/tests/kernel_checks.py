@@ -25,7 +25,7 @@ from tinymistral.conformance.bounds import (
     silu_mul_error,
 )
 from tinymistral.conformance.cases import Attention, filled, normal
-from tinymistral.numpy_backend import NUMPY_DTYPES
+from tinymistral.operations import NUMPY_DTYPES
 from tinymistral_cupy.kernels import Kernels
 
 EPS = 1e-5

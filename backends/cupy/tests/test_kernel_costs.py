@@ -11,7 +11,7 @@ from kernel_checks import attend, drawn
 from cuda_emulator.counts import LineCounts
 from cuda_emulator.report import Launch
 from tinymistral.conformance.cases import filled
-from tinymistral.numpy_backend import NUMPY_DTYPES
+from tinymistral.operations import NUMPY_DTYPES
 from tinymistral_cupy.kernels import SOURCE
 
 S, D_HEAD, WINDOW = 256, 32, 20

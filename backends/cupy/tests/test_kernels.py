@@ -13,7 +13,7 @@ from kernel_checks import attend, drawn
 from cuda_emulator import cupy_stand_in as cp
 from cuda_emulator.cupy_stand_in import _card, _raw
 from tinymistral.conformance.cases import Attention
-from tinymistral.numpy_backend import NUMPY_DTYPES
+from tinymistral.operations import NUMPY_DTYPES
 from tinymistral_cupy.kernels import NO_WINDOW, Kernels
 
 # A token by itself

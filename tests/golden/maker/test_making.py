@@ -21,7 +21,8 @@ from tinymistral.golden.run.tinymistral import run_calls, run_case
 from tinymistral.golden.suite import V1, read_suite
 from tinymistral.heads import MistralForCausalLM
 from tinymistral.mistakes import OF_LAWS
-from tinymistral.numpy_backend import NUMPY_DTYPES, NumpyBackend
+from tinymistral.numpy_backend import NumpyBackend
+from tinymistral.operations import NUMPY_DTYPES
 
 SUITE = read_suite()
 CASES = {draft.id: SUITE.case(draft.id) for draft in making.DRAFTS}

@@ -10,7 +10,8 @@ from tinymistral.golden.compare.tensors import counted
 from tinymistral.golden.models import open_model, read_model
 from tinymistral.golden.run.tinymistral import run_calls, run_case
 from tinymistral.golden.suite import read_suite
-from tinymistral.numpy_backend import NUMPY_DTYPES, NumpyBackend
+from tinymistral.numpy_backend import NumpyBackend
+from tinymistral.operations import NUMPY_DTYPES
 
 SUITE = read_suite()
 COMPUTED = [

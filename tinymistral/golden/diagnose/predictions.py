@@ -20,7 +20,8 @@ from tinymistral.heads import MistralForCausalLM
 from tinymistral.mistakes import Mistake
 from tinymistral.mistakes.inputs import Undo, positions_of
 from tinymistral.mistakes.planting import cache_with, faulty_for
-from tinymistral.numpy_backend import NUMPY_DTYPES, NumpyBackend
+from tinymistral.numpy_backend import NumpyBackend
+from tinymistral.operations import NUMPY_DTYPES
 from tinymistral.tokenizer import MistralTokenizer
 
 Inputs = Mapping[str, np.ndarray]

@@ -17,7 +17,8 @@ from tinymistral.config import MistralConfig
 from tinymistral.golden.files import Arrays
 from tinymistral.golden.rounding import TRANSFORMERS, AnglesBackend, Permuted, RoundingBackend
 from tinymistral.model import forward
-from tinymistral.numpy_backend import NUMPY_DTYPES, NumpyBackend
+from tinymistral.numpy_backend import NumpyBackend
+from tinymistral.operations import NUMPY_DTYPES
 from tinymistral.pretrained import tree
 from tinymistral.tap import Tapped
 

@@ -26,7 +26,7 @@ from tinymistral.golden.models import open_model
 from tinymistral.golden.run import Adapter, CannotRun, Results, Settings
 from tinymistral.golden.suite import Case, Suite
 from tinymistral.heads import MistralForCausalLM
-from tinymistral.numpy_backend import NUMPY_DTYPES
+from tinymistral.operations import NUMPY_DTYPES
 from tinymistral.sampling import GenerationConfig, softmax
 from tinymistral.tokenizer import MistralTokenizer
 
