@@ -45,7 +45,7 @@ def rope_backwards(self, right, x, table):
 
 
 @mistake("rope_table", law=PAIRS)
-def rope_angles_in_float32(self, right, positions, theta, d):
+def rope_angles_in_float32(self, _, positions, theta, d):
     """Angles are computed in float32. At position 32,767 they are off by up to 2^-10, so the same
     distance gives another score there.
     Fix: Compute i · theta^(-2m/d) in float64, then take cosine and sine, then round."""
@@ -216,7 +216,7 @@ def _(cache, right, layer, k, v):
 
 
 @mistake("rope")
-def nothing_turned(self, right, x, table):
+def nothing_turned(self, _, x, table):
     """There are no rotary embeddings: neither queries nor keys have positions.
     Fix: Rotate queries and keys by their positions."""
     return x
