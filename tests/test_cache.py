@@ -245,10 +245,10 @@ class Remembering(RuleBasedStateMachine):
         for b, row in enumerate(rows):
             at = cache.key_positions[b]
             for i in positions[b][positions[b] >= 0]:
-                due = [n for j, n in row.tokens if oracle.sees(i, j, self.window)]
-                seen = [s for s in range(len(at)) if oracle.sees(i, at[s], self.window)]
+                due = [n for j, n in row.tokens if oracle.visible(i, j, self.window)]
+                seen = [s for s in range(len(at)) if oracle.visible(i, at[s], self.window)]
                 assert sorted(at[seen]) == [
-                    j for j, _ in row.tokens if oracle.sees(i, j, self.window)
+                    j for j, _ in row.tokens if oracle.visible(i, j, self.window)
                 ]
                 for layer in range(LAYERS):
                     for array, mark in zip(cache.read(layer), (0, 0.1), strict=True):

@@ -1,4 +1,4 @@
-"""The Instruct format: mistral-common is the judge of "official", transformers' ids of "hf"."""
+"""The Instruct format: "official" compared with mistral-common, "hf" with transformers' ids."""
 
 import importlib.resources
 from functools import cache
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, UserMessage
 from mistral_common.protocol.instruct.request import ChatCompletionRequest, InstructRequest
-from mistral_common.tokens.tokenizers.mistral import MistralTokenizer as Judge
+from mistral_common.tokens.tokenizers.mistral import MistralTokenizer as MistralCommonTokenizer
 
 from tinymistral.chat import user_turn
 from tinymistral.tokenizer import MistralTokenizer
@@ -37,12 +37,12 @@ def tokenizer_of(version: str) -> MistralTokenizer:
 
 
 @cache
-def judge_of(version: str) -> Judge:
-    return getattr(Judge, version)()
+def mistral_common(version: str) -> MistralCommonTokenizer:
+    return getattr(MistralCommonTokenizer, version)()
 
 
-def ids_by_the_judge(version: str, messages: list[dict], left_open: bool = False) -> list[int]:
-    """mistral-common's; one that ends with </s> only its inner tokenizer encodes."""
+def mistral_common_ids(version: str, messages: list[dict], left_open: bool = False) -> list[int]:
+    """Ids of mistral-common; only its inner tokenizer encodes what ends with </s>."""
     system = [m["content"] for m in messages if m["role"] == "system"]
     turns: list[UserMessage | AssistantMessage] = [
         UserMessage(content=m["content"])
@@ -52,10 +52,10 @@ def ids_by_the_judge(version: str, messages: list[dict], left_open: bool = False
     ]
     if isinstance(turns[-1], AssistantMessage) and not left_open:
         request = InstructRequest(messages=turns, system_prompt=system[0] if system else None)
-        return judge_of(version).instruct_tokenizer.encode_instruct(request).tokens
+        return mistral_common(version).instruct_tokenizer.encode_instruct(request).tokens
     head = [SystemMessage(content=text) for text in system]
     return (
-        judge_of(version)
+        mistral_common(version)
         .encode_chat_completion(ChatCompletionRequest(messages=head + turns))
         .tokens
     )
@@ -103,7 +103,7 @@ def test_known_ids_of_v1(messages: list[dict], ids: list[int]) -> None:
 
 
 @pytest.mark.parametrize("entry", read_json("chat.json"))
-def test_hf_is_what_transformers_makes_of_the_template(entry: dict) -> None:
+def test_hf_ids_are_those_of_transformers(entry: dict) -> None:
     ids = tokenizer_of("v1").apply_chat_template(
         entry["messages"], format="hf", continue_final_message=entry["continue_final_message"]
     )
@@ -127,9 +127,9 @@ def test_any_vocabulary_with_the_two_control_tokens_will_do() -> None:
 
 @every_version
 @given(messages=conversations())
-def test_official_is_mistral_common_s(version: str, messages: list[dict]) -> None:
+def test_official_ids_are_those_of_mistral_common(version: str, messages: list[dict]) -> None:
     ids = tokenizer_of(version).apply_chat_template(messages)
-    assert ids == ids_by_the_judge(version, messages)
+    assert ids == mistral_common_ids(version, messages)
 
 
 @every_version
@@ -140,7 +140,7 @@ def test_a_turn_to_be_continued_is_mistral_common_s_prefix(
     if messages[-1]["role"] != "assistant":
         messages = [*messages, {"role": "assistant", "content": "b "}]
     ids = tokenizer_of(version).apply_chat_template(messages, continue_final_message=True)
-    assert ids == ids_by_the_judge(version, messages, left_open=True)
+    assert ids == mistral_common_ids(version, messages, left_open=True)
 
 
 @every_version
@@ -174,7 +174,7 @@ def test_control_tokens_come_from_the_turns_alone(version: str, format: str, dat
 
 @every_version
 @given(messages=conversations())
-def test_turns_fed_one_by_one_are_the_conversation(version: str, messages: list[dict]) -> None:
+def test_turns_one_by_one_give_the_conversation(version: str, messages: list[dict]) -> None:
     tokenizer = tokenizer_of(version)
     system = messages[0]["content"] if messages[0]["role"] == "system" else None
     turns = messages[system is not None :]
@@ -187,7 +187,7 @@ def test_turns_fed_one_by_one_are_the_conversation(version: str, messages: list[
         else:
             text = turn["content"] if version == "v1" else turn["content"].rstrip(" ")
             ids += [*tokenizer.encode(text, add_special_tokens=False), 2]
-    assert ids == ids_by_the_judge(version, messages)
+    assert ids == mistral_common_ids(version, messages)
 
 
 # ---- errors
@@ -274,7 +274,7 @@ def test_a_wrong_argument_is_one_line(call, message: str) -> None:
 def test_keys_without_a_value_are_not_there() -> None:
     messages = [{"role": "user", "content": "a", "tool_calls": None, "name": None}]
     tokenizer = tokenizer_of("v1")
-    assert tokenizer.apply_chat_template(messages) == ids_by_the_judge("v1", conversation("a"))
+    assert tokenizer.apply_chat_template(messages) == mistral_common_ids("v1", conversation("a"))
 
 
 def test_a_vocabulary_of_another_chat_format_is_refused() -> None:

@@ -1,8 +1,8 @@
 """The command line in this process: what it prints.
 
-The demo model's text is nowhere expected word for word: SentencePiece itself and the relations
-between the outputs are the judges. Mistakes are in `test_cli_mistakes.py`; Ctrl-C, pipes and
-terminals, which need a process of their own, in `test_cli_process.py`.
+The demo model's text is never expected word for word: outputs are compared with SentencePiece and
+with each other. Mistakes are in `test_cli_mistakes.py`; Ctrl-C, pipes and terminals, which need a
+process of their own, in `test_cli_process.py`.
 """
 
 import io
@@ -20,15 +20,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tinymistral
+from tinymistral import commands
 from tinymistral.cli import main
-from tinymistral.commands import arguments, generate_arguments, tokenize_arguments
-from tinymistral.commands.generate import continuation
-from tinymistral.commands.report import Report
+from tinymistral.commands import generate, tokenize
+from tinymistral.commands.generate import Report, continuation
 from tinymistral.generation import GenerationStep
 from tinymistral.streaming import StopStrings, StreamDecoder
 from tinymistral.tokenizer import MistralTokenizer
 
-JUDGE = sentencepiece.SentencePieceProcessor(model_file=str(DEMO / "tokenizer.model"))
+REFERENCE = sentencepiece.SentencePieceProcessor(model_file=str(DEMO / "tokenizer.model"))
 
 # Greedy from <s> alone, as published with the weights (karpathy/tinyllamas, stories260K)
 PUBLISHED = (
@@ -43,27 +43,27 @@ PUBLISHED = (
 
 def test_the_text_is_the_prompt_and_its_continuation() -> None:
     options = ("--greedy", "--max-new-tokens", "12")
-    told = generated("The King said", *options)
-    assert told["text"] == told["prompt"] + told["continuation"]
-    assert told["prompt"] == "The King said"
-    assert good("generate", "The King said", *options) == told["text"] + "\n"
+    result = generated("The King said", *options)
+    assert result["text"] == result["prompt"] + result["continuation"]
+    assert result["prompt"] == "The King said"
+    assert good("generate", "The King said", *options) == result["text"] + "\n"
     assert good("generate", "The King said", "--no-prompt", *options) == (
-        told["continuation"] + "\n"
+        result["continuation"] + "\n"
     )
 
 
 @pytest.mark.parametrize("prompt", ["Once upon a time", "", " two  spaces ", "é日🙂\n\ttab"])
 def test_the_ids_are_those_of_sentencepiece(prompt: str) -> None:
-    told = generated(prompt, "--seed", "5", "--max-new-tokens", "9", "--ignore-eos")
-    assert told["prompt_ids"] == [1, *JUDGE.encode(prompt)]  # 1: <s>
-    assert told["ids"] == told["prompt_ids"] + told["continuation_ids"]
-    assert told["text"] == JUDGE.decode(told["ids"])
-    assert told["counts"] == {"prompt_tokens": len(told["prompt_ids"]), "new_tokens": 9}
-    assert len(told["continuation_ids"]) == len(told["logprobs"]) == 9
-    assert max(told["logprobs"]) <= 0
-    assert told["finish_reason"] == "length"
-    assert set(told["timings"]) == {"load_seconds", "prefill_seconds", "decode_seconds"}
-    assert min(told["timings"].values()) > 0
+    result = generated(prompt, "--seed", "5", "--max-new-tokens", "9", "--ignore-eos")
+    assert result["prompt_ids"] == [1, *REFERENCE.encode(prompt)]  # 1: <s>
+    assert result["ids"] == result["prompt_ids"] + result["continuation_ids"]
+    assert result["text"] == REFERENCE.decode(result["ids"])
+    assert result["counts"] == {"prompt_tokens": len(result["prompt_ids"]), "new_tokens": 9}
+    assert len(result["continuation_ids"]) == len(result["logprobs"]) == 9
+    assert max(result["logprobs"]) <= 0
+    assert result["finish_reason"] == "length"
+    assert set(result["timings"]) == {"load_seconds", "prefill_seconds", "decode_seconds"}
+    assert min(result["timings"].values()) > 0
 
 
 def test_no_new_tokens_print_the_prompt() -> None:
@@ -92,32 +92,33 @@ def test_a_stop_text_ends_the_text_before_it() -> None:
     options = ("Once upon a time", "--greedy", "--max-new-tokens", "30")
     whole = generated(*options)["continuation"]
     stop = whole[20:23]
-    told = generated(*options, "--stop", "never, never", "--stop", stop)
-    assert told["continuation"] == whole[: whole.index(stop)]
-    assert told["finish_reason"] == "stop"
-    assert JUDGE.decode(told["ids"]).startswith(told["text"] + stop)
-    assert not JUDGE.decode(told["ids"][:-1]).startswith(told["text"] + stop)  # it ended at once
+    result = generated(*options, "--stop", "never, never", "--stop", stop)
+    assert result["continuation"] == whole[: whole.index(stop)]
+    assert result["finish_reason"] == "stop"
+    assert REFERENCE.decode(result["ids"]).startswith(result["text"] + stop)
+    before = REFERENCE.decode(result["ids"][:-1])
+    assert not before.startswith(result["text"] + stop)  # it ended at once
 
 
-def test_what_was_held_back_comes_at_the_end() -> None:
+def test_text_that_was_held_back_comes_at_the_end() -> None:
     options = ("Once upon a time", "--greedy", "--max-new-tokens", "9")
     whole = generated(*options)["continuation"]
-    told = generated(*options, "--stop", whole[-2:] + " but no more")
-    assert (told["continuation"], told["finish_reason"]) == (whole, "length")
+    result = generated(*options, "--stop", whole[-2:] + " but no more")
+    assert (result["continuation"], result["finish_reason"]) == (whole, "length")
 
-    half = JUDGE.piece_to_id("<0xC3>")  # the first byte of two
+    half = REFERENCE.piece_to_id("<0xC3>")  # the first byte of two
     step = GenerationStep(np.array([half]), np.array([np.nan]), np.array([False]))
-    report = Report("x", [1, *JUDGE.encode("x")], None, 0)
+    report = Report("x", [1, *REFERENCE.encode("x")], None, 0)
     tokenizer = MistralTokenizer.from_pretrained(DEMO)
     assert (
         "".join(continuation([step], StreamDecoder(tokenizer), StopStrings([]), report)) == "\ufffd"
     )
-    told = json.loads(report.as_json(), parse_constant=pytest.fail)
-    assert told["text"] == "x\ufffd" == JUDGE.decode(told["ids"])
-    assert told["logprobs"] == [None]  # JSON has no NaN
+    result = json.loads(json.dumps(report.as_fields(), allow_nan=False))
+    assert result["text"] == "x\ufffd" == REFERENCE.decode(result["ids"])
+    assert result["logprobs"] == [None]  # JSON has no NaN
 
 
-def test_the_end_of_the_text_is_the_models_unless_ignored(tmp_path: Path) -> None:
+def test_eos_ends_the_text_unless_ignored(tmp_path: Path) -> None:
     model = copy_of_demo(tmp_path / "model", {"eos_token_id": list(range(2048))})  # all there are
     options = ("x", "--model", model, "--max-new-tokens", "3")
     assert generated(*options)["finish_reason"] == "eos"
@@ -129,12 +130,12 @@ def test_the_end_of_the_text_is_the_models_unless_ignored(tmp_path: Path) -> Non
 # Which token
 
 
-def test_a_seed_that_was_told_gives_the_same_text_again() -> None:
+def test_the_reported_seed_gives_the_same_text_again() -> None:
     options = ("Once upon a time", "--max-new-tokens", "20")
-    told, other = generated(*options), generated(*options)
-    assert told["seed"] != other["seed"]
-    assert told["ids"] != other["ids"]  # the demo model samples; 20 tokens alike are no chance
-    assert generated(*options, "--seed", str(told["seed"]))["ids"] == told["ids"]
+    result, other = generated(*options), generated(*options)
+    assert result["seed"] != other["seed"]
+    assert result["ids"] != other["ids"]  # the demo model samples; 20 tokens alike are no chance
+    assert generated(*options, "--seed", str(result["seed"]))["ids"] == result["ids"]
 
 
 def test_temperature_0_is_greedy() -> None:
@@ -149,14 +150,14 @@ def test_temperature_0_is_greedy() -> None:
 @pytest.mark.parametrize(
     "option", ["--temperature 1", "--top-k 9", "--top-p 0.9", "--min-p 0.1", "--seed 3"]
 )
-def test_what_draws_turns_sampling_on(option: str, tmp_path: Path) -> None:
+def test_sampling_options_turn_sampling_on(option: str, tmp_path: Path) -> None:
     model = copy_of_demo(tmp_path / "model")  # without generation_config.json: greedy
     options = ("x", "--model", model, "--max-new-tokens", "1")
     assert generated(*options, "--repetition-penalty", "2")["seed"] is None
     assert generated(*options, *option.split())["seed"] is not None
 
 
-def test_so_many_tokens_as_asked_for_else_as_the_model_says_else_200(tmp_path: Path) -> None:
+def test_max_new_tokens_is_the_option_else_the_models_else_200(tmp_path: Path) -> None:
     silent = copy_of_demo(tmp_path / "silent")
     saying = copy_of_demo(tmp_path / "saying", {"max_new_tokens": 3})
     options = ("x", "--ignore-eos", "--model")
@@ -165,13 +166,13 @@ def test_so_many_tokens_as_asked_for_else_as_the_model_says_else_200(tmp_path: P
     assert generated(*options, saying, "--max-new-tokens", "4")["counts"]["new_tokens"] == 4
 
 
-def test_one_text_even_where_the_model_says_several(tmp_path: Path) -> None:
+def test_one_text_even_if_the_model_asks_for_several(tmp_path: Path) -> None:
     model = copy_of_demo(tmp_path / "model", {"do_sample": True, "num_return_sequences": 3})
     options = ("x", "--model", model, "--max-new-tokens", "5")
     assert generated(*options, "--greedy")["seed"] is None  # several of these would be an error
 
 
-# What is said
+# Messages
 
 
 def test_stats_are_one_line_on_standard_error() -> None:
@@ -180,7 +181,7 @@ def test_stats_are_one_line_on_standard_error() -> None:
         *("--seed", "12", "--dtype", "float64"),
     )
     speed = r"in \d+\.\d{3} s, \d+ tokens/s"
-    prompt_tokens = 1 + len(JUDGE.encode("Once upon a time"))
+    prompt_tokens = 1 + len(REFERENCE.encode("Once upon a time"))
     assert code == 0
     assert out.startswith("Once upon a time")
     assert re.fullmatch(
@@ -207,7 +208,7 @@ def test_help(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert good() == good("--help")
     assert good("--version") == f"tinymistral {tinymistral.__version__}\n"
-    for command in arguments.COMMANDS:
+    for command in commands.COMMANDS:
         assert f"    {command} " in good()
         text = good(command, "--help")
         assert text.startswith(f"usage: tinymistral {command} ")
@@ -215,8 +216,7 @@ def test_help(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_examples_in_the_help_run() -> None:
-    commands = (arguments, generate_arguments, tokenize_arguments)
-    texts = "".join(command.DESCRIPTION for command in commands)
+    texts = "".join(f"{module.__doc__}\n" for module in (commands, generate, tokenize))
     examples = re.findall(r"^  tinymistral ([^|\n]+)$", texts, re.MULTILINE)
     here = [shlex.split(example) for example in examples if "--model" not in example]
     assert len(here) >= 4
@@ -228,15 +228,15 @@ def test_the_examples_in_the_help_run() -> None:
 
 
 def test_tokenize_prints_ids_and_pieces() -> None:
-    ids = [1, *JUDGE.encode("Once\n")]
-    pieces = [JUDGE.id_to_piece(i) for i in ids]
+    ids = [1, *REFERENCE.encode("Once\n")]
+    pieces = [REFERENCE.id_to_piece(i) for i in ids]
     lines = [f"{i:>6}  {piece}\n" for i, piece in zip(ids, pieces, strict=True)]
     assert good("tokenize", "Once\n") == "".join(lines)
     assert good("tokenize", stdin=b"Once\n\n") == "".join(lines)
     assert good("tokenize", "Once\n", "--no-bos") == "".join(lines[1:])
-    told = json.loads(good("tokenize", "--json", "Once\n"))
-    assert told == {"text": "Once\n", "ids": ids, "pieces": pieces}
-    assert json.loads(good("tokenize", "--json", "--decode", str(ids))) == told
+    result = json.loads(good("tokenize", "--json", "Once\n"))
+    assert result == {"text": "Once\n", "ids": ids, "pieces": pieces}
+    assert json.loads(good("tokenize", "--json", "--decode", str(ids))) == result
 
 
 @given(text=st.text() | st.text(" \n\ta日\u2581<s>"), no_bos=st.booleans())

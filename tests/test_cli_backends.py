@@ -28,7 +28,7 @@ class Unfit(NumpyBackend):
 
 
 def listed() -> dict[str, dict]:
-    """What --json tells of each distribution's backend."""
+    """What --json prints of each distribution's backend."""
     out = good("backends", "--json")
     assert out.count("\n") == 1
     rows = json.loads(out)["backends"]
@@ -50,7 +50,7 @@ def test_each_has_a_row_with_what_it_computes_on(plugins: Plugins) -> None:
     assert ("good", "thing", "1.2", "Abacus 3000", "float64, float32") in cells
 
 
-def test_json_tells_the_same_and_more(plugins: Plugins) -> None:
+def test_json_has_the_same_and_more(plugins: Plugins) -> None:
     plugins.install("thing", GOOD, "good = thing:Good")
     rows = listed()
     assert rows["thing"] == {
@@ -69,7 +69,7 @@ def test_json_tells_the_same_and_more(plugins: Plugins) -> None:
     assert json.loads(good("backends", "--json"))["default"] == "numpy"
 
 
-def test_why_one_cannot_run_and_what_to_do_stand_on_lines_of_their_own(plugins: Plugins) -> None:
+def test_why_one_cannot_run_and_what_to_do_are_on_separate_lines(plugins: Plugins) -> None:
     plugins.install("thing", UNFIT, "unfit = thing:Unfit")
     plugins.install("other", BROKEN, "broken = other:Broken")
     lines = [line.strip() for line in good("backends").splitlines()]
@@ -81,9 +81,9 @@ def test_why_one_cannot_run_and_what_to_do_stand_on_lines_of_their_own(plugins: 
         "cannot run: importing it fails: ImportError: no library",
         "reinstall other, or uninstall it",
     ]
-    told = listed()["thing"]
-    assert (told["reason"], told["remedy"]) == ("there is no abacus", "buy one")
-    assert told["device"] is told["dtypes"] is None
+    result = listed()["thing"]
+    assert (result["reason"], result["remedy"]) == ("there is no abacus", "buy one")
+    assert result["device"] is result["dtypes"] is None
 
 
 @pytest.mark.parametrize(("source", "name"), [(GOOD, "good"), (BROKEN, "broken")])
@@ -138,9 +138,9 @@ def test_a_broken_plugin_breaks_nothing_until_it_is_asked_for(plugins: Plugins) 
     assert good("generate", "--help")
     assert good(*options) == good(*options, "--backend", "numpy") == "x\n"
     assert "thing" not in sys.modules
-    told = refused(*options, "--backend", "broken")
-    assert "backend: 'broken' of thing 1.2 cannot run: " in told
-    assert "SystemExit: go away; reinstall thing" in told
+    result = refused(*options, "--backend", "broken")
+    assert "backend: 'broken' of thing 1.2 cannot run: " in result
+    assert "SystemExit: go away; reinstall thing" in result
 
 
 def test_generate_computes_on_the_one_asked_for(plugins: Plugins) -> None:
@@ -152,9 +152,9 @@ def test_generate_computes_on_the_one_asked_for(plugins: Plugins) -> None:
 """
     plugins.install("thing", counting, "good = thing:Good")
     options = ("Once upon a time", "--greedy", "--max-new-tokens", "5")
-    told = generated(*options, "--backend", "good")
+    result = generated(*options, "--backend", "good")
     assert sys.modules["thing"].Good.count > 0
-    assert told["ids"] == generated(*options, "--dtype", "float64")["ids"]
+    assert result["ids"] == generated(*options, "--dtype", "float64")["ids"]
     assert "float64, float32" in refused("generate", "x", "--backend", "good", "--dtype", "float16")
 
 

@@ -1,4 +1,4 @@
-"""`tinymistral chat` and `generate --chat`, over a pipe; what is said is checked elsewhere."""
+"""`tinymistral chat` and `generate --chat`, over a pipe; the answers are tested elsewhere."""
 
 import json
 from pathlib import Path
@@ -67,8 +67,8 @@ def test_one_message_is_answered_by_generate() -> None:
     assert (code, err[: len(BASE)]) == (0, BASE)
     assert out == talk("Who are you?")[0]
     code, out, _ = run("generate", "--chat", "--json", *FEW, "Who are you?")
-    told = json.loads(out)
-    assert told["prompt"] == "Who are you?"
-    assert told["text"] == told["continuation"]
-    assert told["prompt_ids"] != generated("Who are you?", *FEW)["prompt_ids"]
+    result = json.loads(out)
+    assert result["prompt"] == "Who are you?"
+    assert result["text"] == result["continuation"]
+    assert result["prompt_ids"] != generated("Who are you?", *FEW)["prompt_ids"]
     assert "--chat" in refused("generate", "--system", "Be brief.", "Hi")

@@ -1,4 +1,4 @@
-"""`tinymistral convert`: its arguments, what it says, and Ctrl-C."""
+"""`tinymistral convert`: its arguments, what it prints, and Ctrl-C."""
 
 import os
 import shutil
@@ -30,8 +30,8 @@ def out(tmp_path: Path) -> str:
 
 
 def test_the_arguments_of_the_hugging_face_page(raw: str, out: str) -> None:
-    told = good("convert", "--input_dir", raw, "--model_size", "20K", "--output_dir", out)
-    assert told == f"wrote {out}: {SAYS}"
+    result = good("convert", "--input_dir", raw, "--model_size", "20K", "--output_dir", out)
+    assert result == f"wrote {out}: {SAYS}"
     written = (Path(out) / "model.safetensors").read_bytes()
     assert written == (TWIN / "model.safetensors").read_bytes()
 
@@ -54,8 +54,8 @@ def test_other_ways_to_say_it(raw: str, out: str, command: str) -> None:
 
 def test_there_and_back(raw: str, out: str, tmp_path: Path) -> None:
     good("convert", raw, out)
-    told = good("convert", "--to", "raw", out, str(tmp_path / "back"))
-    assert told == f"wrote {tmp_path / 'back'}: 19,808 parameters, float32, 0.1 MB, raw\n"
+    result = good("convert", "--to", "raw", out, str(tmp_path / "back"))
+    assert result == f"wrote {tmp_path / 'back'}: 19,808 parameters, float32, 0.1 MB, raw\n"
     good("convert", str(tmp_path / "back"), out, "--force")
     written = (Path(out) / "model.safetensors").read_bytes()
     assert written == (TWIN / "model.safetensors").read_bytes()
@@ -76,10 +76,10 @@ def test_shards(raw: str, out: str, name: str, size: str, files: int) -> None:
 
 
 @pytest.mark.filterwarnings("default")  # as outside of pytest
-def test_what_is_lost_is_a_warning_after_success(out: str) -> None:
-    code, told, warned = run("convert", "--to", "raw", str(DEMO), out)
+def test_lost_settings_are_a_warning_after_success(out: str) -> None:
+    code, result, warned = run("convert", "--to", "raw", str(DEMO), out)
     assert code == 0
-    assert told == f"wrote {out}: 2,361,408 parameters, bfloat16, 4.7 MB, raw\n"
+    assert result == f"wrote {out}: 2,361,408 parameters, bfloat16, 4.7 MB, raw\n"
     assert warned == (
         "tinymistral: warning: params.json has no place for max_position_embeddings (4096), "
         "do_sample (True), temperature (0.7), top_k (40)\n"
@@ -111,7 +111,7 @@ def test_what_is_lost_is_a_warning_after_success(out: str) -> None:
         ("RAW OTHER/file/hf", "cannot be written"),
     ],
 )
-def test_mistakes_are_told_in_one_line(raw: str, out: str, command: str, says: str) -> None:
+def test_mistakes_are_reported_in_one_line(raw: str, out: str, command: str, says: str) -> None:
     other = Path(out).with_name("other")
     other.mkdir()
     (other / "file").write_text("x", "utf-8")

@@ -1,4 +1,4 @@
-"""`tinymistral golden`: the suite that comes with it is listed, and dumps are held against it."""
+"""`tinymistral golden`: the suite that comes with listing it, and comparing dumps with it."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ from cli_runner import good, refused, run
 from safetensors.numpy import load_file, save_file
 
 import tinymistral
-from tinymistral.commands import golden_arguments
+from tinymistral.commands import golden
 
 V1 = Path(tinymistral.__file__).parent / "golden" / "v1"
 MANIFEST = json.loads((V1 / "manifest.json").read_text("utf-8"))
@@ -58,19 +58,19 @@ def test_list_has_a_line_for_each_case() -> None:
         assert [name, kind, says] == [case["id"], case["kind"], " ".join(case["says"].split())]
 
 
-def test_list_as_json_tells_the_names_in_the_order_of_computation() -> None:
+def test_list_as_json_has_the_names_in_the_order_of_computation() -> None:
     out = good("golden", "list", "--json")
     assert out.count("\n") == 1
-    told = json.loads(out)
-    assert (told["suite"], told["folder"]) == ("v1", str(V1))
-    assert [case["id"] for case in told["cases"]] == list(CASES)
-    for case in told["cases"]:
+    result = json.loads(out)
+    assert (result["suite"], result["folder"]) == ("v1", str(V1))
+    assert [case["id"] for case in result["cases"]] == list(CASES)
+    for case in result["cases"]:
         assert case["says"] == CASES[case["id"]]["says"]
         expected = CASES[case["id"]].get("expected")
         assert (sorted(expected) if expected else None) == (
             sorted(case["expected"]) if case["expected"] else None
         )
-    plain = next(case["expected"] for case in told["cases"] if case["id"] == "plain")
+    plain = next(case["expected"] for case in result["cases"] if case["id"] == "plain")
     assert plain[:3] == [
         "calls.0.embedding",
         "calls.0.layers.0.input_layernorm",
@@ -82,14 +82,14 @@ def test_list_as_json_tells_the_names_in_the_order_of_computation() -> None:
 # check
 
 
-def test_what_agrees_is_0(dump: Path) -> None:
+def test_agreement_is_exit_code_0(dump: Path) -> None:
     out = good("golden", "check", "v1", str(dump))
     assert out.splitlines()[1].split()[:2] == ["rms-norm", "OK"]
     assert f"2 of {len(CASES)} cases given: 2 OK, 0 differ\n" in out
     assert "diagnose" not in out
 
 
-def test_what_differs_is_1_and_named(dump: Path) -> None:
+def test_a_difference_is_exit_code_1_and_named(dump: Path) -> None:
     with_a_mistake(dump)
     code, out, err = run("golden", "check", "v1", str(dump))
     assert (code, err) == (1, "")
@@ -98,13 +98,13 @@ def test_what_differs_is_1_and_named(dump: Path) -> None:
     assert "the last to agree before it is calls.0.layers.1.gate\n" in out
     assert out.endswith(f"tinymistral golden diagnose v1 {dump}\n")
     code, out, _ = run("golden", "check", str(V1), str(dump), "--json")
-    told = json.loads(out)
-    assert (code, told["suite"], told["verdict"]) == (1, "v1", "differs")
-    firsts = {c["id"]: c["first"] for c in told["cases"] if c["verdict"] != "absent"}
+    result = json.loads(out)
+    assert (code, result["suite"], result["verdict"]) == (1, "v1", "differs")
+    firsts = {c["id"]: c["first"] for c in result["cases"] if c["verdict"] != "absent"}
     assert firsts == {"rms-norm": None, "plain": "calls.0.layers.1.up"}
 
 
-def test_what_cannot_be_compared_is_2(dump: Path) -> None:
+def test_what_cannot_be_compared_is_exit_code_2(dump: Path) -> None:
     (dump / "rms-norm.safetensors").write_bytes(b"broken")
     code, out, err = run("golden", "check", "v1", str(dump))
     assert (code, err) == (2, "")
@@ -114,7 +114,7 @@ def test_what_cannot_be_compared_is_2(dump: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["plain.safetensors", "tokenizer-demo.json", "plain"])
-def test_a_case_of_which_nothing_is_given_is_no_success(tmp_path: Path, name: str) -> None:
+def test_an_empty_case_is_no_success(tmp_path: Path, name: str) -> None:
     """Of an empty one, as an export that went wrong leaves it."""
     if name == "plain":
         (tmp_path / name).mkdir()
@@ -230,7 +230,7 @@ def test_junit(dump: Path, tmp_path: Path) -> None:
         (("check", "v1", "DUMP", "more"), "unknown argument more"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(dump: Path, arguments: tuple, says: str) -> None:
+def test_a_mistake_is_reported_in_one_line(dump: Path, arguments: tuple, says: str) -> None:
     (dump / "empty").mkdir()
     places = {"DUMP": str(dump), "EMPTY": str(dump / "empty")}
     given = [places.get(a, a.replace("EMPTY", places["EMPTY"])) for a in arguments]
@@ -247,14 +247,14 @@ def test_a_suite_that_was_changed(dump: Path) -> None:
 
 def test_without_a_subcommand_it_helps() -> None:
     assert good("golden") == good("golden", "--help")
-    for name in golden_arguments.SUBCOMMANDS:
+    for name in golden.COMMANDS:
         assert f"\n    {name}" in good("golden")
         assert f"usage: tinymistral golden {name}" in good("golden", name, "--help")
 
 
-def test_an_error_of_our_own_is_not_hidden(dump: Path) -> None:
+def test_an_internal_error_is_not_hidden(dump: Path) -> None:
     with (
-        patch("tinymistral.commands.golden_check.check", side_effect=IndexError),
+        patch("tinymistral.golden.compare.cases.check", side_effect=IndexError),
         pytest.raises(IndexError),
     ):
         run("golden", "check", "v1", str(dump))

@@ -1,6 +1,6 @@
 """Mistakes at the command line: one line on standard error, exit code 2, no traceback.
 
-And what is no mistake of the user's is not told as one.
+An error that is not the user's is not reported as one.
 """
 
 import io
@@ -71,11 +71,11 @@ IN_ONE_LINE = [
 
 
 @pytest.mark.parametrize(("command", "said"), IN_ONE_LINE, ids=[c[:50] for c, _ in IN_ONE_LINE])
-def test_a_mistake_is_told_in_one_line(command: str, said: str) -> None:
+def test_a_mistake_is_reported_in_one_line(command: str, said: str) -> None:
     assert said in refused(*shlex.split(command))
 
 
-def test_nothing_is_asked_for_on_a_terminal() -> None:
+def test_a_terminal_is_not_read_as_the_prompt() -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -107,22 +107,22 @@ def test_a_checkpoint_that_is_broken(tmp_path: Path) -> None:
 def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
     model = copy_of_demo(tmp_path / "model")
     shutil.copyfile(V1, tmp_path / "model" / "tokenizer.model")
-    told = refused("generate", "x", "--model", model)
-    assert "32000" in told
-    assert "2048" in told
+    result = refused("generate", "x", "--model", model)
+    assert "32000" in result
+    assert "2048" in result
 
 
 @pytest.mark.parametrize("error", [TypeError, IndexError, AssertionError])
-def test_an_error_of_our_own_is_not_hidden(error: type[Exception]) -> None:
+def test_an_internal_error_is_not_hidden(error: type[Exception]) -> None:
     with patch("tinymistral.commands.generate.choose", side_effect=error), pytest.raises(error):
         run("generate", "x")
 
 
 @pytest.mark.parametrize("said", ["", "Unable to allocate 9 GiB"])
-def test_too_little_memory_is_told_with_what_to_do(said: str) -> None:
+def test_out_of_memory_is_reported_with_what_to_do(said: str) -> None:
     with patch("tinymistral.commands.generate.choose", side_effect=MemoryError(said)):
-        told = refused("generate", "x")
-    assert told.startswith(f"tinymistral: error: out of memory ({said or 'MemoryError'}); take a")
+        result = refused("generate", "x")
+    assert result.startswith(f"tinymistral: error: out of memory ({said or 'MemoryError'}); take a")
 
 
 def test_standard_output_that_cannot_be_written_to() -> None:

@@ -51,7 +51,7 @@ def finish(process: subprocess.Popen[bytes]) -> tuple[int, bytes, bytes]:
 
 
 @posix
-def test_text_comes_as_it_is_made_and_stays_after_ctrl_c() -> None:
+def test_text_is_printed_as_it_is_generated_and_stays_after_ctrl_c() -> None:
     process = start("generate", "Once upon a time", *ENDLESS, code=WITH_CTRL_C + MAIN)
     seen = process.stdout.read(100)  # more than the prompt, long before the end
     process.send_signal(signal.SIGINT)
@@ -149,7 +149,7 @@ def test_a_long_prompt_shows_its_progress_on_a_terminal(tmp_path: Path) -> None:
     assert stats.startswith("load ")
 
 
-def test_what_needs_no_numpy_does_not_wait_for_it() -> None:
+def test_help_and_usage_errors_do_not_import_numpy() -> None:
     code = """
 import sys
 from tinymistral.cli import main
@@ -163,7 +163,7 @@ print(main(["--help"]), main(["generate", "--top-k", "x"]), "numpy" in sys.modul
     not Path("/proc/self/task").exists() or len(os.sched_getaffinity(0)) == 1,
     reason="threads are counted on Linux, and a single core has one in any case",
 )
-def test_so_many_threads_as_asked_for() -> None:
+def test_threads_are_as_many_as_asked_for() -> None:
     count = """
 import os, sys
 from tinymistral.cli import main
@@ -198,8 +198,8 @@ def test_the_peak_memory_is_that_of_this_process_alone() -> None:
 @pytest.mark.slow
 def test_json_through_a_pipe() -> None:
     code, out, err = finish(start("generate", "é日", "--json", "--stats", env=CLOSED_LOCALE))
-    told = json.loads(out.decode("utf-8"))
+    result = json.loads(out.decode("utf-8"))
     assert code == 0
-    assert told["prompt"] == "é日"
+    assert result["prompt"] == "é日"
     assert "é日".encode() in out
     assert err.count(b"\n") == 1

@@ -1,4 +1,4 @@
-"""`tinymistral score`: sentencepiece and generate's own log-probabilities are the judges."""
+"""`tinymistral score`: compared with sentencepiece, and with generate's own log-probabilities."""
 
 import json
 import math
@@ -8,21 +8,21 @@ import pytest
 import sentencepiece
 from cli_runner import DEMO, generated, good, refused
 
-JUDGE = sentencepiece.SentencePieceProcessor(model_file=str(DEMO / "tokenizer.model"))
+REFERENCE = sentencepiece.SentencePieceProcessor(model_file=str(DEMO / "tokenizer.model"))
 
 
-def test_a_generated_text_scores_what_generate_said_of_it(tmp_path: Path) -> None:
+def test_a_generated_text_has_the_log_probabilities_of_generate(tmp_path: Path) -> None:
     # Greedy text re-tokenizes to the same ids more often than not; this one does.
-    told = generated("Once upon a time", "--greedy", "--max-new-tokens", "150")
-    assert [1, *JUDGE.encode(told["text"])] == told["ids"]
+    result = generated("Once upon a time", "--greedy", "--max-new-tokens", "150")
+    assert [1, *REFERENCE.encode(result["text"])] == result["ids"]
     file = tmp_path / "story.txt"
-    file.write_text(told["text"] + "\n", "utf-8")  # of which the last newline is no part
+    file.write_text(result["text"] + "\n", "utf-8")  # of which the last newline is no part
     scored = json.loads(good("score", "--json", str(file)), parse_constant=pytest.fail)
-    assert scored["text"] == told["text"]
-    assert scored["ids"] == told["ids"]
-    assert scored["pieces"] == [JUDGE.id_to_piece(i) for i in told["ids"]]
+    assert scored["text"] == result["text"]
+    assert scored["ids"] == result["ids"]
+    assert scored["pieces"] == [REFERENCE.id_to_piece(i) for i in result["ids"]]
     new = scored["logprobs"][-150:]
-    assert new == pytest.approx(told["logprobs"], abs=2e-4)  # float32, summed in another order
+    assert new == pytest.approx(result["logprobs"], abs=2e-4)  # float32, summed in another order
 
 
 def test_the_figures_follow_from_the_log_probabilities() -> None:
@@ -44,7 +44,7 @@ def test_the_figures_follow_from_the_log_probabilities() -> None:
     }
 
 
-def test_mistakes_are_told_in_one_line(tmp_path: Path) -> None:
+def test_mistakes_are_reported_in_one_line(tmp_path: Path) -> None:
     assert "at least one token" in refused("score", stdin=b"")
     assert "not UTF-8" in refused("score", stdin=b"\xff")
     assert "cannot be read" in refused("score", str(tmp_path / "none"))

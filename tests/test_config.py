@@ -32,7 +32,7 @@ def test_every_field_is_read_as_transformers_reads_it(name):
 
 
 @pytest.mark.parametrize("name", PLAIN + [f"model:{name}" for name in MODELS])
-def test_what_is_written_reads_back_the_same(name, tmp_path):
+def test_a_written_config_reads_back_the_same(name, tmp_path):
     if name.startswith("model:"):
         config = MistralConfig.from_pretrained(FIXTURES / "models" / name[6:])
     else:
@@ -149,13 +149,13 @@ def test_labels_that_contradict_each_other_are_named_in_one_line(field, fields):
 
 
 @pytest.mark.parametrize("fields", [[1], "{}", None, 1, [["vocab_size", 5]]])
-def test_what_are_no_fields_is_one_line(fields):
+def test_anything_but_an_object_is_refused_in_one_line(fields):
     with pytest.raises(ValueError, match=r"^expected the fields of a config\.json, got") as caught:
         MistralConfig.from_dict(fields)
     assert "\n" not in str(caught.value)
 
 
-def test_a_pad_token_of_minus_one_is_none():
+def test_a_pad_token_of_minus_one_means_none():
     # As in the first conversions of Llama; transformers 5.23 generates the same with and without.
     assert MistralConfig.from_dict({"pad_token_id": -1}).pad_token_id is None
     with pytest.raises(ValueError, match="pad_token_id"):
@@ -177,10 +177,10 @@ def test_a_copy_may_have_another_theta():
         assert changed.rope_parameters == {"rope_type": "default", "rope_theta": 1e6}
         assert changed.to_dict()["rope_parameters"]["rope_theta"] == 1e6
         assert dataclasses.replace(changed, vocab_size=5).rope_theta == 1e6
-    # Given outright, the two must not contradict each other, and nothing is ignored.
+    # If both are given, they must agree; neither is ignored.
     with pytest.raises(ValueError, match=r"rope_theta: 1.*, but rope_parameters says 1"):
         dataclasses.replace(MistralConfig(), rope_parameters={"rope_theta": 1e6})
-    # In a file rope_parameters count, as in transformers.
+    # In a file, rope_parameters are preferred, as in transformers.
     both = {"rope_theta": 1e6, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
     assert MistralConfig.from_dict(both).rope_theta == 1e4
     assert (

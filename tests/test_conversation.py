@@ -9,8 +9,7 @@ import pytest
 from goldens import DEMO
 
 from tinymistral import MistralForCausalLM, MistralTokenizer
-from tinymistral.chat import chat_ids
-from tinymistral.conversation import Conversation, is_instruct
+from tinymistral.chat import Conversation, chat_ids, is_instruct
 
 MODEL = MistralForCausalLM.from_pretrained(DEMO, dtype="float64")
 TOKENIZER = MistralTokenizer.from_pretrained(DEMO)
@@ -59,7 +58,7 @@ def test_a_turn_costs_only_its_own_tokens(monkeypatch):
         widths.clear()
 
 
-def test_a_stopped_answer_ends_where_it_is_and_the_conversation_goes_on():
+def test_a_stopped_answer_ends_there_and_the_conversation_goes_on():
     talk = Conversation(MODEL, TOKENIZER)
     texts = talk.ask(QUESTIONS[0], **OPTIONS)
     said = "".join(next(texts) for _ in range(4))
@@ -92,7 +91,7 @@ def test_an_interrupt_while_the_model_computes_leaves_the_conversation_whole(mon
     assert talk.ids[: len(ids) + 30] == ids + anew(ids)
 
 
-def test_a_message_stopped_before_its_answer_was_not_said():
+def test_a_message_stopped_before_its_answer_is_removed():
     talk = Conversation(MODEL, TOKENIZER)
     list(talk.ask(QUESTIONS[0], **OPTIONS))
     ids, messages = list(talk.ids), list(talk.messages)
@@ -120,7 +119,7 @@ def test_what_is_saved_is_the_messages(tmp_path):
     assert talk.ids[: len(first)] == first
 
 
-def test_an_instruct_model_is_known_by_its_template_or_its_name(tmp_path):
+def test_an_instruct_model_is_recognized_by_its_template_or_its_name(tmp_path):
     assert not is_instruct(DEMO)
     assert is_instruct(tmp_path / "Mistral-7B-Instruct-v0.1")
     assert is_instruct(tmp_path / "models--mistralai--Mistral-7B-Instruct-v0.1/snapshots/0a1b")

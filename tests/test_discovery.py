@@ -1,4 +1,4 @@
-"""Which backends are installed, how one is chosen, and what is said of one that cannot be."""
+"""Which backends are installed, how one is chosen, and the errors for those that cannot be."""
 
 import pickle
 import subprocess
@@ -28,7 +28,7 @@ HEAD = GOOD.split("    dtypes")[
 
 
 def ours(*names: str) -> list[InstalledBackend]:
-    """Those listed under the names; others may be installed where the tests run."""
+    """The listed backends with these names; others may be installed where the tests run."""
     return [installed for installed in installed_backends() if installed.name in names]
 
 
@@ -67,7 +67,7 @@ def test_nothing_is_imported_before_it_is_asked_for(plugins: Plugins) -> None:
     assert "bomb" not in sys.modules
 
 
-def test_entry_points_of_other_groups_are_none_of_ours(plugins: Plugins) -> None:
+def test_entry_points_of_other_groups_are_ignored(plugins: Plugins) -> None:
     plugins.install("thing", GOOD, "good = thing:Good", "[console_scripts]", "other = thing:main")
     assert [installed.name for installed in ours("good", "other")] == ["good"]
 
@@ -102,7 +102,7 @@ def test_broken_metadata_of_another_distribution_breaks_nothing(plugins: Plugins
     ]
 
 
-def test_numpy_does_not_wait_for_a_search() -> None:
+def test_numpy_is_chosen_without_a_search() -> None:
     code = """
 import sys
 sys.modules["importlib.metadata"] = None  # an import of it would fail
@@ -118,7 +118,7 @@ print(get_backend().name, get_backend("numpy").name, load_backend("numpy").name,
 # How one is chosen
 
 
-def test_by_argument_else_by_the_environment_else_numpy(
+def test_the_argument_is_preferred_to_the_environment_and_that_to_numpy(
     plugins: Plugins, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plugins.install("thing", GOOD, "good = thing:Good")
@@ -131,7 +131,7 @@ def test_by_argument_else_by_the_environment_else_numpy(
     assert type(get_backend()) is NumpyBackend
 
 
-def test_with_its_default_dtype_or_the_one_asked_for(plugins: Plugins) -> None:
+def test_a_backend_is_made_in_its_default_dtype_or_the_one_given(plugins: Plugins) -> None:
     plugins.install("thing", GOOD, "good = thing:Good")
     assert get_backend("good").dtype == "float64"  # the first of its dtypes
     assert get_backend("good", "float32").dtype == "float32"
@@ -175,14 +175,14 @@ def test_an_unknown_name_lists_the_installed(
     ]
 
 
-def test_what_is_no_name_is_told_in_bounds() -> None:
+def test_the_error_for_a_wrong_name_is_of_bounded_length() -> None:
     for name in ("a\n" * 10_000, NumpyBackend, 5):
         with pytest.raises(ValueError, match=r"^backend: .+ is not installed; ") as caught:
             get_backend(name)
         assert len(str(caught.value)) < 1000
 
 
-# What is said of a plugin that is broken: its name, where it comes from, what is wrong
+# The error for a broken plugin: its name, its distribution, what is wrong
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_an_import_that_fails(choose, source: str, said: str, plugins: Plugins) 
     )
 
 
-def test_no_other_backend_takes_its_place(
+def test_a_backend_that_fails_is_not_replaced_by_another(
     plugins: Plugins, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plugins.install("thing", "import no_such_module", "good = thing:Good")
@@ -216,7 +216,7 @@ def test_no_other_backend_takes_its_place(
         get_backend()
 
 
-def test_a_plugin_that_knows_why_it_cannot_be_imported_says_so_itself(plugins: Plugins) -> None:
+def test_a_plugin_can_say_itself_why_it_cannot_be_imported(plugins: Plugins) -> None:
     source = """
 from tinymistral import BackendUnavailable
 raise BackendUnavailable("there is no abacus", "buy one")
@@ -227,7 +227,7 @@ raise BackendUnavailable("there is no abacus", "buy one")
     )
 
 
-def test_ctrl_c_while_it_is_imported_is_no_fault_of_its(plugins: Plugins) -> None:
+def test_ctrl_c_during_the_import_is_not_an_error_of_the_plugin(plugins: Plugins) -> None:
     plugins.install("thing", "raise KeyboardInterrupt", "good = thing:Good")
     with pytest.raises(KeyboardInterrupt):
         get_backend("good")
@@ -244,7 +244,9 @@ def test_ctrl_c_while_it_is_imported_is_no_fault_of_its(plugins: Plugins) -> Non
         ("thing:Other", "its entry point thing:Other is no subclass of tinymistral.Backend"),
     ],
 )
-def test_an_entry_point_that_is_no_backend(entry_point: str, said: str, plugins: Plugins) -> None:
+def test_an_entry_point_that_is_not_a_backend(
+    entry_point: str, said: str, plugins: Plugins
+) -> None:
     source = f"{GOOD}\nnumber = 3\nmade = Good()\nclass Other: pass\n"
     plugins.install("thing", source, f"good = {entry_point}")
     assert f"cannot run: {said}; reinstall thing, or" in refusal("good")
@@ -253,7 +255,7 @@ def test_an_entry_point_that_is_no_backend(entry_point: str, said: str, plugins:
 @pytest.mark.parametrize(
     "entry_point", ["thing:Home.Good", "thing : Home.Good", "thing:Home.Good [gpu]"]
 )
-def test_an_entry_point_may_be_whatever_packaging_allows(
+def test_an_entry_point_may_have_any_form_that_packaging_allows(
     entry_point: str, plugins: Plugins
 ) -> None:
     plugins.install("thing", f"{GOOD}\nclass Home: Good = Good\n", f"good = {entry_point}")
@@ -263,7 +265,7 @@ def test_an_entry_point_may_be_whatever_packaging_allows(
 @pytest.mark.parametrize(
     "dtypes", ["()", '["float32"]', '"float32"', '("float32", "int8")', "(4,)"]
 )
-def test_dtypes_that_are_none(dtypes: str, plugins: Plugins) -> None:
+def test_dtypes_that_are_not_valid(dtypes: str, plugins: Plugins) -> None:
     plugins.install("thing", f"{HEAD}    dtypes = {dtypes}", "good = thing:Good")
     value = repr(eval(dtypes))
     expected = "expected a tuple of some of float32, float64, float16, bfloat16"
@@ -284,7 +286,7 @@ def test_dtypes_that_are_none(dtypes: str, plugins: Plugins) -> None:
         ("has_attention_weights = None", "its has_attention_weights is None; expected True or"),
     ],
 )
-def test_declared_data_of_another_kind(declared: str, expected: str, plugins: Plugins) -> None:
+def test_declared_data_of_a_wrong_type(declared: str, expected: str, plugins: Plugins) -> None:
     plugins.install("thing", f"{GOOD}\n    {declared}\n", "good = thing:Good")
     assert f"cannot run: {expected}" in refusal("good")
 
@@ -378,7 +380,7 @@ def test_a_constructor_that_fails(body: str, said: str, plugins: Plugins) -> Non
     assert f"'good' of thing 1.2 cannot run: {said}" in refusal("good", "float32")
 
 
-def test_what_a_plugin_says_has_bounds(plugins: Plugins) -> None:
+def test_messages_of_a_plugin_are_shortened(plugins: Plugins) -> None:
     plugins.install("thing", "raise ImportError('so long\\n' * 10_000)", "good = thing:Good")
     told = refusal("good")
     assert "ImportError: so long so long so" in told
@@ -395,14 +397,14 @@ def test_the_error_that_was_raised_is_its_cause(plugins: Plugins) -> None:
     assert "the root" in [str(cause) for cause in causes]
 
 
-def test_the_error_is_a_value_error_that_other_processes_can_be_told() -> None:
+def test_the_error_is_a_value_error_that_can_be_pickled() -> None:
     error = pickle.loads(pickle.dumps(BackendUnavailable("there is\nno abacus", "buy one")))
     assert isinstance(error, ValueError)
     assert (error.reason, error.remedy) == ("there is\nno abacus", "buy one")
     assert str(error) == "there is no abacus; buy one"
 
 
-def test_a_backend_that_declares_nothing_is_an_ordinary_one() -> None:
+def test_a_backend_that_declares_nothing_has_the_defaults() -> None:
     assert Backend.device() == "CPU"
     assert Backend.narrow_weights is True
     assert dict(Backend.unsupported) == {}

@@ -32,7 +32,7 @@ LAYERS = """
     pretrained                                  what all models share
     generation
     heads                                       the models that users open
-    scoring conversation demo
+    scoring demo
     mistakes
     conformance
     golden

@@ -1,4 +1,4 @@
-"""The tokenizer: the real v0.1 vocabulary by its published ids, and SentencePiece as the judge."""
+"""The tokenizer, compared with published ids of v0.1 and with SentencePiece."""
 
 import hashlib
 import importlib.resources
@@ -22,7 +22,7 @@ V2 = DATA / "mistral_instruct_tokenizer_240216.model.v2"
 V3 = DATA / "mistral_instruct_tokenizer_240323.model.v3"  # of Mistral 7B v0.3
 DEMO = Path(str(importlib.resources.files("tinymistral") / "demo" / "tokenizer.model"))
 TEST_MODELS = os.environ.get("TINYMISTRAL_TEST_MODELS")
-# Unlike the others, this one removes extra spaces: all those at the start when decoding.
+# Unlike the others, this one removes extra spaces: when decoding, all those at the start.
 STORIES = Path(TEST_MODELS or "") / "stories260k" / "tokenizer.model"
 
 MODELS = [
@@ -62,7 +62,7 @@ def judge_of(model: Path) -> sentencepiece.SentencePieceProcessor:
 
 @cache
 def token_ids(model: Path, special: bool):
-    """Sequences rich in what is hard: bytes (cut characters too), spaces, special tokens."""
+    """Sequences with many hard cases: bytes (cut characters too), spaces, special tokens."""
     judge = judge_of(model)
     everything = range(len(judge))
     unspecial = [i for i in everything if not (judge.is_control(i) or judge.is_unknown(i))]
@@ -128,7 +128,7 @@ def test_the_vocabulary_of_v2_and_v3_has_more_control_tokens(model: Path, contro
     assert tokenizer.pad_token_id is None
     assert tokenizer.convert_ids_to_tokens([3, 4, 5]) == ["[INST]", "[/INST]", "[TOOL_CALLS]"]
     assert len(tokenizer.all_special_ids) == controls + 1  # and <unk>
-    # typed by a user they are text: SentencePiece 0.2 gives these ids, not 3 and 2 and 4
+    # in a text they are plain text: SentencePiece 0.2 gives these ids, not 3 and 2 and 4
     ids = [1501, 17057, 29561, 2635, 29481, 29535, 1501, 29516, 17057, 29561]
     assert tokenizer.encode("[INST] </s> [/INST]") == [1, *ids]
     assert tokenizer.decode([1, 3, 1032, 4, 2]) == "<s>[INST] a[/INST]</s>"
@@ -223,7 +223,7 @@ def test_special_tokens_are_shown_or_skipped(ids: list[int], shown: str, skipped
 
 @every_model
 @given(data=st.data())
-def test_encoding_is_sentencepiece_s_after_bos(model: Path, data) -> None:
+def test_encoding_is_that_of_sentencepiece_after_bos(model: Path, data) -> None:
     text = data.draw(nasty_text)
     assert tokenizer_of(model).encode(text) == [1, *judge_of(model).encode(text)]
 
@@ -239,7 +239,7 @@ def test_decoding_gives_the_text_back(model: Path, data) -> None:
 
 @every_model
 @given(data=st.data())
-def test_decoding_is_sentencepiece_s(model: Path, data) -> None:
+def test_decoding_is_that_of_sentencepiece(model: Path, data) -> None:
     ids = data.draw(token_ids(model, special=False))
     assert tokenizer_of(model).decode(ids) == judge_of(model).decode(ids)
 
@@ -267,7 +267,7 @@ def test_streamed_text_is_the_decoded_text(model: Path, data, skip) -> None:
     assert streamed == text_by_the_judge(model, ids, skip)
 
 
-def test_a_character_comes_whole() -> None:
+def test_a_character_is_streamed_whole() -> None:
     stream = StreamDecoder(tokenizer_of(V1))
     ids = [1, 28705, 229, 148, 163, 229, 148, 264, 229]  # ① in bytes, then most of it, then a
     pieces = [stream.push(i) for i in ids]
@@ -296,7 +296,7 @@ def test_padding_on_the_right_with_a_pad_token() -> None:
     np.testing.assert_array_equal(inputs.attention_mask, [[1, 0], [1, 1]])
 
 
-def test_a_text_alone_is_a_batch_of_one() -> None:
+def test_a_single_text_is_a_batch_of_one() -> None:
     np.testing.assert_array_equal(tokenizer_of(V1)("a", return_tensors="np").input_ids, [[1, 264]])
     assert tokenizer_of(V1)("", add_special_tokens=False).input_ids.shape == (1, 0)
 
@@ -307,7 +307,7 @@ def test_without_padding_unequal_rows_are_lists() -> None:
     assert tokenizer_of(V1)(["a", "a"], padding=False).input_ids.shape == (2, 2)
 
 
-def test_an_entry_that_is_not_there_is_no_attribute() -> None:
+def test_a_missing_entry_is_not_an_attribute() -> None:
     inputs = BatchEncoding(input_ids=[])
     assert not hasattr(inputs, "labels")
 
@@ -371,13 +371,13 @@ def test_a_folder_without_the_model_says_what_is_missing(tmp_path: Path, name: s
 @pytest.mark.parametrize(
     "content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"\0" * 99]
 )
-def test_a_file_that_is_no_model(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_model(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer.model").write_bytes(content)
     with pytest.raises(ValueError, match=rf"\({len(content)} bytes\) is not a SentencePiece model"):
         MistralTokenizer(tmp_path / "tokenizer.model")
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read"):
         MistralTokenizer(tmp_path / "tokenizer.model")
     with pytest.raises(ValueError, match="cannot be read"):
@@ -423,7 +423,7 @@ def test_vocabularies_must_match() -> None:
         (lambda t: MistralTokenizer(DEMO, pad_token_id=2048), "token id 2048 is out of range"),
     ],
 )
-def test_a_mistake_is_one_line(call, message: str) -> None:
+def test_an_error_is_one_line(call, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         call(tokenizer_of(DEMO))
     assert "\n" not in str(error.value)

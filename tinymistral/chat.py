@@ -1,8 +1,8 @@
-"""The Instruct format: a conversation as the ids that Mistral's chat models were trained on.
+"""The Instruct format, as the ids that Mistral's chat models were trained on, and conversations.
 
-A *turn* is one user or assistant message. Ids are handed out, never text: a text would be tokenized
-once more, to other ids, and get a second <s>. Whatever a message contains is text, also `</s>` and
-`[INST]`; the control tokens are put between the messages here, and come from nowhere else.
+A *turn* is one user or assistant message. Functions here return ids, never text: tokenizing a text
+again would give other ids and a second <s>. A message is plain text even where it contains `</s>`
+or `[INST]`; control tokens come only from the code here, between the messages.
 
 The formats, for a user's a, the assistant's b and the user's c; `…` is a text tokenized on its own:
 
@@ -10,22 +10,27 @@ official        <s> `[INST] a [/INST]` `b` </s> `[INST] c [/INST]`      v1: Mist
 official        <s> [INST] `a` [/INST] `b` </s> [INST] `c` [/INST]      v2 and v3: Mistral 7B v0.3
 hf              <s> `[INST] a [/INST]b` </s> ` [INST] c [/INST]`        v1 only
 
-In v1 `[INST]` is text; in v2 and v3 it is a control token, which tells the two apart. The official
-ones are those of mistral-common's instruct tokenizers. A system prompt and two newlines go before
-the user's text: in v1 the first user's, in v2 and v3 the last one's.
+In v1 `[INST]` is text; in v2 and v3 it is a control token, which shows which version a tokenizer
+is. The official formats are those of mistral-common's instruct tokenizers. A system prompt and two
+newlines go before the user's text: in v1 the first user's, in v2 and v3 the last one's.
 
 `hf` is the chat template of Mistral-7B-Instruct-v0.1 on the Hugging Face hub, as published in 2023
-(later ones differ in spaces), by the tokenizer.json beside it. It knows no system prompt.
+(later ones differ in spaces), with the tokenizer.json beside it. It has no system prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tinymistral.files import read_json, write_json
+from tinymistral.streaming import StreamDecoder
 from tinymistral.text import check_text, shown
 
 if TYPE_CHECKING:
+    from tinymistral.heads import MistralForCausalLM
     from tinymistral.tokenizer import MistralTokenizer
 
 FORMATS = ("official", "hf")
@@ -46,13 +51,13 @@ def chat_ids(
     add_generation_prompt: bool = False,
     continue_final_message: bool = False,
 ) -> list[int]:
-    """The ids of a conversation, <s> first; an assistant's turn ends with </s>.
+    """Return the ids of a conversation, <s> first; an assistant's turn ends with </s>.
 
     messages: `{"role": ..., "content": text}`, the role "user" and "assistant" in turn, before
         them at most one "system".
-    add_generation_prompt: a reply is to be generated, so the last turn has to be the user's. The
-        ids are the same: Mistral's models answer to [/INST].
-    continue_final_message: the last turn is the assistant's, and left open: it has no </s>.
+    add_generation_prompt: check that the last turn is the user's, as a reply will be generated.
+        The ids are the same: Mistral's models answer after [/INST].
+    continue_final_message: the last turn is the assistant's, and no </s> is put after it.
 
     A ValueError names the turn that is wrong.
     """
@@ -79,11 +84,11 @@ def chat_ids(
 def user_turn(
     tokenizer: MistralTokenizer, content: str, system: str | None = None, *, first: bool = True
 ) -> list[int]:
-    """The ids of one user turn in the official format, <s> before them if it is the `first`.
+    """Return the ids of one user turn in the official format, with <s> if it is the `first`.
 
-    So that a program which keeps the cache feeds each turn alone: user turns in a row, each
-    followed by the ids of its answer and </s>, are the `chat_ids` of the conversation. Its system
-    prompt belongs to the first turn in v1, and to the last one in v2 and v3.
+    With it a program that keeps the cache computes each turn alone: user turns, each followed by
+    the ids of its answer and </s>, make up the `chat_ids` of the conversation. The system prompt
+    belongs to the first turn in v1, and to the last one in v2 and v3.
     """
     check_text(content)
     if system is not None:
@@ -96,7 +101,7 @@ def user_turn(
 
 
 def check_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[str | None, list[Turn]]:
-    """The system prompt, if there is one, and the turns: the user's first, then alternating."""
+    """Return the system prompt, if any, and the turns: the user's first, then alternating."""
     if not isinstance(messages, (list, tuple)):
         raise ValueError(f"messages is {shown(messages)}, expected a list of messages")
     checked = [_check_message(f"messages[{i}]", message) for i, message in enumerate(messages)]
@@ -170,7 +175,7 @@ def _user_ids(
 
 
 def _hf_ids(tokenizer: MistralTokenizer, turns: list[Turn], left_open: bool) -> list[int]:
-    """One text, cut at its control tokens; each of the pieces is tokenized on its own."""
+    """Split the text at its control tokens and tokenize each piece on its own."""
     if _control_tags(tokenizer) is not None:
         raise ValueError(
             "format 'hf' is for tokenizers of Mistral 7B v0.1 and v0.2, but in this one [INST] is "
@@ -190,7 +195,7 @@ def _hf_ids(tokenizer: MistralTokenizer, turns: list[Turn], left_open: bool) -> 
 
 
 def _control_tags(tokenizer: MistralTokenizer) -> tuple[int, int] | None:
-    """The ids of [INST] and [/INST] where they are control tokens: in v2 and v3."""
+    """Return the ids of [INST] and [/INST] where they are control tokens: in v2 and v3."""
     if _control_id(tokenizer, "[SYSTEM_PROMPT]") is not None:
         raise ValueError(
             "the tokenizer has a control token [SYSTEM_PROMPT], as v7 and later ones do; their "
@@ -210,3 +215,95 @@ def _bos_and_eos(tokenizer: MistralTokenizer) -> tuple[int, int]:
     if bos is None or eos is None:
         raise ValueError("the tokenizer lacks <s> or </s>; the chat format needs both")
     return bos, eos
+
+
+class Conversation:
+    """A conversation with an Instruct model, in the official format, that computes each token once.
+
+    The rolling cache is kept between turns, so a turn costs only its own tokens. For this an
+    answer is kept as the ids that were generated; tokenizing its text again may give other ids.
+
+    The system prompt goes before the first message. The format of v2 and v3 would have it before
+    the last one, but then the cache could not be kept.
+
+    Attributes: `messages`, as `apply_chat_template` takes them (an answer is empty where the model
+    ended it at once); `ids`, those of the whole conversation; `cache`; `seconds` and `new_tokens`
+    of the last answer.
+    """
+
+    def __init__(
+        self, model: MistralForCausalLM, tokenizer: MistralTokenizer, system: str | None = None
+    ):
+        """Begin a conversation, with a system prompt if there is one."""
+        self.model, self.tokenizer, self.system = model, tokenizer, system
+        self.messages: list[dict[str, str]] = []
+        if system is not None:
+            self.messages.append({"role": "system", "content": system})
+        self.ids: list[int] = []
+        self.cache = model.new_cache(rows=1)
+        self.seconds, self.new_tokens = 0.0, 0
+
+    def ask(
+        self,
+        content: str,
+        progress: Callable[[int, int], None] | None = None,
+        **options: Any,
+    ) -> Generator[str, None, None]:
+        """Add a user's message, and yield the text of the answer as it is generated.
+
+        The options are those of `generate`. If the caller stops reading, or an exception does, the
+        answer ends there and the conversation can go on. If that is before the first token, the
+        message is removed again.
+        """
+        first = not self.ids
+        new = user_turn(self.tokenizer, content, self.system if first else None, first=first)
+        eos = self.model.config.eos_token_id
+        ends = eos if isinstance(eos, list) else [eos]
+        steps = self.model.generate_stream(
+            [self.ids + new], past_key_values=self.cache, progress=progress, **options
+        )
+        self.messages.append({"role": "user", "content": content})
+        self.ids += new
+        decoder, answer = StreamDecoder(self.tokenizer), ""
+        self.new_tokens, start = 0, time.perf_counter()
+        try:
+            for step in steps:
+                token = int(step.tokens[0])
+                self.ids.append(token)
+                self.new_tokens += 1
+                text = decoder.push(token)
+                answer += text
+                yield text
+            text = decoder.flush()
+            answer += text
+            yield text
+        finally:
+            self.seconds = time.perf_counter() - start
+            if self.new_tokens:
+                if self.ids[-1] not in ends:
+                    self.ids.append(self.tokenizer.eos_token_id or 0)
+                self.messages.append({"role": "assistant", "content": answer})
+            else:  # the cache may hold part of the message: compute the conversation again
+                self.messages.pop()
+                del self.ids[len(self.ids) - len(new) :]
+                self.cache = self.model.new_cache(rows=1)
+
+    def save(self, file: Path) -> None:
+        """Write the messages as JSON; the file appears complete or not at all."""
+        write_json(file, {"messages": self.messages})
+
+
+def is_instruct(folder: Path) -> bool:
+    """Return whether a checkpoint seems to be an Instruct model: by its chat template or its name.
+
+    The name is that of the folder, or of the repository whose snapshot it is; raw checkpoints have
+    no template.
+    """
+    names = (folder.name, folder.parent.parent.name)
+    if (
+        any("instruct" in name.lower() for name in names)
+        or (folder / "chat_template.jinja").exists()
+    ):
+        return True
+    settings = folder / "tokenizer_config.json"
+    return settings.exists() and bool(read_json(settings).get("chat_template"))

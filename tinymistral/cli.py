@@ -1,4 +1,4 @@
-"""The command line. Nothing here imports NumPy before `--threads` has been read."""
+"""The command line. NumPy is imported only after `--threads` has been read."""
 
 from __future__ import annotations
 
@@ -7,30 +7,26 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any
 
-from tinymistral import __version__
-from tinymistral.commands.arguments import make_parser
+from tinymistral import __version__, commands
+from tinymistral.commands.arguments import Parser, add_commands
 from tinymistral.commands.console import say, settle_streams, write
 
-# Whichever library NumPy multiplies with reads one of these, once, when it is loaded.
+# The library that NumPy multiplies matrices with reads one of these, once, when it is loaded.
 THREAD_VARIABLES = (
-    "OPENBLAS_NUM_THREADS",
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
+    *(f"{library}_NUM_THREADS" for library in ("OPENBLAS", "OMP", "MKL", "BLIS")),
     "VECLIB_MAXIMUM_THREADS",
 )
-MOST_THREADS = 1024  # the libraries complain, in their own words, of numbers they cannot take
+MOST_THREADS = 1024  # the libraries print errors of their own for numbers that they cannot take
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0, or what the command returns; 2 for a user's error, which is told in one line (with its
-    traceback under `python -X dev`); 130 for Ctrl-C; 141, as a shell has it, where the reader of
-    the output left early.
+    0, or what the command returns; 2 for a user's error, which is reported in one line (with its
+    traceback under `python -X dev`); 130 for Ctrl-C; 141, as in a shell, if the reader of the
+    output left early.
     """
     settle_streams()
     with _warnings_at_the_end():
@@ -43,12 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (ValueError, OSError, MemoryError) as error:
             if sys.flags.dev_mode:
                 raise
-            _tell("error", error)
+            _report("error", error)
             return 2
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    parser = make_parser()
+    parser = Parser(prog="tinymistral", description=commands.__doc__)
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    add_commands(parser, commands)
     try:
         options = parser.parse_args(arguments)
     except SystemExit:  # after --help
@@ -56,28 +54,22 @@ def _run(arguments: Sequence[str] | None) -> int:
     if options.version:
         write(f"tinymistral {__version__}\n")
         return 0
-    if options.command is None:
-        parser.print_help()
-        return 0
-    _set_threads(getattr(options, "threads", None))
-    code = import_module(f"tinymistral.commands.{options.command}").run(options)
-    return int(code or 0)
+    if getattr(options, "threads", None) is not None:
+        _set_threads(options.threads)
+    return options.run(options) or 0
 
 
-def _set_threads(threads: int | None) -> None:
-    if threads is None:
-        return
+def _set_threads(threads: int) -> None:
     if not 1 <= threads <= MOST_THREADS:
         raise ValueError(f"--threads: expected 1 to {MOST_THREADS}, got {threads}")
     if "numpy" in sys.modules:
         raise ValueError("--threads: NumPy has started already; set OMP_NUM_THREADS before it")
-    for name in THREAD_VARIABLES:
-        os.environ[name] = str(threads)
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
 
 
 @contextmanager
 def _warnings_at_the_end() -> Iterator[None]:
-    """Keep warnings until a command is done: one must not stand in the middle of a text."""
+    """Keep warnings until a command is done, so that none is printed in the middle of a text."""
     kept: list[Any] = []
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: kept.append(message)
@@ -85,11 +77,10 @@ def _warnings_at_the_end() -> Iterator[None]:
             yield
         finally:
             for message in kept:
-                _tell("warning", message)
+                _report("warning", message)
 
 
-def _tell(kind: str, message: object) -> None:
-    """Say what is wrong, on one line."""
+def _report(kind: str, message: object) -> None:
     text = " ".join(str(message).split()) or type(message).__name__
     if isinstance(message, MemoryError):
         text = f"out of memory ({text}); take a shorter text or a smaller model"

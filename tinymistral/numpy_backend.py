@@ -8,6 +8,7 @@ What each operation does differently:
     silu_mul    works in place: these are the largest arrays of a forward pass
     attention   takes many queries at once, in tiles, each over the slots that one of them sees,
                 and masks the scores rather than picking keys out
+    scatter     picks nothing out where there is no padding
 """
 
 from __future__ import annotations
@@ -158,6 +159,13 @@ class NumpyBackend(PlainBackend):
             weights, total = self._exp_scores(q[row], k[row], mask)
             out[row] = (weights / total).reshape(H, T, -1)
         return out
+
+    def scatter(self, cache: np.ndarray, slots: np.ndarray, new: np.ndarray) -> np.ndarray:
+        if slots.min(initial=0) < 0:
+            return super().scatter(cache, slots, new)
+        rows = np.arange(len(slots), dtype=np.int64)[:, None]
+        cache[rows, slots] = new
+        return cache
 
 
 def _multiply(rows: np.ndarray, weight: np.ndarray, out: np.ndarray) -> None:

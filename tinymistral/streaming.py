@@ -1,6 +1,6 @@
-"""Text as it comes: ids to text one token at a time, and stop strings that cut it off.
+"""Text as it is generated: ids to text one token at a time, and stop strings that end it.
 
-`decode` of a whole sequence is defined by `StreamDecoder`, so the two cannot disagree.
+`decode` of a whole sequence uses `StreamDecoder`, so the two cannot differ.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ SPACE = "\u2581"  # SentencePiece writes a space inside a piece as this letter
 
 
 def _one_replacement_a_byte(error: UnicodeError) -> tuple[str, int]:
-    """U+FFFD for each byte that is no part of a character, as SentencePiece decodes.
+    """Return U+FFFD for each byte that is not part of a character, as SentencePiece does.
 
-    Python's own "replace" puts a single U+FFFD where a character breaks off after several bytes.
+    Python's own "replace" puts a single U+FFFD where a character ends after several of its bytes.
     """
     assert isinstance(error, UnicodeDecodeError)
     return "\ufffd" * (error.end - error.start), error.end
@@ -28,11 +28,11 @@ codecs.register_error("tinymistral.one_replacement_a_byte", _one_replacement_a_b
 
 
 class StreamDecoder:
-    """Decodes one sequence, a token at a time; all that comes out, joined, is its `decode`.
+    """Decodes one sequence, a token at a time; the texts, joined, are what `decode` returns.
 
-    Half a character is held back until its other bytes have come. For the text that continues a
-    prompt, push the prompt's ids first and drop what they give: then the continuation begins
-    with the space that belongs there.
+    An incomplete character is held back until its other bytes have come. To decode the continuation
+    of a prompt, push the prompt's ids first and ignore their text: then the continuation begins
+    with its space, if it has one.
     """
 
     def __init__(self, tokenizer: MistralTokenizer, skip_special_tokens: bool = True) -> None:
@@ -42,7 +42,7 @@ class StreamDecoder:
         self._opening: list[int] | None = []  # the ids so far, until one of them shows; then None
 
     def push(self, token_id: int) -> str:
-        """The text that `token_id` completes, perhaps none."""
+        """Return the text that `token_id` completes, perhaps none."""
         token_id = self._tokenizer.check_id(token_id)
         processor = self._tokenizer.processor
         special = processor.is_control(token_id) or processor.is_unknown(token_id)
@@ -58,9 +58,9 @@ class StreamDecoder:
             return broken_off + piece
         if self._opening is None:
             return broken_off + piece.replace(SPACE, " ")
-        # At the start SentencePiece drops a space (more than one, if the model says so), and does
-        # so itself here. A special token that is shown is the start: [1, 264] gives "<s> a", as
-        # Hugging Face's tokenizers print it.
+        # At the start SentencePiece drops a space (or several, depending on the model), so here it
+        # decodes the start itself. After a special token that is shown there is no start any more:
+        # [1, 264] gives "<s> a", as with Hugging Face's tokenizers.
         self._opening.append(token_id)
         text: str = processor.decode(self._opening)
         if text:
@@ -68,17 +68,16 @@ class StreamDecoder:
         return text
 
     def flush(self) -> str:
-        """At the end of the sequence: U+FFFD for each byte still held back."""
+        """Return U+FFFD for each byte that is still held back, at the end of the sequence."""
         return self._utf8.decode(b"", final=True)
 
 
 class StopStrings:
-    """Passes text on up to the first stop string, which it swallows.
+    """Passes text on up to the first stop string, and drops that and what follows.
 
-    Reading letter by letter, the first stop string to be complete ends the text, which is cut
-    where that stop string begins; of several that end on the same letter the longest counts.
-    What comes out does not depend on how the text was cut into pieces. Held back is only what
-    may yet turn out to be the beginning of a stop string.
+    The first stop string that is complete ends the text, which is cut where that string begins; of
+    several that end at the same character the longest counts. The result does not depend on the
+    pieces in which the text comes. Only what may be the beginning of a stop string is held back.
     """
 
     def __init__(self, stop: str | Sequence[str]) -> None:
@@ -92,7 +91,7 @@ class StopStrings:
         self.matched: str | None = None  # the stop string that ended the text
 
     def push(self, text: str) -> str:
-        """The text that can be shown now; nothing more once a stop string has `matched`."""
+        """Return the text that can be shown now; none once a stop string has `matched`."""
         if self.matched is not None:
             return ""
         text = self._held + text
@@ -106,12 +105,12 @@ class StopStrings:
         return text[: len(text) - keep]
 
     def flush(self) -> str:
-        """At the end of the text: what was held back."""
+        """Return what was held back, at the end of the text."""
         held, self._held = self._held, ""
         return held
 
     def _length_to_hold(self, text: str) -> int:
-        """The length of the longest end of `text` with which a stop string begins."""
+        """Return the length of the longest end of `text` with which a stop string begins."""
         longest = max((len(stop) - 1 for stop in self._stop), default=0)
         for length in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stop):

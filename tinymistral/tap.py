@@ -103,10 +103,9 @@ class Tapped:
             bias = self._biases.get(f"{name}.bias")
             self._show("logits", out if bias is None else out + bias)
             return out
-        stage = OF_PROJECTION[name]
-        by_head = stage in ("q", "k", "v")
-        shape = (*out.shape[:-1], -1, self._cache.config.head_dim) if by_head else out.shape
-        self._show(self._layer + stage, out.reshape(shape))
+        stage, d = OF_PROJECTION[name], self._cache.config.head_dim
+        heads = (out.shape[-1] // d, d) if stage in ("q", "k", "v") else out.shape[-1:]
+        self._show(self._layer + stage, out.reshape(*out.shape[:-1], *heads))
         return out
 
     def rope(self, x: Array, table: Array) -> Array:

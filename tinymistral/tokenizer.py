@@ -181,8 +181,8 @@ class MistralTokenizer:
         """
         if tokenize is not True:
             raise ValueError(
-                f"tokenize is {shown(tokenize)}, but a conversation is returned as ids only: "
-                "tokenizing its text would give other ids; decode the ids to look at it"
+                f"tokenize is {shown(tokenize)}, but only ids are returned: tokenizing a "
+                "conversation's text would give other ids; decode the ids to look at it"
             )
         return chat_ids(
             self,

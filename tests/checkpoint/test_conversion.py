@@ -1,4 +1,4 @@
-"""Conversion: the same model in both formats, as the fixtures hold it, is the judge."""
+"""Conversion, compared with fixtures that have the same model in both formats."""
 
 import json
 import os
@@ -19,8 +19,9 @@ from tinymistral import (
     MistralForSequenceClassification,
     MistralTokenizer,
 )
-from tinymistral.checkpoint import read_pth, read_tensors
+from tinymistral.checkpoint import read_tensors
 from tinymistral.checkpoint.conversion import check_size, convert
+from tinymistral.files.pth import read_pth
 
 TWINS = ["half", "no_window", "tied"]
 LOSES = pytest.mark.filterwarnings("ignore:params.json has no place for")
@@ -67,7 +68,7 @@ def save(folder: Path, config: MistralConfig = SMALL, dtype=np.float32) -> Path:
     return folder
 
 
-# What the fixtures hold was made from one another by the maintainers' script, with torch's loops.
+# The fixtures of one format were made from the other by the maintainers' script, with torch.
 @pytest.mark.parametrize("name", TWINS)
 def test_a_raw_checkpoint_becomes_its_twin_to_the_byte(tmp_path, name):
     source = with_tokenizer(FIXTURES / "raw" / name, tmp_path / "raw")
@@ -117,7 +118,7 @@ def test_a_checkpoint_becomes_its_raw_twin(tmp_path, name):
 
 @LOSES
 @pytest.mark.parametrize("name", [*MODELS, "mixed", "float16"])
-def test_there_and_back_no_bit_changes(tmp_path, name):
+def test_converting_there_and_back_changes_no_bit(tmp_path, name):
     dtypes = [np.float32, np.float16, ml_dtypes.bfloat16]
     if name in MODELS:
         source = with_tokenizer(FIXTURES / "models" / name, tmp_path / "hf")
@@ -132,7 +133,7 @@ def test_there_and_back_no_bit_changes(tmp_path, name):
     assert bits(read_tensors(tmp_path / "hf3")) == bits(read_tensors(source))
     assert content_of(tmp_path / "raw2") == content_of(tmp_path / "raw")
     config = MistralConfig.from_pretrained(source).to_dict()
-    # Not in params.json; the one dtype that all tensors have is told by them.
+    # Not in params.json; the dtype is that of all tensors.
     config["max_position_embeddings"] = 32768
     config["dtype"] = {"mixed": None, "sharded": None, "float16": "float16"}.get(
         name, config["dtype"]
@@ -140,7 +141,7 @@ def test_there_and_back_no_bit_changes(tmp_path, name):
     assert MistralConfig.from_pretrained(tmp_path / "hf3").to_dict() == config
 
 
-def test_past_the_size_of_a_shard_there_are_several_and_an_index(tmp_path, raw):
+def test_weights_larger_than_a_shard_make_several_and_an_index(tmp_path, raw):
     convert(raw, tmp_path / "hf", max_shard_size="20KB")
     shards = sorted((tmp_path / "hf").glob("model-*.safetensors"))
     assert len(shards) >= 4  # of 79,232 bytes
@@ -166,14 +167,14 @@ def test_the_published_story_of_stories260k_survives(tmp_path, test_models):
 
 
 @pytest.mark.parametrize("version", ["v1", "v2", "v3"])
-def test_the_tokenizer_goes_by_one_name(tmp_path, raw, version):
+def test_the_tokenizer_is_written_under_one_name(tmp_path, raw, version):
     (raw / "tokenizer.model").rename(raw / f"tokenizer.model.{version}")
     convert(raw, tmp_path / "hf")
     found = {path.name: path.read_bytes() for path in (tmp_path / "hf").glob("tokenizer*")}
     assert found == {"tokenizer.model": (DEMO / "tokenizer.model").read_bytes()}
 
 
-def test_what_params_json_has_no_place_for_is_told(tmp_path):
+def test_fields_that_params_json_does_not_have_are_a_warning(tmp_path):
     with pytest.warns(UserWarning) as told:
         convert(DEMO, tmp_path / "raw", to="raw")
     assert [str(warning.message) for warning in told] == [
@@ -186,7 +187,7 @@ def test_what_params_json_has_no_place_for_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("fields", [{}, {"rms_norm_eps": 0.0}, {"tie_word_embeddings": True}])
-def test_nothing_is_told_where_nothing_is_lost(tmp_path, fields):  # a warning would be an error
+def test_there_is_no_warning_if_no_field_is_lost(tmp_path, fields):  # a warning would be an error
     source = save(tmp_path / "hf", MistralConfig(**vars(SMALL) | fields))
     convert(source, tmp_path / "raw", to="raw")
     found = MistralConfig.from_pretrained(tmp_path / "raw").to_dict()
@@ -217,7 +218,7 @@ def test_one_weight_at_a_time_is_in_memory(tmp_path):
     assert (tmp_path / "hf2" / "model.safetensors.index.json").exists()
 
 
-def test_progress_goes_from_none_of_the_bytes_towards_all(tmp_path, raw):
+def test_progress_goes_from_zero_to_all_bytes(tmp_path, raw):
     seen = []
     convert(raw, tmp_path / "hf", progress=lambda *numbers: seen.append(numbers))
     sizes = [t.nbytes for t in read_tensors(FIXTURES / "models" / "no_window").values()]
@@ -228,7 +229,7 @@ def test_progress_goes_from_none_of_the_bytes_towards_all(tmp_path, raw):
     assert sorted(steps) == sorted(sizes)
 
 
-def test_it_is_made_beside_its_place_where_a_rename_is_no_copy(tmp_path, raw):
+def test_the_folder_is_made_beside_its_target_on_the_same_file_system(tmp_path, raw):
     seen = set()
     convert(
         raw,
@@ -281,7 +282,7 @@ def stop_at(monkeypatch, method: str, step: int) -> None:
     monkeypatch.setattr(Path, method, stops)
 
 
-def test_what_is_replaced_survives_whatever_fails(tmp_path, raw, monkeypatch):
+def test_what_is_replaced_survives_any_failure(tmp_path, raw, monkeypatch):
     target = save(tmp_path / "target")
     (target / "notes").mkdir()
     before = content_of(tmp_path)
@@ -305,7 +306,7 @@ def test_what_is_replaced_survives_whatever_fails(tmp_path, raw, monkeypatch):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_ctrl_c_while_what_was_replaced_is_removed_leaves_nothing_of_it(tmp_path, raw, monkeypatch):
+def test_ctrl_c_while_the_old_folder_is_removed_leaves_nothing_of_it(tmp_path, raw, monkeypatch):
     target = save(tmp_path / "target")
     unlink, stopped = os.unlink, []
 
@@ -360,7 +361,7 @@ def refuses(*arguments, **options) -> str:
     return str(caught.value)
 
 
-def test_targets_that_would_cost_something_are_refused(tmp_path, raw, monkeypatch):
+def test_targets_whose_replacement_would_lose_data_are_refused(tmp_path, raw, monkeypatch):
     file, other, old = tmp_path / "file", tmp_path / "other", save(tmp_path / "old")
     file.write_text("x", "utf-8")
     other.mkdir()
@@ -387,7 +388,7 @@ def test_targets_that_would_cost_something_are_refused(tmp_path, raw, monkeypatc
 
 
 @LOSES
-def test_sources_that_cannot_become_what_is_asked_for_are_refused(tmp_path, raw):
+def test_sources_that_cannot_be_converted_are_refused(tmp_path, raw):
     hf, empty, target = save(tmp_path / "hf"), tmp_path / "empty", tmp_path / "new"
     empty.mkdir()
     assert "is in Hugging Face's format already" in refuses(hf, target)
@@ -399,7 +400,7 @@ def test_sources_that_cannot_become_what_is_asked_for_are_refused(tmp_path, raw)
     assert "expected 1 byte or more" in refuses(raw, target, max_shard_size=0)
     (raw / "tokenizer.model").unlink()
     assert "has no tokenizer.model" in refuses(raw, target)
-    # Both formats: it is Hugging Face's, as everywhere.
+    # Both formats are there: it counts as Hugging Face's, as everywhere.
     shutil.copyfile(hf / "config.json", raw / "config.json")
     assert "already" in refuses(raw, target)
     # A head of another kind has no raw name, and would be lost.
@@ -437,12 +438,12 @@ def test_sizes_that_do_not_fit(size, parameters):
 
 
 @pytest.mark.parametrize("size", ["", "B", "seven", "-7B", "7 B", "7BB", "٧B", "1e9", "9" * 5000])
-def test_sizes_that_are_none(size):
+def test_sizes_that_are_not_valid(size):
     with pytest.raises(ValueError, match="expected a number such as 7B"):
         check_size(size, 7_241_732_096)
 
 
-def test_another_size_is_noticed_before_anything_is_written(tmp_path, raw):
+def test_a_wrong_size_is_an_error_before_anything_is_written(tmp_path, raw):
     before = content_of(tmp_path)
     assert "7B was given" in refuses(raw, tmp_path / "hf", model_size="7B")
     assert content_of(tmp_path) == before

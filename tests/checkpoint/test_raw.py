@@ -1,4 +1,4 @@
-"""Raw checkpoints: the twins of those in Hugging Face's format, and params.json as published."""
+"""Raw checkpoints, compared with the same ones in Hugging Face's format; published params.json."""
 
 import json
 import shutil
@@ -95,8 +95,8 @@ def test_all_but_queries_and_keys_are_mapped():
         assert array.flags.writeable == copied, name  # what is mapped cannot be written to
 
 
-def test_rows_of_a_head_that_turn_together_are_brought_half_a_head_apart():
-    # Two heads of four rows: 0 and 1 turn together, 2 and 3.
+def test_rows_that_rope_pairs_are_moved_half_a_head_apart():
+    # Two heads of four rows: 0 and 1 are a pair, 2 and 3.
     weight = np.array([[0], [1], [2], [3], [10], [11], [12], [13]], dtype=ml_dtypes.bfloat16)
     halves = rotate_halves(weight, head_dim=4)
     assert halves.dtype == ml_dtypes.bfloat16
@@ -117,7 +117,7 @@ def test_the_published_story_of_stories260k_to_the_letter(test_models):
     assert text.startswith(story)
 
 
-# What is absent means: mistral-inference's args.py; the values, Mistral's config.json on the hub.
+# Absent fields as in mistral-inference's args.py; values from Mistral's config.json on the hub.
 @pytest.mark.parametrize(
     ("params", "expected"),
     [
@@ -215,7 +215,7 @@ def test_the_tokenizer_of_a_raw_checkpoint_is_found(twin, file):
     assert MistralTokenizer.from_pretrained(twin).vocab_size == 2048
 
 
-def test_safetensors_come_before_the_pth(twin):
+def test_safetensors_are_preferred_to_the_pth(twin):
     (twin / "consolidated.00.pth").replace(twin / "elsewhere")
     assert "no consolidated.00.pth and no consolidated.safetensors" in error_of(twin)
     (twin / "consolidated.00.pth").write_bytes(b"broken")
@@ -253,7 +253,7 @@ def test_params_that_do_not_fit_the_tensors_are_refused(twin, without, changes, 
     assert says in error_of(twin)
 
 
-def test_params_that_are_no_json_are_refused(twin):
+def test_params_that_are_not_json_are_refused(twin):
     (twin / "params.json").write_text("{", encoding="utf-8")
     assert "params.json: not valid JSON" in error_of(twin)
 

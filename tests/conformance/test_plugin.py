@@ -1,4 +1,4 @@
-"""The suite as a third party runs it: options, what it says at the end, and what is refused."""
+"""The suite as a third party runs it: options, the summary, and errors of usage."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def suite(tmp_path: Path) -> Suite:
     return Suite(tmp_path)
 
 
-# What ran, and against what
+# What ran, and on which backend
 
 
 def test_the_option_names_the_backend_and_the_summary_says_what_ran(suite):
@@ -125,7 +125,7 @@ def test_without_hypothesis_one_line_says_what_to_install(suite):
     assert "Traceback" not in out
 
 
-def test_a_law_is_skipped_only_where_it_cannot_tell(suite):
+def test_a_law_is_skipped_only_in_dtypes_too_narrow_for_it(suite):
     code, out = suite("-k", "log_probabilities")
     assert code == 0, out
     assert f"\n1 of {LAWS} laws ran, 0 failed\n" in out
@@ -148,7 +148,7 @@ def test_without_either_it_is_numpy_in_all_its_dtypes(suite):
     assert "not in" not in out
 
 
-def test_other_tests_hear_nothing_of_it(suite):
+def test_other_tests_are_not_affected(suite):
     (suite.folder / "test_other.py").write_text("def test_other(): pass\n", "utf-8")
     code, out = suite.python("-m", "pytest", "-p", "no:cacheprovider", TINYMISTRAL_BACKEND="none")
     assert code == 0, out
@@ -159,7 +159,7 @@ def test_other_tests_hear_nothing_of_it(suite):
 # A backend that is wrong
 
 
-def test_a_wrong_backend_fails_and_the_snippet_repeats_it(suite):
+def test_a_wrong_backend_fails_and_the_snippet_reproduces_it(suite):
     suite.install("wrong", WRONG)
     code, out = suite(
         *("--tinymistral-backend", "wrong", "--tinymistral-examples", "50"),
@@ -168,8 +168,9 @@ def test_a_wrong_backend_fails_and_the_snippet_repeats_it(suite):
     assert code == 1, out
     assert f"\n2 of {LAWS} laws ran, 1 failed\n" in out
     assert "numbers are out of bounds" in out
-    assert re.search(r"^E +To see it again:$", out, re.MULTILINE)
-    summary = out.rpartition("\nto see attention_mixes_what_is_visible[float32] fail again:\n\n")[2]
+    assert re.search(r"^E +To reproduce it:$", out, re.MULTILINE)
+    law = "attention_mixes_what_is_visible[float32]"
+    summary = out.rpartition(f"\nto reproduce the failure of {law}:\n\n")[2]
     snippet = summary.partition("\n\n")[0]
     assert "from wrong import Wrong\n" in snippet
     assert "\ntest.tinymistral_law.check(Wrong('float32'), Attention(B=" in snippet
@@ -178,7 +179,7 @@ def test_a_wrong_backend_fails_and_the_snippet_repeats_it(suite):
     assert re.match("AssertionError: at .*: got .*, expected ", out.splitlines()[-1])
 
 
-# What is refused
+# Errors of usage
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A suite made by hand, with numbers and tolerances that one can reckon with, for its readers."""
+"""A suite made by hand, with simple numbers and tolerances, for tests of what reads it."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from tinymistral.golden.compare.candidate import Given
+from tinymistral.golden.compare.candidate import CaseDump
 from tinymistral.golden.compare.cases import compare_case
 from tinymistral.golden.compare.verdicts import Compared, Part
 from tinymistral.golden.suite import Suite, read_suite
@@ -44,7 +44,7 @@ def counting(*shape: int) -> np.ndarray:
 
 
 def stages(call: int, tokens: int, keys: int) -> dict[str, np.ndarray]:
-    """What a call with two rows is expected to come to."""
+    """The expected stages of a call with two rows."""
     arrays = {"embedding": counting(2, tokens, 3), "norm": counting(2, tokens, 3)}
     for layer in (0, 1):
         arrays |= {
@@ -148,7 +148,7 @@ def write_suite(folder: Path) -> Suite:
 
 
 def write(folder: Path, file: str, content: bytes | None) -> dict[str, str]:
-    """Write a file, if it is one, and return what a manifest says of it."""
+    """Write a file, if there is one, and return its fields in the manifest."""
     if content is not None:
         (folder / file).write_bytes(content)
     return {"file": file, "sha256": hashlib.sha256(content or b"").hexdigest()}
@@ -156,11 +156,11 @@ def write(folder: Path, file: str, content: bytes | None) -> dict[str, str]:
 
 @pytest.fixture(name="suite", scope="module")
 def suite_fixture(tmp_path_factory: pytest.TempPathFactory) -> Suite:
-    """Return it, written anew."""
+    """Write it and return it."""
     return write_suite(tmp_path_factory.mktemp("suite") / "handmade")
 
 
-def compared(suite: Suite, case: str, given: dict | Given, dtype: str | None = None) -> Compared:
+def compared(suite: Suite, case: str, given: dict | CaseDump, dtype: str | None = None) -> Compared:
     """How what is given of a case compares."""
     return compare_case(suite, suite.case(case), given, dtype)
 

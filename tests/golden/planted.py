@@ -12,14 +12,14 @@ import numpy as np
 from tinymistral.golden.compare.cases import compare_case
 from tinymistral.golden.diagnose.evidence import Evidence
 from tinymistral.golden.diagnose.predictions import Predictions
-from tinymistral.golden.rounding import Elsewhere
+from tinymistral.golden.rounding import RoundingBackend
 from tinymistral.golden.suite import Case
 from tinymistral.mistakes import Mistake
 
 FORWARD = ("operation", "model", "generate")
 
 
-class Own(Elsewhere):
+class Own(RoundingBackend):
     """A right program of somebody's own."""
 
     def __init__(self, dtype: str | None = None):

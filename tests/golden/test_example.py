@@ -21,12 +21,12 @@ pytestmark = [
 
 
 def dump(program: Path, out: Path) -> str:
-    """Run a program over the suite, and return the folder it has written."""
+    """Run a program on the suite, and return the folder that it wrote."""
     subprocess.run(["node", program, V1, out], check=True, stdout=subprocess.PIPE)
     return str(out)
 
 
-def test_the_example_is_told_what_is_wrong(tmp_path):
+def test_the_mistakes_of_the_example_are_named(tmp_path):
     given = dump(EXAMPLE, tmp_path / "out")
     code, out, _ = run("golden", "check", "v1", given)
     assert code == 1
@@ -38,7 +38,7 @@ def test_the_example_is_told_what_is_wrong(tmp_path):
     assert "\n  2. " not in out
 
 
-def test_a_suite_that_is_not_there_is_told_in_one_line(tmp_path):
+def test_a_missing_suite_is_reported_in_one_line(tmp_path):
     (tmp_path / "manifest.json").write_text("no JSON", "utf-8")
     for folder in (tmp_path / "nowhere", tmp_path):
         command = ["node", EXAMPLE, folder, tmp_path / "out"]
@@ -47,7 +47,7 @@ def test_a_suite_that_is_not_there_is_told_in_one_line(tmp_path):
         assert re.fullmatch(r"mistral\.mjs: .+ is not the manifest of a suite: .+\n", done.stderr)
 
 
-def test_put_right_it_agrees(tmp_path):
+def test_corrected_it_agrees(tmp_path):
     text = EXAMPLE.read_text("utf-8")
     assert text.count(WRONG) == 1
     program = tmp_path / "mistral.mjs"

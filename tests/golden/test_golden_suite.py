@@ -149,7 +149,7 @@ def test_a_tensor_that_claims_to_be_huge(folder, shape):
 
 def test_a_document_that_is_too_large(tmp_path, monkeypatch):
     suite = read_suite(small_suite(tmp_path, "tokenizer-demo"))
-    monkeypatch.setattr("tinymistral.golden.suite.LARGEST_FILE", 1000)
+    monkeypatch.setattr("tinymistral.files.JSON_LIMIT", 1000)
     message = refused(lambda: suite.document(suite.case("tokenizer-demo")))
     assert "expected 1000 at most" in message
 
@@ -174,7 +174,7 @@ def test_other_tensors_than_the_case_has(folder, wrong, says):
     assert says in refused(lambda: read_all(folder))
 
 
-def test_inputs_of_fewer_calls_than_are_said(with_model):
+def test_inputs_of_fewer_calls_than_the_manifest_says(with_model):
     change(with_model, lambda m: m["cases"][0].update(calls=4))
     assert "'calls.3.cache_positions' is missing" in refused(lambda: read_all(with_model))
 
@@ -264,7 +264,7 @@ def test_a_wrong_model(with_model, edit, says):
     assert says in message
 
 
-def test_a_case_that_is_texts_has_no_arrays_and_the_other_way_round(tmp_path):
+def test_text_cases_have_no_arrays_and_others_no_document(tmp_path):
     case = V1_SUITE.case("rms-norm")
     assert "not valid JSON" in refused(lambda: V1_SUITE.document(case))
     suite = read_suite(small_suite(tmp_path, "tokenizer-demo"))

@@ -47,7 +47,7 @@ def test_a_raw_checkpoint_has_the_fingerprint_of_its_twin(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("at", [0, -1])
-def test_a_fingerprint_tells_other_weights(at: int) -> None:
+def test_other_weights_have_another_fingerprint(at: int) -> None:
     found = tensors(GQA)
     for name in found:
         other = found[name].copy()
@@ -55,7 +55,7 @@ def test_a_fingerprint_tells_other_weights(at: int) -> None:
         assert fingerprint(found | {name: other}) != fingerprint(found), name
 
 
-def test_a_fingerprint_tells_dtypes_names_and_shapes() -> None:
+def test_dtypes_names_and_shapes_are_part_of_the_fingerprint() -> None:
     x = np.arange(8, dtype=np.float32)
     prints = {
         fingerprint(tensors)

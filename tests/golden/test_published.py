@@ -1,4 +1,4 @@
-"""Published numbers of Mistral-7B-v0.1, and holding a model to such: here the demo model.
+"""Published numbers of Mistral-7B-v0.1, and comparing a model with such: here the demo model.
 
 What is "published" of the demo model was made by the oracle, in plain loops.
 """
@@ -82,7 +82,7 @@ def test_a_model_that_agrees(tmp_path: Path, numbers: dict) -> None:
         (("greedy", 1, "end"), [1], "ids"),
     ],
 )
-def test_what_differs_is_told(
+def test_a_difference_is_reported(
     tmp_path: Path, numbers: dict, path: tuple, wrong: object, name: str
 ) -> None:
     changed = json.loads(json.dumps(numbers))
@@ -107,7 +107,7 @@ def test_logits_of_another_program(tmp_path: Path, numbers: dict, shape: tuple[i
     assert verdicts(out) == {"mean logits": "DIFFERS", "first logits": "DIFFERS"}
 
 
-def test_the_numbers_of_the_7b_are_whole() -> None:
+def test_the_numbers_of_the_7b_are_complete() -> None:
     """As they stand in transformers' integration tests."""
     numbers = read_published(MISTRAL_7B)
     logits = numbers["logits"]
@@ -149,9 +149,7 @@ def test_mistakes(arguments: list[str], says: str) -> None:
     assert says in refused("golden", "published", *arguments)
 
 
-def test_numbers_of_another_model_are_known_by_its_configuration(
-    tmp_path: Path, numbers: dict
-) -> None:
+def test_another_model_is_recognized_by_its_configuration(tmp_path: Path, numbers: dict) -> None:
     known = {"model": "the demo", "config": {"vocab_size": 2048, "rope_theta": 10000}}
     assert verdicts(good(*write(tmp_path, numbers | known), "--model", str(DEMO)))
     known["config"] = {"vocab_size": 2048, "rope_theta": 1000000}
@@ -167,7 +165,7 @@ def test_the_configuration_of_the_7b_is_that_of_its_paper() -> None:
     assert (config["num_key_value_heads"], config["vocab_size"]) == (8, 32000)
 
 
-def test_the_help_tells_each_exit_code() -> None:
+def test_the_help_lists_each_exit_code() -> None:
     text = good("golden", "published", "--help")
     assert all(f"{code} if" in text for code in (0, 1, 2))
 

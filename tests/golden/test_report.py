@@ -1,4 +1,4 @@
-"""Reports: what people, programs and CIs are told. The suite is made by hand, and so are errors."""
+"""Reports for people, programs and CIs, on a suite and errors made by hand."""
 
 import json
 import math
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from handmade_suite import STRINGS, changed, compared, expected, suite_fixture  # noqa: F401
 
-from tinymistral.golden.compare.candidate import Given
+from tinymistral.golden.compare.candidate import CaseDump
 from tinymistral.golden.compare.verdicts import Compared
 from tinymistral.golden.report import as_json, as_table, legible, write_junit
 from tinymistral.golden.suite import Suite
@@ -102,7 +102,7 @@ def test_other_ids(suite: Suite) -> None:
 
 def test_other_texts(suite: Suite) -> None:
     wrong = [STRINGS[0] | {"ids": [5, 7]}, STRINGS[1], STRINGS[2] | {"decoded": "x\x1b[1m"}]
-    table = as_table([compared(suite, "words", Given(document={"strings": wrong}))], {})
+    table = as_table([compared(suite, "words", CaseDump(document={"strings": wrong}))], {})
     assert table.splitlines()[1:12] == [
         "words  DIFFERS at strings.0.ids  6 of 6    2 wrong",
         "",
@@ -118,9 +118,9 @@ def test_other_texts(suite: Suite) -> None:
     ]
 
 
-def test_names_of_a_dump_do_no_harm_to_a_terminal(suite: Suite) -> None:
+def test_names_of_a_dump_are_printable(suite: Suite) -> None:
     unknown = {"\x1b[2J\nOK": "", **{f"name{n}": "" for n in range(9)}}
-    table = as_table([compared(suite, "rope", Given(unknown=unknown))], unknown)
+    table = as_table([compared(suite, "rope", CaseDump(unknown=unknown))], unknown)
     assert "\x1b" not in table
     assert table.count("not compared: there is no") == 10
     assert table.count("not compared: 5 more") == 2
@@ -185,8 +185,8 @@ def test_junit_with_what_xml_cannot_hold(suite: Suite, tmp_path: Path) -> None:
     wrong = [STRINGS[2] | {"decoded": "\ud800\x00]]>&<"}]
     unknown = {"\x01\ud800": ""}
     results = [
-        compared(suite, "words", Given(document={"strings": wrong})),
-        compared(suite, "rope", Given(expected("rope"), unknown=unknown)),
+        compared(suite, "words", CaseDump(document={"strings": wrong})),
+        compared(suite, "rope", CaseDump(expected("rope"), unknown=unknown)),
     ]
     write_junit(tmp_path / "report.xml", "handmade", results)
     assert ElementTree.parse(tmp_path / "report.xml").getroot()[0].get("failures") == "1"
@@ -202,15 +202,15 @@ def test_junit_that_cannot_be_written(suite: Suite, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
-def test_a_number_of_an_infinite_error_is_told(suite: Suite) -> None:
+def test_a_number_with_an_infinite_error_is_reported(suite: Suite) -> None:
     result = compared(suite, "rope", changed("rope", "out", (0, 0, 0, 1), math.nan))
     assert "expected  1\n    got       nan\n    error     inf" in as_table([result], {})
 
 
-def test_names_that_differ_in_numbers_alone_are_told_once(suite: Suite) -> None:
+def test_names_that_differ_only_in_numbers_are_reported_once(suite: Suite) -> None:
     unknown = {f"calls.{n}.layers.7.queries": f"calls.{n}.layers.7.q" for n in range(3)}
     unknown |= {"layers.1.keys": "layers.1.k"}
-    table = as_table([compared(suite, "rope", Given(expected("rope"), unknown=unknown))], {})
+    table = as_table([compared(suite, "rope", CaseDump(expected("rope"), unknown=unknown))], {})
     assert table.splitlines()[4:6] == [
         "  not compared: there is no name 'calls.N.layers.N.queries' (3 of them); "
         "is it calls.N.layers.N.q?",
@@ -218,9 +218,9 @@ def test_names_that_differ_in_numbers_alone_are_told_once(suite: Suite) -> None:
     ]
 
 
-def test_of_many_cases_the_first_are_told_of(suite: Suite) -> None:
+def test_details_of_the_first_of_many_cases(suite: Suite) -> None:
     wrong = compared(suite, "rope", changed("rope", "out", (0, 0, 0, 0), 9.0))
-    strange = compared(suite, "rope", Given(expected("rope"), unknown={"other": ""}))
+    strange = compared(suite, "rope", CaseDump(expected("rope"), unknown={"other": ""}))
     table = as_table([wrong] * 5 + [strange] * 5, {})
     assert table.count("the first to differ") == 3
     assert table.count("there is no name 'other'") == 1

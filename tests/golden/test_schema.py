@@ -14,7 +14,7 @@ MANIFEST = json.loads((V1 / "manifest.json").read_text(encoding="utf-8"))
 VALIDATOR = Draft202012Validator(SCHEMA)
 
 
-def test_the_schema_is_one():
+def test_the_schema_is_valid():
     Draft202012Validator.check_schema(SCHEMA)
     assert SCHEMA["$schema"] == "https://json-schema.org/draft/2020-12/schema"
 
@@ -48,7 +48,7 @@ def valid(edit):
     return VALIDATOR.is_valid(manifest)
 
 
-def test_what_is_not_edited_stays_valid():
+def test_an_unedited_manifest_is_valid():
     assert valid(lambda m: None)
     assert valid(lambda m: m.update(cases=[]))
     assert valid(lambda m: case(m, "model").update(catches=["some-mistake"]))
@@ -132,5 +132,5 @@ def first(manifest, kind):
         lambda m: case(m, "chat")["vocabulary"].pop("sha256"),
     ],
 )
-def test_what_is_wrong_is_not_valid(edit):
+def test_a_wrong_manifest_is_not_valid(edit):
     assert not valid(edit)

@@ -5,7 +5,6 @@ from tinymistral.checkpoint.tensors import check_tensors, layer_count
 from tinymistral.files import CheckpointError
 from tinymistral.files.consolidated import is_raw
 from tinymistral.files.hub import find_checkpoint
-from tinymistral.files.pth import read_pth
 from tinymistral.files.safetensors import read_tensors, write_tensors
 
 __all__ = [
@@ -15,7 +14,6 @@ __all__ = [
     "is_raw",
     "layer_count",
     "load_checkpoint",
-    "read_pth",
     "read_tensors",
     "write_tensors",
 ]

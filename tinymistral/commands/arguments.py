@@ -1,154 +1,220 @@
-"""The parser of the command line, and arguments that several commands share."""
+"""The parser, options that several commands share, and reading the text and model they name.
+
+This and the modules of the commands import NumPy, and what needs it, inside functions: --help does
+not wait for it, and --threads has to be set before it is loaded.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
-from typing import Any, NoReturn
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from tinymistral.commands.console import write
+from tinymistral.commands.console import say, write
 from tinymistral.demo import DEMO
+from tinymistral.text import shorten
 
-DESCRIPTION = """\
-Mistral in readable NumPy.
-
-  tinymistral generate "Once upon a time"
-      tells a story, with the small demo model that comes with the package
-  tinymistral generate --model mistralai/Mistral-7B-v0.1 "My name is"
-      opens a checkpoint: a folder in Hugging Face format, or a model's name on
-      the Hugging Face hub, if it has been downloaded
-  tinymistral tokenize "Once upon a time"
-      shows how a text is cut into tokens
-
-`python -m tinymistral` is the same as `tinymistral`. All text is UTF-8.
-"""
-
-# Each with its arguments in NAME_arguments.py.
-COMMANDS = ("generate", "chat", "score", "convert", "tokenize", "backends", "golden")
+if TYPE_CHECKING:
+    from tinymistral.heads import MistralForCausalLM
+    from tinymistral.tokenizer import MistralTokenizer
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises ValueError, which the command line tells in one line, rather than print its usage."""
+    """Raises ValueError, which becomes one line of error, instead of printing the usage."""
 
     def __init__(self, **settings: Any) -> None:
         # No abbreviations: --prompt would be --prompt-file.
         super().__init__(
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings
         )
+        self.add_arguments: Callable[[Parser], None] | None = None  # called once it has to parse
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and where the help is."""
         raise ValueError(f"{message}; see {self.prog} --help")
 
     def print_help(self, file: Any = None) -> None:
-        """Print it as all output; argparse would not notice that nobody reads it."""
+        """Print it like all output; argparse would ignore a reader that has left."""
         write(self.format_help())
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Refuse what is left over here, where the command is known."""
+        """Refuse unknown arguments here, where the command is known."""
+        if self.add_arguments is not None:
+            add_arguments, self.add_arguments = self.add_arguments, None
+            add_arguments(self)
         options, left = super().parse_known_args(args, namespace)
         if left:
-            self.error(_left_over(left))
+            self.error(_unknown_arguments(left))
         return options, left
 
 
-def _left_over(left: Sequence[str]) -> str:
-    text = " ".join(left)
+def _unknown_arguments(left: Sequence[str]) -> str:
     hint = ""
     if not left[0].startswith("-"):
         hint = "; put a text of several words in quotes"
     elif not left[0].startswith("--"):
         hint = "; a text that begins with - goes last, after --"
-    return f"unknown argument {text if len(text) <= 60 else f'{text[:57]}...'}{hint}"
+    return f"unknown argument {shorten(' '.join(left), 60)}{hint}"
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Make the parser of all commands."""
-    parser = Parser(prog="tinymistral", description=DESCRIPTION)
-    parser.add_argument("--version", action="store_true", help="print the version and exit")
-    commands = parser.add_subparsers(
-        dest="command", metavar="COMMAND", title="commands", prog="tinymistral"
-    )
-    for name in COMMANDS:
-        import_module(f"tinymistral.commands.{name}_arguments").add_command(commands)
-    return parser
+def add_commands(parser: Parser, package: ModuleType) -> None:
+    """Add a package's COMMANDS: its modules, or packages that have commands themselves.
+
+    The help of each is its docstring, whose first line is also in the list of commands, then the
+    options, and EPILOG. Options are added when a command is used: none waits for those of others.
+    """
+    parser.set_defaults(run=lambda _: parser.print_help())
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands", prog=parser.prog)
+    for name in package.COMMANDS:
+        module = import_module(f"{package.__name__}.{name}")
+        text = module.__doc__ or name
+        command = commands.add_parser(
+            name,
+            help=text.partition("\n")[0].rstrip("."),
+            description=text,
+            epilog=getattr(module, "EPILOG", None),
+        )
+        if hasattr(module, "COMMANDS"):
+            command.add_arguments = partial(add_commands, package=module)
+        else:
+            command.add_arguments = module.add_arguments
+            command.set_defaults(run=module.run)
+
+
+def checked(read: Callable[[str], Any], expected: str = "") -> Callable[[str], Any]:
+    """Return a type for argparse, whose error says what is expected, or what `read` raises."""
+
+    def read_argument(text: str) -> Any:
+        try:
+            return read(text)
+        except ValueError as error:
+            says = f"expected {expected}, got {shorten(repr(text), 40)}" if expected else str(error)
+            raise argparse.ArgumentTypeError(says) from None
+
+    return read_argument
+
+
+def decode(text: str) -> str:
+    """Return a text as it was typed, in UTF-8 whatever the locale; ValueError if it is not UTF-8.
+
+    Python passes each byte that is not valid in the locale's encoding as a lone surrogate.
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        raise ValueError("the text is not UTF-8; put it into a UTF-8 file or a pipe") from None
+
+
+integer = checked(int, "an integer")
+number = checked(float, "a number")
+utf8 = checked(decode)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add which checkpoint it is."""
+    """Add --model."""
+    text = "folder of a checkpoint, or its name on the Hugging Face hub if it is in the local cache"
     parser.add_argument(
-        "--model",
-        default=DEMO,
-        metavar="FOLDER",
-        help="a checkpoint's folder, or its name on the Hugging Face hub if it is in the local "
-        "cache (default: the demo model)",
+        "--model", default=DEMO, metavar="FOLDER", help=f"{text} (default: the demo model)"
     )
+
+
+def add_prompt_file(parser: argparse._ActionsContainer) -> None:
+    """Add --prompt-file."""
+    text = "read the prompt from a file in UTF-8, without a newline at its end"
+    parser.add_argument("--prompt-file", type=Path, metavar="FILE", help=text)
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Add --threads, which `cli.main` reads."""
+    text = "threads of NumPy's linear algebra (default: all cores)"
+    parser.add_argument("--threads", type=integer, metavar="N", help=text)
 
 
 def add_computation(parser: argparse.ArgumentParser) -> None:
-    """Add what says how a model computes."""
-    add = parser.add_argument
-    add(
+    """Add what decides how a model computes."""
+    parser.add_argument(
         "--backend",
         metavar="NAME",
-        help="what computes, one of those that `tinymistral backends` lists (default: the "
-        "environment variable TINYMISTRAL_BACKEND, else numpy)",
+        help="what computes: a name that `tinymistral backends` lists (default: the environment "
+        "variable TINYMISTRAL_BACKEND, else numpy)",
     )
-    add("--dtype", metavar="TYPE", help="float32 (default), float64, float16 or bfloat16")
-    add("--threads", type=integer, metavar="N", help="of NumPy's linear algebra (default: all)")
+    text = "float32 (default), float64, float16 or bfloat16"
+    parser.add_argument("--dtype", metavar="TYPE", help=text)
+    add_threads(parser)
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Add what says how the next token is chosen."""
+    """Add what decides how the next token is chosen."""
     add = parser.add_argument_group(
         "which token", "Temperature, top-k, top-p, min-p or a seed turns sampling on."
     ).add_argument
-    add(
-        "--temperature",
-        type=number,
-        metavar="X",
-        help="below 1 tamer, above 1 wilder, 0 as --greedy (default: 1)",
-    )
-    add(
-        "--top-k",
-        type=integer,
-        metavar="K",
-        help="draw from the K likeliest, 0: from all (default: 50)",
-    )
-    add(
-        "--top-p",
-        type=number,
-        metavar="P",
-        help="draw from the likeliest that together have probability P (default: 1)",
-    )
-    add(
-        "--min-p",
-        type=number,
-        metavar="P",
-        help="draw from those at least P times as likely as the likeliest (default: off)",
-    )
-    add("--seed", type=integer, metavar="N", help="draw the same each time (default: another)")
-    add("--greedy", action="store_true", help="always take the likeliest token (default)")
-    add(
-        "--repetition-penalty",
-        type=number,
-        metavar="X",
-        help="above 1: repeat the text so far less (default: 1)",
-    )
+    text = "below 1 less random, above 1 more, 0 as --greedy (default: 1)"
+    add("--temperature", type=number, metavar="X", help=text)
+    text = "sample from the K most likely, 0: from all (default: 50)"
+    add("--top-k", type=integer, metavar="K", help=text)
+    text = "sample from the most likely that together have probability P (default: 1)"
+    add("--top-p", type=number, metavar="P", help=text)
+    text = "sample from those at least P times as likely as the most likely (default: off)"
+    add("--min-p", type=number, metavar="P", help=text)
+    add("--seed", type=integer, metavar="N", help="for the same text each time (default: random)")
+    add("--greedy", action="store_true", help="always take the most likely token (default)")
+    text = "above 1: repeat the text so far less (default: 1)"
+    add("--repetition-penalty", type=number, metavar="X", help=text)
 
 
-def integer(text: str) -> int:
-    """Read an integer of the command line."""
+def add_json(parser: argparse._ActionsContainer, text: str = "one JSON object; see below") -> None:
+    """Add --json."""
+    parser.add_argument("--json", action="store_true", help=text)
+
+
+def read_text(argument: str | None, file: Path | None = None, *, what: str = "text") -> str:
+    """Return the text given as an argument, in a file, or on standard input; `what` names it.
+
+    A byte order mark, and a newline at the end of a file or of standard input, are not part of the
+    text; Windows line ends become plain ones. ValueError if there is no text, or not in UTF-8.
+    """
+    if argument is not None:
+        return argument
+    if file is None and (sys.stdin is None or sys.stdin.isatty()):
+        raise ValueError(f"no {what}; give one as an argument, in quotes, or on standard input")
+    source = "standard input" if file is None else str(file)
     try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected an integer, got {text[:40]!r}") from None
-
-
-def number(text: str) -> float:
-    """Read a number of the command line."""
+        raw = sys.stdin.buffer.read() if file is None else file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{source} cannot be read: {error.strerror or error}") from None
     try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a number, got {text[:40]!r}") from None
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        byte = f"its byte {error.start} is {raw[error.start]:#04x}"
+        raise ValueError(f"{source} is not UTF-8: {byte}; save it as UTF-8") from None
+    return text.replace("\r\n", "\n").removesuffix("\n")
+
+
+def open_checkpoint(options: argparse.Namespace) -> tuple[MistralForCausalLM, MistralTokenizer]:
+    """Open the model and the tokenizer, and check that they have the same vocabulary."""
+    from tinymistral.heads import MistralForCausalLM
+    from tinymistral.tokenizer import MistralTokenizer
+
+    tokenizer = MistralTokenizer.from_pretrained(options.model)
+    model = MistralForCausalLM.from_pretrained(
+        options.model, backend=options.backend, dtype=options.dtype
+    )
+    tokenizer.check_vocabulary(model.config.vocab_size)
+    return model, tokenizer
+
+
+def warn_of_base_model(options: argparse.Namespace) -> None:
+    """Warn if the model does not seem to be made for conversations."""
+    from tinymistral.chat import is_instruct
+    from tinymistral.files.hub import find_checkpoint
+
+    if not is_instruct(find_checkpoint(options.model)):
+        say(
+            "tinymistral: warning: this seems to be a base model, which continues a text rather "
+            "than answer; use an Instruct model for conversations"
+        )

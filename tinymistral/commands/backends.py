@@ -1,35 +1,55 @@
-"""`python -m tinymistral backends`."""
+"""List the installed backends, and which of them can run here.
+
+Each has its device and dtypes, or why it cannot run and what to do. A star
+marks the default, which is used without --backend: TINYMISTRAL_BACKEND, else
+numpy.
+
+  tinymistral backends
+  tinymistral backends --json
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tinymistral.backend import BackendUnavailable
-from tinymistral.commands.console import say, write
-from tinymistral.discovery import (
-    BUILT_IN,
-    VARIABLE,
-    InstalledBackend,
-    default_name,
-    installed_backends,
-    open_backend,
-)
+from tinymistral.commands import arguments
+from tinymistral.commands.console import print_json, say, write
 from tinymistral.text import one_line
 
+if TYPE_CHECKING:
+    from tinymistral.discovery import InstalledBackend
+
+EPILOG = """\
+--json prints one object, on one line:
+  backends            a list of objects, the built-in numpy first:
+    name, distribution, version, entry_point
+    default           whether it is used without --backend
+    device, dtypes    what it computes on, and in; null if it cannot run
+    reason, remedy    why it cannot run, and what to do; null if it can
+  default             the name of the default, installed or not
+
+A plugin is a distribution with an entry point `NAME = module:Class` in the
+group tinymistral.backends, where Class is a subclass of tinymistral.Backend.
+"""
+
 HEADER = ("", "name", "distribution", "version", "device", "dtypes")
-INDENT = " " * 7  # of what stands below a row
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    arguments.add_json(parser)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print what is installed, and whether it can run here."""
+    """Print the installed backends."""
+    from tinymistral.discovery import VARIABLE, default_name, installed_backends
+
     everything = installed_backends()
     rows = [describe(installed, everything) for installed in everything]
     if options.json:
-        fields = {"backends": rows, "default": default_name()}
-        write(f"{json.dumps(fields, ensure_ascii=False)}\n")
+        print_json({"backends": rows, "default": default_name()})
     else:
         write(as_table(rows))
     if not any(row["default"] for row in rows):
@@ -40,7 +60,10 @@ def run(options: argparse.Namespace) -> None:
 
 
 def describe(installed: InstalledBackend, everything: Sequence[InstalledBackend]) -> dict[str, Any]:
-    """Return what there is to say of a backend, as --json prints it."""
+    """Return what --json prints of a backend."""
+    from tinymistral.backend import BackendUnavailable
+    from tinymistral.discovery import BUILT_IN, default_name, open_backend
+
     never = installed.name in BUILT_IN and installed != BUILT_IN[installed.name]
     row: dict[str, Any] = {
         "name": one_line(installed.name, 80),
@@ -59,21 +82,17 @@ def describe(installed: InstalledBackend, everything: Sequence[InstalledBackend]
 
 
 def as_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Lay the backends out in columns; why one cannot run stands on lines below it."""
-    cells = [HEADER] + [
-        (
-            "*" if row["default"] else "",
-            *(row[column] for column in HEADER[1:4]),
-            row["device"] or "",
-            ", ".join(row["dtypes"] or ()),
-        )
-        for row in rows
-    ]
+    """Return the rows in columns; why a backend cannot run is on lines below its row."""
+    cells = [HEADER]
+    for row in rows:
+        columns = (row[column] for column in HEADER[1:4])
+        dtypes = ", ".join(row["dtypes"] or ())
+        cells.append(("*" if row["default"] else "", *columns, row["device"] or "", dtypes))
     widths = [max(1, *map(len, column)) for column in zip(*cells, strict=True)]
     text = ""
-    for line, row in zip(cells, [None, *rows], strict=True):
+    for line, row in zip(cells, [{}, *rows], strict=True):
         padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         text += "  ".join(padded).rstrip() + "\n"
-        if row and row["reason"]:
-            text += f"{INDENT}cannot run: {row['reason']}\n{INDENT}{row['remedy']}\n"
+        if row.get("reason"):
+            text += f"       cannot run: {row['reason']}\n       {row['remedy']}\n"
     return text

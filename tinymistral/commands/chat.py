@@ -1,41 +1,74 @@
-"""`python -m tinymistral chat`."""
+"""Talk to an Instruct model.
+
+Each line is a message; the answer is printed as it is generated, and Ctrl-C
+stops the answer, not the program. Ctrl-D or /quit ends the program.
+
+  tinymistral chat --model mistralai/Mistral-7B-Instruct-v0.1
+  tinymistral chat --model FOLDER --system "Answer in one sentence."
+  echo "What is a window?" | tinymistral chat --model FOLDER
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tinymistral.commands.chat_arguments import AFTER
+from tinymistral.commands import arguments
 from tinymistral.commands.console import Progress, interruptible, say, write
-from tinymistral.commands.generate import choose
-from tinymistral.commands.opening import open_checkpoint, warn_of_a_base_model
-from tinymistral.commands.prompts import as_text
-from tinymistral.commands.report import peak_memory
-from tinymistral.conversation import Conversation
+from tinymistral.commands.generate import choose, peak_memory
+
+if TYPE_CHECKING:
+    from tinymistral.chat import Conversation
 
 MAX_NEW_TOKENS = 500
+
+EPILOG = """\
+While talking:
+  /reset              begin again, with the same system prompt
+  /system TEXT        begin again, with this one; without TEXT: with none
+  /save FILE          write the messages so far, as JSON
+  /stats              tokens so far, memory, the speed of the last answer
+  /help, /quit
+
+A turn costs only its own tokens: those before it are in the cache. For this an
+answer is kept as the tokens that were generated; tokenizing its text again may
+give others.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    arguments.add_model(parser)
+    arguments.add_computation(parser)
+    add = parser.add_argument
+    text = "a system prompt, before the first message"
+    add("--system", type=arguments.utf8, metavar="TEXT", help=text)
+    text = "at most N tokens an answer (default: 500)"
+    add("--max-new-tokens", type=arguments.integer, metavar="N", help=text)
+    arguments.add_sampling(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     """Read messages and answer them until there are no more."""
-    model, tokenizer = open_checkpoint(options)
+    from tinymistral.chat import Conversation
+
+    model, tokenizer = arguments.open_checkpoint(options)
     chosen = choose(options, model, MAX_NEW_TOKENS)
-    warn_of_a_base_model(options)
-    system = None if options.system is None else as_text(options.system, "--system")
-    talk = Conversation(model, tokenizer, system)
+    arguments.warn_of_base_model(options)
+    conversation = Conversation(model, tokenizer, options.system)
     for n, line in enumerate(lines()):
         if line.startswith("/"):
             if line.split()[0] == "/quit":
                 return
-            talk = obey(line, talk)
+            conversation = obey(line, conversation)
         elif line.strip():
-            # Another seed for each answer, or all would draw alike.
+            # Another seed for each answer, or all would draw the same numbers.
             seed = {"seed": chosen["seed"] + n} if "seed" in chosen else {}
-            answer(talk, line, chosen | seed)
+            answer(conversation, line, chosen | seed)
 
 
 def lines() -> Iterator[str]:
@@ -61,58 +94,53 @@ def lines() -> Iterator[str]:
         if not line and not terminal:
             return
         encoding = "utf-8"
-        yield as_text(line, "the message").rstrip("\r\n")
+        yield arguments.decode(line).rstrip("\r\n")
 
 
-def answer(talk: Conversation, message: str, chosen: dict[str, Any]) -> None:
-    """Print the answer as it comes; Ctrl-C stops it."""
-    progress = Progress(sys.stderr.isatty())
-    texts = talk.ask(message, progress=progress, **chosen)
-    try:
-        with interruptible():
-            for text in texts:
-                progress.clear()
-                write(text)
-    except KeyboardInterrupt:
-        pass
-    finally:
-        texts.close()
-        progress.clear()
+def answer(conversation: Conversation, message: str, chosen: dict[str, Any]) -> None:
+    """Print the answer as it is generated, until Ctrl-C."""
+    progress = Progress("prompt: {} of {} tokens")
+    texts = conversation.ask(message, progress=progress, **chosen)
+    with suppress(KeyboardInterrupt), progress, closing(texts), interruptible():
+        for text in texts:
+            progress.clear()
+            write(text)
     write("\n")
 
 
-def obey(line: str, talk: Conversation) -> Conversation:
-    """Do what a line that begins with / says -> the conversation to go on with."""
+def obey(line: str, conversation: Conversation) -> Conversation:
+    """Run a command, a line that begins with /, and return the conversation to continue."""
+    from tinymistral.chat import Conversation
+
     command, *words = line.split(maxsplit=1)
     rest = words[0].strip() if words else ""
-    if command == "/reset":
-        return Conversation(talk.model, talk.tokenizer, talk.system)
-    if command == "/system":
-        return Conversation(talk.model, talk.tokenizer, rest or None)
+    if command in ("/reset", "/system"):
+        system = conversation.system if command == "/reset" else rest or None
+        return Conversation(conversation.model, conversation.tokenizer, system)
     if command == "/stats":
-        say(stats(talk))
+        say(stats(conversation))
     elif command == "/save" and rest:
         try:
-            talk.save(Path(rest))
-            say(f"saved {len(talk.messages)} messages in {rest}")
+            conversation.save(Path(rest))
+            say(f"saved {len(conversation.messages)} messages in {rest}")
         except OSError as error:
             say(f"not saved in {rest}: {error.strerror}")
     elif command == "/save":
         say("/save: expected a file, such as /save talk.json")
     elif command == "/help":
-        say(AFTER.rstrip())
+        say(EPILOG.rstrip())
     else:
         say(f"{line[:40]}: expected /reset, /system TEXT, /save FILE, /stats, /help or /quit")
-    return talk
+    return conversation
 
 
-def stats(talk: Conversation) -> str:
-    """Say how long the conversation is, what it takes, and how fast it went."""
-    held = int((talk.cache.positions >= 0).sum())
-    parts = [f"{len(talk.ids)} tokens so far, {held} of them in the cache"]
-    if talk.seconds:
-        speed = talk.new_tokens / talk.seconds
-        parts.append(f"last answer {talk.new_tokens} tokens, {speed:.0f} tokens/s")
+def stats(conversation: Conversation) -> str:
+    """Return how long the conversation is, and how fast the last answer was."""
+    cached = int((conversation.cache.positions >= 0).sum())
+    parts = [f"{len(conversation.ids)} tokens so far, {cached} of them in the cache"]
+    if conversation.seconds:
+        speed = conversation.new_tokens / conversation.seconds
+        parts.append(f"last answer {conversation.new_tokens} tokens, {speed:.0f} tokens/s")
     if memory := peak_memory():
         parts.append(f"peak memory {memory / 1e6:.0f} MB")
     return "; ".join(parts)

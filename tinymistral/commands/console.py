@@ -1,20 +1,21 @@
-"""The console: UTF-8 out, one line for what is wrong, silence when cut off, and Ctrl-C."""
+"""The console: UTF-8 output, a line of progress, readers that leave early, and Ctrl-C."""
 
 from __future__ import annotations
 
 import errno
+import math
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
 
 def settle_streams() -> None:
-    """Make standard output and error UTF-8 whatever the locale, and writable where closed."""
+    """Make standard output and error UTF-8 whatever the locale, and writable if they are closed."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # what Python makes of `>&-`
+        if getattr(sys, name) is None:  # closed by `>&-`
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
         stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):
@@ -22,43 +23,59 @@ def settle_streams() -> None:
 
 
 def write(text: str) -> None:
-    """Write to standard output, at once; BrokenPipeError if whoever read it has left."""
+    """Write to standard output without buffering; BrokenPipeError if the reader has left."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
-        # What is still buffered must not fail, and complain, once more when Python ends.
+        # What is still buffered must not fail again, with a message, when Python ends.
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if error.errno in (errno.EPIPE, errno.EINVAL):  # EINVAL is what Windows says
+        if error.errno in (errno.EPIPE, errno.EINVAL):  # EINVAL on Windows
             raise BrokenPipeError(error.errno, error.strerror) from None
         raise ValueError(f"standard output cannot be written to: {error.strerror}") from None
 
 
+def print_json(fields: Mapping[str, Any]) -> None:
+    """Write a JSON object on one line, of the standard: without NaN."""
+    import json  # here, for it would be a tenth of the time of --help
+
+    write(f"{json.dumps(fields, ensure_ascii=False, allow_nan=False)}\n")
+
+
+def finite(x: float) -> float | None:
+    """Return a number for JSON, which has no infinity, and no NaN of a broken checkpoint."""
+    return x if math.isfinite(x) else None
+
+
 def say(text: str) -> None:
-    """Write a line to standard error, if anyone reads it."""
+    """Write a line to standard error; no error if nobody reads it."""
     with suppress(OSError):
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
 
 class Progress:
-    """How much of a prompt has gone through: a line on the terminal that goes away again."""
+    """A line on the terminal that says how far something is, and disappears when it is done.
+
+    `text` is a format string for the values that each call gives, such as "case {} of {}".
+    """
 
     WIDTH = 40  # columns
 
-    def __init__(self, wanted: bool) -> None:
-        self.wanted = wanted
+    def __init__(self, text: str, wanted: bool = True) -> None:
+        self.text = text
+        self.wanted = wanted and sys.stderr.isatty()
         self._shown = False
 
-    def __call__(self, done: int, total: int) -> None:
-        """Show it in place of what was shown before."""
+    def __call__(self, *values: object) -> None:
+        """Show the line in place of the one before."""
         if self.wanted:
             self._shown = True
-            self._write(f"\r{f'prompt: {done} of {total} tokens':{self.WIDTH}}")
+            self._write(f"\r{self.text.format(*values):{self.WIDTH}}")
 
     def clear(self) -> None:
-        """Make room for text, if there is something to clear."""
+        """Remove the line, if there is one, so that text can be printed in its place."""
         if self._shown:
             self._shown = False
             self._write(f"\r{'':{self.WIDTH}}\r")
@@ -68,11 +85,17 @@ class Progress:
             sys.stderr.write(text)
             sys.stderr.flush()
 
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
 
 def leave_on_interrupt() -> None:
-    """Let Ctrl-C end the process at once and without a word, with exit code 130.
+    """Let Ctrl-C end the process at once and silently, with exit code 130.
 
-    KeyboardInterrupt does not do while modules are imported: raised in a callback of the import
+    KeyboardInterrupt does not work while modules are imported: raised in a callback of the import
     system, it is printed with its traceback and lost.
     """
     # Where Ctrl-C is ignored, as in a shell's background job, it stays ignored.
@@ -81,15 +104,15 @@ def leave_on_interrupt() -> None:
 
 
 def ignore_interrupt() -> None:
-    """Let Ctrl-C do nothing, once all is said and Python takes itself apart."""
+    """Ignore Ctrl-C from here on, while Python shuts down."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C raise KeyboardInterrupt in here, once: there is text to put in order.
+    """Let Ctrl-C raise KeyboardInterrupt in this block, which has something to finish or remove.
 
-    A second one, in the midst of that, ends the process at once.
+    A second Ctrl-C, while it does, ends the process at once.
     """
     leaves = signal.getsignal(signal.SIGINT) is _leave
     if leaves:

@@ -1,4 +1,12 @@
-"""`python -m tinymistral tokenize`."""
+"""Print the tokens of a text, or the text of tokens.
+
+One token a line: its id and its piece, in which '▁' is a space and <0x0A> a
+byte.
+
+  tinymistral tokenize "Once upon a time"
+  tinymistral tokenize --decode 1734 661 261 511
+  tinymistral tokenize "Hi" | awk '{print $1}' | tinymistral tokenize --decode
+"""
 
 from __future__ import annotations
 
@@ -6,13 +14,25 @@ import argparse
 import json
 import re
 
+from tinymistral.commands import arguments
 from tinymistral.commands.console import write
-from tinymistral.commands.prompts import read_text
-from tinymistral.tokenizer import MistralTokenizer
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add = parser.add_argument
+    add("text", nargs="?", type=arguments.utf8, help="the text (default: standard input)")
+    text = "print the text of these ids, or of those on standard input; special tokens have none"
+    add("--decode", nargs="*", metavar="ID", help=text)
+    add("--no-bos", action="store_true", help="leave out <s>, which begins every sequence")
+    arguments.add_json(parser, "one JSON object: text, ids and pieces")
+    arguments.add_model(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     """Print ids and pieces of a text, or the text of ids."""
+    from tinymistral.tokenizer import MistralTokenizer
+
     decoding = options.decode is not None
     if decoding and options.text is not None:
         raise ValueError("give a text, or --decode and ids, not both")
@@ -20,10 +40,10 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("--no-bos is for a text; --decode leaves out <s> by itself")
     tokenizer = MistralTokenizer.from_pretrained(options.model)
     if decoding:
-        ids = parse_ids(read_text(" ".join(options.decode) or None, what="ids to decode"))
+        ids = parse_ids(arguments.read_text(" ".join(options.decode) or None, what="ids to decode"))
         text = tokenizer.decode(ids, skip_special_tokens=True)
     else:
-        text = read_text(options.text)
+        text = arguments.read_text(options.text)
         ids = tokenizer.encode(text, add_special_tokens=not options.no_bos)
     pieces = tokenizer.convert_ids_to_tokens(ids)
     if options.json:
@@ -36,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def parse_ids(text: str) -> list[int]:
-    """Read ids between white space, commas or the brackets of a list."""
+    """Parse ids separated by white space, commas or the brackets of a list."""
     words = [word for word in re.split(r"[\s,\[\]]+", text) if word]
     for word in words:
         if not re.fullmatch(r"-?\d{1,18}", word):

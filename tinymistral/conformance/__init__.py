@@ -1,9 +1,10 @@
-"""What every backend is judged by: an oracle, and laws that hold for any right implementation.
+"""The conformance suite: laws that hold for every right backend, and an oracle to compare with.
 
     pytest --pyargs tinymistral.conformance --tinymistral-backend NAME
 
-`oracle.py` says in plain loops what each operation means; `test_*.py` hold the laws, `cases.py` and
-`models.py` what they are tried on, `bounds.py` how far rounding may go.
+`oracle.py` computes each operation in plain loops. `test_*.py` contain the laws, `cases.py` and
+`models.py` the cases that they are tried on, `bounds.py` and `propagation.py` how far rounding may
+move a result, and `stagewise.py` the check of a forward pass, stage by stage.
 """
 
-BEFORE_SNIPPET = "To see it again:"  # in a failure, before the code that reproduces it
+BEFORE_SNIPPET = "To reproduce it:"  # in a failure, before the code that does

@@ -1,11 +1,11 @@
-"""How far rounding may take a right backend from the oracle, derived for each operation.
+"""How far rounding may move a right backend from the oracle, derived for each operation.
 
 N. J. Higham, Accuracy and Stability of Numerical Algorithms (2002), chapters 2 and 3: rounding to
 p bits multiplies by 1 + δ, |δ| <= u = 2^-p; n such factors make 1 + θ, |θ| <= γ(n) = nu / (1 - nu);
 a dot product of n terms, summed in any order, errs by at most γ(n) Σ|x||y|.
 
-A bound is of what is computed inside an operation, in float32 at least. That the result is then
-rounded to the backend's dtype is added by `agree`. No tolerance is typed in.
+A bound is for the computation inside an operation, in float32 at least. `agree` adds the rounding
+of the result to the backend's dtype. No tolerance is chosen by hand.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ import numpy as np
 from tinymistral.numpy_backend import NUMPY_DTYPES
 
 UNIT = {"float32": 2.0**-24, "float64": 2.0**-53, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-EXP = 8  # roundings that make up for exp: NumPy and CUDA promise 4 units in the last place, 2u each
+EXP = 8  # roundings that exp counts as: NumPy and CUDA promise 4 units in the last place, 2u each
 
 
 def gamma(n: float, dtype: str) -> float:
-    """Bound n roundings inside an operation; and as many of the oracle's own, in float64."""
+    """Bound n roundings inside an operation, and as many of the oracle's own in float64."""
     u = UNIT["float64"] + (UNIT["float64"] if dtype == "float64" else UNIT["float32"])
     return n * u / (1 - n * u)
 
 
 def smallest(dtype: str) -> float:
-    """Return what may become 0: a number below the normal ones of what is computed in.
+    """Return how far a tiny number may be off because it becomes 0 or subnormal.
 
-    GPUs flush it to zero. What float16 cannot hold is far above, rounded by at most half its
-    smallest step.
+    GPUs flush to zero what is below the normal numbers of the dtype that they compute in. A result
+    that is subnormal in float16 is off by at most half its smallest step, which is far larger.
     """
     inside = "float64" if dtype == "float64" else "float32"
     tiny = float(ml_dtypes.finfo(NUMPY_DTYPES[inside]).smallest_normal)
@@ -39,19 +39,19 @@ def smallest(dtype: str) -> float:
 
 
 def rounded(exact: np.ndarray, error: np.ndarray | float, dtype: str) -> np.ndarray:
-    """Bound what is within `error` of `exact`, once it is rounded to the dtype."""
+    """Bound a number that is within `error` of `exact` and is then rounded to the dtype."""
     return np.asarray(error + UNIT[dtype] * (np.abs(exact) + error) + smallest(dtype))
 
 
 def agree(actual: np.ndarray, exact: np.ndarray, error: np.ndarray | float, dtype: str) -> None:
-    """Check that `actual` has the dtype and is within `error` of `exact` before its rounding."""
+    """Check that `actual` has the dtype, and was within `error` of `exact` before its rounding."""
     assert actual.dtype == NUMPY_DTYPES[dtype], f"dtype {actual.dtype}, expected {dtype}"
     assert actual.shape == exact.shape, f"shape {actual.shape}, expected {exact.shape}"
     within(actual, exact, rounded(exact, error, dtype))
 
 
 def within(actual: np.ndarray, exact: np.ndarray, bound: np.ndarray | float) -> None:
-    """Check that no number of `actual` is further than `bound` from its own in `exact`."""
+    """Check that every number of `actual` is within `bound` of that in `exact`."""
     difference = np.abs(actual.astype(np.float64) - exact)
     bound = np.broadcast_to(bound, difference.shape)
     wrong = ~(difference <= bound)  # NaN is wrong too
@@ -66,26 +66,26 @@ def within(actual: np.ndarray, exact: np.ndarray, bound: np.ndarray | float) -> 
 
 
 def linear_error(x: np.ndarray, weight: np.ndarray, dtype: str) -> np.ndarray:
-    """Bound x @ weight.T: dot products of n terms."""
+    """Bound the error of x @ weight.T: dot products of n terms."""
     size = np.abs(x.astype(np.float64)) @ np.abs(weight.astype(np.float64)).T
     return gamma(x.shape[-1], dtype) * size
 
 
 def rms_norm_error(exact: np.ndarray, dtype: str) -> np.ndarray:
-    """Bound rms_norm: D squares and their sum's terms, / D, eps and its sum, root, quotient, ·.
+    """Bound rms_norm: D squares and their sum, / D, + eps, the root, the quotient, the product.
 
-    One over a root, as GPUs have it, may be off by 2 units in the last place, 4u; and · (1 / D) is
-    one rounding more than / D.
+    GPUs compute one over the root, which may be off by 2 units in the last place, 4u; and · (1 / D)
+    is one rounding more than / D.
     """
     return gamma(exact.shape[-1] + 12, dtype) * np.abs(exact)
 
 
 def rope_error(x: np.ndarray, positions: np.ndarray, theta: float, dtype: str) -> np.ndarray:
-    """Bound rope: per output two products, each with its cosine: 4 roundings.
+    """Bound rope: each output is two products with a cosine or sine: 4 roundings.
 
     The angle: i · theta^e, e rounded (relative error u, |e| <= 1, so ln(theta) u of the power; as
     exp(e · ln(theta)) three times that), the power itself 2u, one over it u, the product u; all in
-    float64, by the oracle too. Cosines err by no more than their angle does.
+    float64, as in the oracle. A cosine errs by no more than its angle does.
     """
     angle = 2 * (3 * math.log(theta) + 4) * UNIT["float64"] * np.abs(positions[..., None, None])
     x = np.abs(x.astype(np.float64))
@@ -93,9 +93,9 @@ def rope_error(x: np.ndarray, positions: np.ndarray, theta: float, dtype: str) -
 
 
 def silu_mul_error(gate: np.ndarray, up: np.ndarray, exact: np.ndarray, dtype: str) -> np.ndarray:
-    """Bound silu_mul: exp, sum, quotient, product; and exp's argument.
+    """Bound silu_mul: exp, sum, quotient, product; and the argument of exp.
 
-    exp(x) may be made as 2^(x / ln 2): the constant and the product round the exponent by 2u|x|.
+    exp(x) may be computed as 2^(x / ln 2): the constant and the product move the exponent by 2u|x|.
     Where exp overflows, or its inverse is flushed to zero, less than the smallest number is lost.
     """
     gate, up = np.abs(gate.astype(np.float64)), np.abs(up.astype(np.float64))
@@ -115,21 +115,22 @@ def repeated(array: np.ndarray, heads: int) -> np.ndarray:
 
 
 def softmax_roundings(S: int) -> int:
-    """Count the roundings of softmax beside those of its exponents.
+    """Count the roundings of a softmax mix, without those of the exponents.
 
-    An exp stands above and below the line, with a sum of S terms each; then one division. Sums
-    taken tile by tile are multiplied by an exp of their own for each tile, at most S times.
+    Numerator and denominator each have exps and a sum of S terms; then comes one division. A sum
+    that is made tile by tile is multiplied by another exp for each tile, at most S times.
     """
     return 2 * (2 * S + EXP * (S + 1))
 
 
 def softmax_error(q: np.ndarray, k: np.ndarray, weights: np.ndarray, dtype: str) -> float:
-    """Bound the relative error of softmax times a sum, of all rows together.
+    """Bound the relative error of softmax weights and of their mix, for all rows together.
 
-    A score, a sum of d products times d^-0.5, errs by γ(d + 2) |q|·|k| d^-0.5. Taking off the
-    largest, which as such cancels, rounds what is at most twice as large; the factor 1 / ln 2 that
-    exp may be made with is two roundings of the same: δ = γ(d + 8) |q|·|k| d^-0.5 in the exponent.
-    exp makes a factor e^δ of it; `softmax_roundings` are the rest.
+    A score, a sum of d products times d^-0.5, errs by γ(d + 2) |q|·|k| d^-0.5. The largest score is
+    subtracted; its own error cancels, and the difference, at most twice as large, is rounded. exp
+    may be computed with a factor 1 / ln 2, which is two roundings more. Together the exponent is
+    off by δ = γ(d + 8) |q|·|k| d^-0.5, which exp turns into a factor e^δ. `softmax_roundings`
+    counts the rest.
     """
     d, S = q.shape[-1], k.shape[1]
     sizes = (np.abs(q.astype(np.float64)), np.abs(repeated(k, q.shape[2])))
@@ -143,8 +144,8 @@ def attention_error(
 ) -> np.ndarray:
     """Bound attention: the relative error of the weights, times Σ weights |v|.
 
-    In 16 bits weights may be rounded before they meet the values, as FlashAttention does for its
-    matrix products: one more rounding of each, or half the smallest step where it is subnormal.
+    In 16 bits weights may be rounded before they are multiplied by the values, as FlashAttention
+    does for its matrix products: one more rounding of each, or half the smallest step if subnormal.
     """
     values = np.abs(repeated(v, q.shape[2]))
     size = np.einsum("bhts,bshd->bthd", weights, values)

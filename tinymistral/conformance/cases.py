@@ -1,8 +1,9 @@
-"""What the laws are tried on: cases of a few numbers each, and the arrays that these make.
+"""The cases that laws are tried on: a few numbers each, and the arrays made from these.
 
-Shapes are drawn, numbers come from a drawn seed: normal ones, of which the small are 0, so that
+Shapes are drawn. Arrays hold normal numbers from a drawn seed; small ones are set to 0, so that
 nothing is subnormal in any dtype (GPUs flush that to zero). Windows are drawn from 1, 2, S - 1, S,
-S + 1 and at large; positions begin at 0, near 32,768 or past 2^24, which float32 cannot count.
+S + 1, other sizes and none. Positions begin at 0, near 32,768 or past 2^24, where float32 cannot
+count them.
 """
 
 from __future__ import annotations
@@ -18,20 +19,20 @@ from hypothesis import strategies as st
 from tinymistral.backend import Backend
 from tinymistral.numpy_backend import NUMPY_DTYPES
 
-WIDTHS = (2, 6, 16, 64, 128)  # of heads
-PAST_A_TILE = (33, 65, 130, 200)  # kernels take 32, 64 or 128 at a time
-SMALL_ONLY = False  # `--tinymistral-small`: for a backend on which large shapes take minutes
+WIDTHS = (2, 6, 16, 64, 128)  # widths of heads
+PAST_A_TILE = (33, 65, 130, 200)  # kernels work in tiles of 32, 64 or 128
+SMALL_ONLY = False  # set by `--tinymistral-small`
 WIDE_FIRST = ("float64", "float32", "float16", "bfloat16")
 
 
 def normal(rng: np.random.Generator, dtype: str, *shape: int) -> np.ndarray:
-    """Draw normal numbers, the small ones 0: nothing is subnormal, not in 16 bits either."""
+    """Draw normal numbers; small ones are 0, so that none is subnormal, also in 16 bits."""
     x = rng.standard_normal(shape)
     return np.where(np.abs(x) < 2.0**-8, 0.0, x).astype(NUMPY_DTYPES[dtype])
 
 
 def sizes(most: int, *more: int) -> st.SearchStrategy[int]:
-    """Draw from 1 to `most` and from `more`, evenly: `integers` would favour the smallest."""
+    """Draw from 1 to `most` and from `more`, evenly; `integers` would favour the smallest."""
     if SMALL_ONLY:
         more = tuple(size for size in more if size <= PAST_A_TILE[0])
     return st.sampled_from([*range(1, most + 1), *more])
@@ -42,32 +43,32 @@ thetas = st.sampled_from([10_000.0, 1e6])
 
 
 def widths(backend: Backend) -> st.SearchStrategy[int]:
-    """Draw the width of a head that the backend supports."""
+    """Draw a head width that the backend supports."""
     every = WIDTHS if backend.head_dims is None else sorted(backend.head_dims)
     some = [*(width for width in every if width in WIDTHS), every[-1]]
     return st.sampled_from(every if len(every) < 8 else some)
 
 
 def stored_dtypes(backend: Backend) -> st.SearchStrategy[str]:
-    """Draw what weights are stored as: as the activations are, or narrower."""
+    """Draw the dtype of weights: that of the activations, or a narrower one."""
     own = WIDE_FIRST.index(backend.dtype)
     return st.sampled_from(
         [backend.dtype, *(WIDE_FIRST[own + 1 :] if backend.narrow_weights else ())]
     )
 
 
-# How a law calls a backend: NumPy in, NumPy out.
+# How a law calls a backend: NumPy arrays in, NumPy arrays out.
 
 
 def on(backend: Backend, array: np.ndarray) -> Any:
-    """Bring an array of numbers to the backend, in a copy that is its own."""
+    """Bring a copy of an array to the backend."""
     return backend.asarray(array.copy())
 
 
 def call(backend: Backend, operation: str, *arguments: Any) -> Any:
-    """Call an operation with NumPy arrays -> a NumPy array, or several.
+    """Call an operation with NumPy arrays -> a NumPy array.
 
-    Numbers go to the backend; integers (ids, positions, slots) stay on the host, as always.
+    Arrays of floats go to the backend; integers (ids, positions, slots) stay on the host.
     """
     result = getattr(backend, operation)(
         *(
@@ -75,8 +76,6 @@ def call(backend: Backend, operation: str, *arguments: Any) -> Any:
             for x in arguments
         )
     )
-    if isinstance(result, tuple):
-        return tuple(backend.to_numpy(array) for array in result)
     return backend.to_numpy(result)
 
 
@@ -90,7 +89,7 @@ def rope(backend: Backend, x: np.ndarray, positions: np.ndarray, theta: float) -
 
 @dataclass(frozen=True)
 class Matrix:
-    """Rows x (2, T, n) and a weight (m, n), or a table (m, n) and ids; the x times a scale."""
+    """Rows x (2, T, n), times a scale, and a weight (m, n); or a table (m, n) and ids."""
 
     T: int
     m: int
@@ -100,29 +99,29 @@ class Matrix:
     seed: int
 
     def x(self, dtype: str) -> np.ndarray:
-        """Return (2, T, n) of the backend's dtype."""
+        """Return x (2, T, n) in a dtype."""
         x = normal(np.random.default_rng([self.seed, 1]), dtype, 2, self.T, self.n)
         x = x * np.asarray(self.scale, dtype=x.dtype)
         x[np.abs(x) < ml_dtypes.finfo(x.dtype).smallest_normal] = 0
         return x
 
     def y(self, dtype: str) -> np.ndarray:
-        """Return another (2, T, n)."""
+        """Return another array (2, T, n)."""
         return normal(np.random.default_rng([self.seed, 2]), dtype, 2, self.T, self.n)
 
     @property
     def weight(self) -> np.ndarray:
-        """(m, n), as it is stored."""
+        """The weight (m, n), in the dtype that it is stored in."""
         return normal(np.random.default_rng([self.seed, 3]), self.stored, self.m, self.n)
 
     @property
     def ids(self) -> np.ndarray:
-        """Rows (2, T) of the weight."""
+        """Ids (2, T): rows of the weight."""
         return np.random.default_rng([self.seed, 4]).integers(0, self.m, (2, self.T))
 
 
 def matrices(backend: Backend) -> st.SearchStrategy[Matrix]:
-    """Draw one."""
+    """Draw a case of a matrix."""
     return st.builds(
         Matrix,
         T=sizes(12, *PAST_A_TILE),
@@ -136,7 +135,7 @@ def matrices(backend: Backend) -> st.SearchStrategy[Matrix]:
 
 @dataclass(frozen=True)
 class Rotation:
-    """Heads x (B, T, H, d) at positions (B, T), -1 among them."""
+    """Heads x (B, T, H, d) at positions (B, T), some of them -1."""
 
     B: int
     T: int
@@ -147,12 +146,12 @@ class Rotation:
     seed: int
 
     def x(self, dtype: str) -> np.ndarray:
-        """Return (B, T, H, d)."""
+        """Return x (B, T, H, d)."""
         return normal(np.random.default_rng([self.seed, 1]), dtype, self.B, self.T, self.H, self.d)
 
     @property
     def positions(self) -> np.ndarray:
-        """(B, T), up to 32,768 after the first, one in eight -1."""
+        """Positions (B, T), up to 32,768 past `first`; one in eight is -1."""
         rng = np.random.default_rng([self.seed, 2])
         at = self.first + rng.integers(0, 2**15, (self.B, self.T))
         return np.where(rng.random(at.shape) < 1 / 8, -1, at)
@@ -162,7 +161,7 @@ firsts = st.sampled_from([0, 5, 32_760, 2**24 + 1])
 
 
 def rotations(backend: Backend) -> st.SearchStrategy[Rotation]:
-    """Draw one."""
+    """Draw a case of rotary embeddings."""
     return st.builds(
         Rotation,
         B=sizes(2),
@@ -177,7 +176,7 @@ def rotations(backend: Backend) -> st.SearchStrategy[Rotation]:
 
 @dataclass(frozen=True)
 class Writing:
-    """Keys (2, T, K, d) for slots (2, T) of a cache (2, S, K, d)."""
+    """Keys (2, T, K, d) to write to slots (2, T) of a cache (2, S, K, d)."""
 
     T: int
     S: int
@@ -191,30 +190,31 @@ class Writing:
         return normal(rng, dtype, 2, self.T, self.K, self.d)
 
     def cache(self, dtype: str) -> np.ndarray:
-        """Return what is there before (2, S, K, d)."""
+        """Return the cache (2, S, K, d) before the write."""
         rng = np.random.default_rng([self.seed, 2])
         return normal(rng, dtype, 2, self.S, self.K, self.d)
 
     @property
     def slots(self) -> np.ndarray:
-        """(2, T), those of a row distinct, -1 where there are too few and now and then."""
+        """Slots (2, T), distinct in a row; -1 where T > S leaves none, and one in five times."""
         rng = np.random.default_rng([self.seed, 3])
         slots = np.stack([rng.permutation(max(self.S, self.T))[: self.T] for _ in range(2)])
         return np.where((slots >= self.S) | (rng.random(slots.shape) < 0.2), -1, slots)
 
 
 def writings(backend: Backend) -> st.SearchStrategy[Writing]:
-    """Draw one."""
+    """Draw a case of writing to a cache."""
     return st.builds(Writing, T=sizes(6), S=sizes(8), K=sizes(3), d=widths(backend), seed=seeds)
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Queries over slots in any order.
+    """Queries and keys, the keys in slots in any order.
 
-    A row has S consecutive positions, each in a random slot, and one in five missing or none, for
-    what a kernel does where all see all; and queries at T consecutive positions, padding among
-    them, from before the first key to past the last.
+    A row has S consecutive key positions, each in a random slot. In half of the cases one slot in
+    five is empty; in the other half none is, since kernels may have a faster way for that. The
+    queries are at T consecutive positions, some of them padding, from before the first key to past
+    the last one.
     """
 
     B: int
@@ -234,8 +234,8 @@ class Attention:
         return q, normal(rng, dtype, B, self.S, K, d), normal(rng, dtype, B, self.S, K, d)
 
     @cached_property
-    def where(self) -> tuple[np.ndarray, np.ndarray, int | None]:
-        """q_positions (B, T), k_positions (B, S) and the window."""
+    def visibility(self) -> tuple[np.ndarray, np.ndarray, int | None]:
+        """What decides which keys are visible: q_positions (B, T), k_positions (B, S), window."""
         rng, B, T, S = np.random.default_rng([self.seed, 2]), self.B, self.T, self.S
         k_positions = np.stack([rng.permutation(S) + self.first for _ in range(B)])
         k_positions[rng.random((B, S)) < 0.2 * (self.seed % 2)] = -1
@@ -246,7 +246,7 @@ class Attention:
 
 @st.composite
 def attentions(draw: st.DrawFn, backend: Backend) -> Attention:
-    """Draw one."""
+    """Draw a case of attention."""
     S, T = draw(sizes(12, *PAST_A_TILE, *PAST_A_TILE)), draw(sizes(5, 17, 65))
     return Attention(
         B=draw(sizes(2)),
@@ -261,8 +261,8 @@ def attentions(draw: st.DrawFn, backend: Backend) -> Attention:
     )
 
 
-def filled(array: np.ndarray, where: np.ndarray, value: float | None) -> np.ndarray:
-    """Return a copy with a value, or the dtype's largest number, where the mask (B, n) says."""
+def filled(array: np.ndarray, mask: np.ndarray, value: float | None) -> np.ndarray:
+    """Return a copy with `value`, or the dtype's largest number if None, where the mask is True."""
     array = array.copy()
-    array[where] = float(ml_dtypes.finfo(array.dtype).max) if value is None else value
+    array[mask] = float(ml_dtypes.finfo(array.dtype).max) if value is None else value
     return array

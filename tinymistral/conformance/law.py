@@ -1,8 +1,8 @@
-"""A law: what holds for every right backend, whatever is drawn; and how a failure is told.
+"""A law: what holds for every right backend, on every case; and how a failure is reported.
 
-A law is written as a function of a backend and a case, and `law` makes a test of it that draws
-the cases. A case is a few small numbers that say all, arrays being made of a drawn seed; so its
-text, in the snippet that a failure prints, is all that it takes to see the failure again.
+A law is written as a function of a backend and a case; the decorator `law` makes a test of it that
+draws the cases. A case is a few small numbers, one of them the seed of its arrays. So its repr,
+in the snippet that a failure prints, is enough to reproduce the failure.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from tinymistral.conformance import BEFORE_SNIPPET
 SETTINGS = settings(
     deadline=None,
     suppress_health_check=list(HealthCheck),
-    print_blob=False,  # the snippet says it, and is the end of the text: CI would add a blob
-    report_multiple_bugs=False,  # a group of failures has no lines to paste
-    phases=[phase for phase in Phase if phase is not Phase.explain],  # slow, and of no help here
+    print_blob=False,  # the snippet replaces it
+    report_multiple_bugs=False,  # a group of failures would have no snippet
+    phases=[phase for phase in Phase if phase is not Phase.explain],  # slow, and no help here
 )
 
 Check = Callable[[Any, Any], None]  # (backend, case), raises AssertionError
@@ -33,23 +33,23 @@ Check = Callable[[Any, Any], None]  # (backend, case), raises AssertionError
 
 @dataclass(frozen=True)
 class Law:
-    """What a law says, and of which backends."""
+    """A law, and the backends that it applies to."""
 
     name: str
-    says: str  # in one line
+    says: str  # the law in one line
     check: Check
-    needs_weights: bool  # the law is about `attention_weights`
-    dtypes: tuple[str, ...]  # in which it can tell right from wrong
+    needs_weights: bool  # it is about `attention_weights`
+    dtypes: tuple[str, ...]  # in which its bounds are narrow enough to show a mistake
 
     def not_for(self, backend: Backend) -> str | None:
-        """Return why the law is not held against a backend, None if it is."""
+        """Return why the law does not apply to a backend, or None if it does."""
         for key in (self.name, f"{self.name}[{backend.dtype}]"):
             if key in backend.unsupported:
                 return f"declared as unsupported: {backend.unsupported[key]}"
         if self.needs_weights and not backend.has_attention_weights:
             return "has_attention_weights is False"
         if backend.dtype not in self.dtypes:
-            return f"only in {' and '.join(self.dtypes)} are its bounds narrow enough to tell"
+            return f"its bounds are narrow enough only in {' and '.join(self.dtypes)}"
         return None
 
 
@@ -59,9 +59,9 @@ def law(
     needs_weights: bool = False,
     dtypes: tuple[str, ...] = DTYPES,
 ) -> Callable[[Check], Any]:
-    """Make a test of a law. `cases` says what to draw for a backend.
+    """Make a test of a law. `cases` returns the strategy of its cases for a backend.
 
-    The test takes the backend, and carries its `Law` as `.tinymistral_law`.
+    The test takes the backend. Its attribute `tinymistral_law` is the `Law`.
     """
 
     def decorate(check: Check) -> Any:
@@ -83,7 +83,7 @@ def law(
 
 
 def snippet(law: Law, backend: Backend, case: Any) -> str:
-    """Return the lines of Python that check the law once more, on this case alone."""
+    """Return lines of Python that check the law on this case alone."""
     kind = type(backend)
     home = kind.__qualname__.partition(".")[0]
     return (

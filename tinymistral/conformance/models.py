@@ -1,7 +1,7 @@
-"""Small models with random weights, and what may happen to one: calls that follow each other.
+"""Small models with random weights, and sequences of calls with one cache.
 
-The models are tiny but not tame: every part of a layer bears on the result, attention is neither
-flat nor all on one key, and logits have a standard deviation of about 3.
+The models are tiny, but every part of a layer matters for the result: attention is neither uniform
+nor all on one key, and logits have a standard deviation of about 3.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tinymistral.conformance.cases import seeds, sizes, widths
 from tinymistral.heads import MistralForCausalLM
 from tinymistral.numpy_backend import NUMPY_DTYPES
 
-windows = st.sampled_from([1, 2, 3, 5, 100, None])  # 100: larger than any text here
+windows = st.sampled_from([1, 2, 3, 5, 100, None])  # 100: longer than any text here
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Tiny:
     tied: bool
     stored: str
     seed: int
-    sharpness: float = 1.5  # scores have deviation sharpness²
-    as_stored: bool = False  # matrices stay as narrow as they are, as a large model's do
+    sharpness: float = 1.5  # scores have the standard deviation sharpness²
+    as_stored: bool = False  # matrices keep their dtype, as those of a large model do
 
     @property
     def config(self) -> MistralConfig:
-        """Grouped-query attention of any ratio, head_dim apart from hidden_size, tied or not."""
+        """Return its config; head_dim does not depend on hidden_size."""
         return MistralConfig(
             vocab_size=self.V,
             hidden_size=self.D,
@@ -72,14 +72,14 @@ class Tiny:
             return MistralForCausalLM(self.config, backend=backend, tensors=tensors)
 
     def ids(self, rows: int, tokens: int, *which: int) -> np.ndarray:
-        """Return a text (rows, tokens), another one for another `which`."""
+        """Return random ids (rows, tokens); another `which` gives other ones."""
         return np.random.default_rng([self.seed, 1, *which]).integers(0, self.V, (rows, tokens))
 
 
 def tiny_tensors(
     shapes: Mapping[str, tuple[int, ...]], seed: int, dtype: str = "float32", sharpness: float = 1.5
 ) -> dict[str, np.ndarray]:
-    """Weights that keep numbers at the size of 1; scores have deviation sharpness²."""
+    """Return weights that keep activations near 1; scores have the deviation sharpness²."""
     rng, tensors = np.random.default_rng([seed, 0]), {}
     for name, shape in shapes.items():
         numbers = rng.standard_normal(shape)
@@ -130,9 +130,9 @@ def tinies(
 class Step:
     """The next tokens of every row: "0110" has two, and padding on both sides.
 
-    A row first goes `back` by some tokens, as after a draft that was rejected. With `copy`, rows
-    of the cache, the step is taken with a copy of these, then with the original, and the copy is
-    what goes on.
+    Each row first goes back by `back` tokens, as after a rejected draft. If `copy` names rows of
+    the cache, the step is taken with a copy of these rows, then with the original; the next step
+    continues with the copy.
     """
 
     masks: tuple[str, ...]
@@ -140,7 +140,7 @@ class Step:
     copy: tuple[int, ...] | None = None
 
     def positions(self, last: Iterator[int]) -> np.ndarray:
-        """Return (B, T), -1 for padding; `last` are the positions before the rows' tokens."""
+        """Return positions (B, T), -1 for padding; `last` has the last position of each row."""
         new = np.array([[int(digit) for digit in mask] for mask in self.masks], dtype=np.int64)
         starts = np.array(list(last), dtype=np.int64)[:, None]
         return np.where(new == 1, starts + np.cumsum(new, axis=1), -1)
@@ -148,7 +148,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Stream:
-    """A model, a cache that takes pieces of up to `chunk` tokens, and steps to take with it."""
+    """A model, the chunk of its cache, and the steps to take with it."""
 
     tiny: Tiny
     chunk: int
@@ -156,13 +156,13 @@ class Stream:
 
     @property
     def rows(self) -> int:
-        """B."""
+        """B, the number of rows."""
         return len(self.steps[0].masks)
 
 
 @st.composite
 def masks(draw: st.DrawFn, columns: int) -> str:
-    """Draw the mask of a row: no padding, left, right, nothing but padding, or holes."""
+    """Draw the mask of a row: no padding, left, right, only padding, or with holes."""
     padding = draw(st.integers(0, columns))
     tokens = "1" * (columns - padding)
     return draw(
@@ -179,7 +179,7 @@ def streams(
     most_steps: int = 4,
     layers: st.SearchStrategy[int] = st.integers(1, 2),  # noqa: B008
 ) -> Stream:
-    """Draw one whose ring wraps now and then."""
+    """Draw a stream whose ring wraps in some cases."""
     rows, chunk = draw(sizes(3)), draw(sizes(4))
     row = st.integers(0, rows - 1)
     some = st.lists(row, min_size=rows, max_size=rows).map(tuple)

@@ -1,8 +1,8 @@
-"""The judge: what each operation of a Mistral forward pass means, in float64 and plain loops.
+"""The oracle: what each operation of a Mistral forward pass means, in float64 and plain loops.
 
-Written to be read, and to be wrong in no way that a backend is: it shares no code with any, has
-no cache, and states the window rule again. Each function takes NumPy arrays of any float dtype
-and returns float64. The letters B, T, S, ... are explained at the top of `model.py`.
+It shares no code with any backend, so that it cannot share a mistake: it has no cache, and states
+the window rule again. Each function takes NumPy arrays of any float dtype and returns float64.
+The letters B, T, S, ... are explained at the top of `model.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 
 def embedding(table: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """A token is a row of the table: (V, D) at ids (B, T) -> (B, T, D)."""
+    """Return the rows of a table (V, D) at ids (B, T) -> (B, T, D)."""
     out = np.zeros((*ids.shape, table.shape[1]), dtype=np.float64)
     for b, t in np.ndindex(ids.shape):
         out[b, t] = table[ids[b, t]]
@@ -23,7 +23,7 @@ def embedding(table: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def linear(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Each output is a dot product: x (..., n) with each row of weight (m, n) -> (..., m)."""
+    """Return the dot products of x (..., n) with each row of weight (m, n) -> (..., m)."""
     x, weight = _float64(x, weight)
     out = np.zeros((*x.shape[:-1], len(weight)), dtype=np.float64)
     for token in np.ndindex(x.shape[:-1]):
@@ -44,11 +44,11 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
 
 
 def rope(x: np.ndarray, positions: np.ndarray, theta: float) -> np.ndarray:
-    """Turn each pair of numbers of x (B, T, H, d) by an angle that grows with the position.
+    """Rotate each pair of numbers of x (B, T, H, d) by an angle that grows with the position.
 
-    Pair m is numbers m and m + d/2 of a head: a point in the plane. At position i it is turned by
-    i · theta^(-2m/d) radians: pair 0 by one radian a token, later pairs ever more slowly. The dot
-    product of a turned query and a turned key then depends on how far apart they are, not on where.
+    Pair m is the numbers m and m + d/2 of a head: a point in the plane. At position i it is rotated
+    by i · theta^(-2m/d) radians: pair 0 by one radian a token, later pairs by less. The dot product
+    of a rotated query and a rotated key then depends only on the distance of their positions.
     """
     (x,) = _float64(x)
     B, T, _, d = x.shape
@@ -63,8 +63,8 @@ def rope(x: np.ndarray, positions: np.ndarray, theta: float) -> np.ndarray:
     return out
 
 
-def sees(i: int, j: int, window: int | None) -> bool:
-    """Tell whether the query at position i sees the key at position j (-1: there is no key)."""
+def visible(i: int, j: int, window: int | None) -> bool:
+    """Return whether the key at position j (-1: none) is visible to the query at position i."""
     if j < 0 or j > i:
         return False
     return window is None or i - j < window
@@ -77,12 +77,12 @@ def attention_weights(
     k_positions: np.ndarray,
     window: int | None,
 ) -> np.ndarray:
-    """How much each query reads of each key: q (B, T, H, d), k (B, S, K, d) -> (B, H, T, S).
+    """Return the weight of each key for each query: q (B, T, H, d), k (B, S, K, d) -> (B, H, T, S).
 
-    A query scores the keys that it sees by their dot products, over sqrt(d) to keep the scores
-    at the size of one product whatever d is. The softmax exp(score) / sum makes them weights:
-    positive, with the sum 1. (The largest score taken off each changes no quotient.) What a query
-    does not see is left out of everything, and who sees nothing has only weights of 0.
+    The score of a visible key is its dot product with the query, over sqrt(d), which keeps scores
+    at the size of one product whatever d is. The softmax exp(score) / sum turns scores into
+    weights: positive, with the sum 1. (Subtracting the largest score changes no quotient.) Keys
+    that are not visible take no part and have the weight 0.
     """
     q, k = _float64(q, k)
     B, T, H, d = q.shape
@@ -91,7 +91,7 @@ def attention_weights(
     for b, h, t in np.ndindex(B, H, T):
         kv_head = h // (H // K)  # consecutive query heads share a key/value head
         i = int(q_positions[b, t])
-        seen = [s for s in range(S) if sees(i, int(k_positions[b, s]), window)]
+        seen = [s for s in range(S) if visible(i, int(k_positions[b, s]), window)]
         scores = [np.dot(q[b, t, h], k[b, s, kv_head]) / math.sqrt(d) for s in seen]
         largest = max(scores, default=0.0)
         exps = [math.exp(score - largest) for score in scores]
@@ -114,13 +114,13 @@ def attention(
     group = q.shape[2] // v.shape[2]
     weights = attention_weights(q, k, q_positions, k_positions, window)
     out = np.zeros(q.shape, dtype=np.float64)
-    for b, h, t, s in np.argwhere(weights != 0):  # the rest has no influence: 0 · NaN is NaN
+    for b, h, t, s in np.argwhere(weights != 0):  # the others have no influence, but 0 · NaN is NaN
         out[b, t, h] += weights[b, h, t, s] * v[b, s, h // group]
     return out
 
 
 def silu_mul(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-    """Let `up` through by `gate`: silu(gate) · up, silu(x) = x · sigmoid(x) = x / (1 + exp(-x))."""
+    """Return silu(gate) · up, where silu(x) = x · sigmoid(x) = x / (1 + exp(-x))."""
     gate, up = _float64(gate, up)
     out = np.zeros(gate.shape, dtype=np.float64)
     for at in np.ndindex(gate.shape):
@@ -132,7 +132,7 @@ def silu_mul(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
 
 
 def scatter(cache: np.ndarray, slots: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Put new (B, T, K, d) into a copy of cache (B, S, K, d) at slots (B, T), -1: nowhere."""
+    """Write new (B, T, K, d) into a copy of cache (B, S, K, d) at slots (B, T), -1: nowhere."""
     out = np.array(cache, dtype=np.float64)
     for b, t in np.ndindex(slots.shape):
         if slots[b, t] >= 0:
@@ -145,8 +145,8 @@ def forward(
 ) -> dict[str, np.ndarray]:
     """Return every stage of a whole forward pass, under the names of `model.STAGES`.
 
-    `config` has the attributes of MistralConfig, `weights` the checkpoint's names. No cache, no
-    pieces: ids and positions (B, T) are all there is, and -1 is the position of padding.
+    `config` has the attributes of MistralConfig, `weights` the checkpoint's names. There is
+    no cache and there are no pieces, only ids and positions (B, T); padding is at position -1.
     """
     x = embedding(weights["model.embed_tokens.weight"], ids)
     stages = {"embedding": x}

@@ -1,8 +1,8 @@
-"""How far rounding may take the logits of a whole forward pass: the bounds, passed on.
+"""How far rounding may move the logits of a whole forward pass: the bounds, from stage to stage.
 
-Each operation is given numbers that are off already, by up to an error e; what it makes of that is
-bounded by its slope, and its own rounding is added (`bounds.py`). The result is a strict bound on
-every stage, in whatever pieces and batches the tokens go through: |stage - oracle| <= error.
+The inputs of an operation are off already, by up to an error e. Its slope bounds what that does to
+the output, and its own rounding is added (`bounds.py`). The result is a strict bound on every
+stage, |stage - oracle| <= error, whatever pieces and batches the tokens go through in.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ Stages = Mapping[str, np.ndarray]
 def logits_error(
     config: Any, weights: Stages, stages: Stages, positions: np.ndarray, dtype: str
 ) -> np.ndarray:
-    """Bound the logits (B, T, V), `stages` being those of `oracle.forward` at the positions."""
+    """Bound the logits (B, T, V); `stages` are those of `oracle.forward` at the positions."""
 
     def weight(name: str) -> np.ndarray:
         return np.asarray(weights[name], dtype=np.float64)
 
     def after(x: str, e: np.ndarray, name: str, matrix: np.ndarray) -> np.ndarray:
-        """Bound the linear map of a stage that is off by e."""
+        """Bound the product of a stage that is off by e and a matrix."""
         e = e.reshape(*positions.shape, -1)
         large = np.abs(stages[x]).reshape(e.shape) + e
         out = e @ np.abs(matrix).T + linear_error(large, matrix, dtype)
         return rounded(stages[name].reshape(out.shape), out, dtype).reshape(stages[name].shape)
 
     def normed(x: str, e: np.ndarray, name: str, scale: np.ndarray) -> np.ndarray:
-        """Bound x / r, r the root mean square: e / r' + |x| |r - r'| / (r r'), r' what r may be."""
+        """Bound x / r, r the root mean square: e / r' + |x| |r - r'| / (r r'), r' being off."""
         r = np.sqrt(np.mean(stages[x] ** 2, axis=-1, keepdims=True) + config.rms_norm_eps)
         off = np.linalg.norm(e, axis=-1, keepdims=True) / e.shape[-1] ** 0.5
         least = np.maximum(r - off, config.rms_norm_eps**0.5)
@@ -51,7 +51,7 @@ def logits_error(
         out = np.minimum(out, 2 * e.shape[-1] ** 0.5 * np.abs(scale))  # no norm is larger
         return rounded(stages[name], out + rms_norm_error(np.abs(stages[name]) + out, dtype), dtype)
 
-    def turned(x: str, e: np.ndarray) -> np.ndarray:
+    def rotated(x: str, e: np.ndarray) -> np.ndarray:
         out = e + np.roll(e, e.shape[-1] // 2, axis=-1)
         out = out + rope_error(np.abs(stages[x]) + e, positions, config.rope_theta, dtype)
         return rounded(stages[f"{x}_rotated"], out, dtype)
@@ -69,7 +69,7 @@ def logits_error(
             after(at + "input_layernorm", norm, at + p, weight(f"{of}self_attn.{p}_proj.weight"))
             for p in "qkv"
         )
-        q, k = turned(at + "q", q), turned(at + "k", k)
+        q, k = rotated(at + "q", q), rotated(at + "k", k)
         mix = mixed(stages, at, q, k, v, dtype)
         out = after(
             at + "attention_mix",
@@ -105,8 +105,9 @@ def mixed(
 ) -> np.ndarray:
     """Bound attention of queries, keys and values that are off by eq, ek and ev.
 
-    An exponent is off by δ: what eq and ek make of a score, and its own rounding (`softmax_error`).
-    A weight is off by a factor e^2δ at most, and a mix lies among the values whatever it is.
+    An exponent is off by δ: the effect of eq and ek on a score, and its own rounding
+    (`softmax_error`). So a weight is off by a factor of e^2δ at most. A mix always lies between
+    the smallest and the largest value.
     """
     q, k, v = (stages[at + name] for name in ("q_rotated", "k_rotated", "v"))
     weights = stages[at + "attention_weights"]
@@ -130,7 +131,7 @@ def mixed(
 
 
 def multiplied(stages: Stages, at: str, gate: np.ndarray, up: np.ndarray, dtype: str) -> np.ndarray:
-    """Bound silu(gate) · up of a gate and an up that are off; the slope of silu is at most 1.1."""
+    """Bound silu(gate) · up where both are off; the slope of silu is at most 1.1."""
     g, u, exact = (np.abs(stages[at + name]) for name in ("gate", "up", "silu_mul"))
     silu = np.minimum(
         g, np.abs(oracle.silu_mul(stages[at + "gate"], np.ones(g.shape))) + 1.1 * gate

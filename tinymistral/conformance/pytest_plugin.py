@@ -1,6 +1,6 @@
-"""What pytest needs for the laws: which backend they are held against, and what came of it.
+"""The pytest plugin of the conformance suite: its options, and the summary at the end.
 
-Any pytest where tinymistral is installed loads this module, so it imports little.
+Every pytest run where tinymistral is installed loads this module, so it imports little.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ NO_HYPOTHESIS = 'the laws need hypothesis; install it with `pip install "tinymis
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options."""
-    group = parser.getgroup("tinymistral", "tinymistral: is a backend right?")
+    group = parser.getgroup("tinymistral", "tinymistral: conformance of a backend")
     group.addoption(
         "--tinymistral-backend",
         metavar="NAME",
-        help="the backend that `--pyargs tinymistral.conformance` judges "
+        help="the backend that `--pyargs tinymistral.conformance` tests "
         "(default: the environment variable TINYMISTRAL_BACKEND, else numpy)",
     )
     group.addoption(
         "--tinymistral-examples",
         metavar="N",
         type=int,
-        help="examples of each law and dtype (default: as many as hypothesis draws)",
+        help="cases of each law in each dtype (default: as many as hypothesis draws)",
     )
     group.addoption(
         "--tinymistral-small",
         action="store_true",
-        help="draw shapes of up to 33 only, for a backend that takes minutes over large ones",
+        help="draw only shapes up to 33, for a backend that needs minutes for large ones",
     )
 
 
-@pytest.hookimpl(trylast=True)  # after hypothesis has loaded the profile that it was told to
+@pytest.hookimpl(trylast=True)  # after hypothesis has loaded the profile of its option
 def pytest_configure(config: pytest.Config) -> None:
-    """Begin to count; refuse a backend that cannot be judged before anything is collected."""
+    """Apply the options; end with a usage error if the backend cannot be tested."""
     examples = config.getoption("--tinymistral-examples")
     if examples is not None:
         if examples < 1:
@@ -72,18 +72,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Tally:
-    """Gives the laws their backends, and counts what ran."""
+    """Gives the laws their backends, and counts which laws ran."""
 
     def __init__(self, config: pytest.Config):
         self.config = config
-        self.backends: list[Backend] = []  # the one asked for, in each of its dtypes
+        self.backends: list[Backend] = []  # the chosen one, in each of its dtypes
         self.ran: set[str] = set()
         self.failed: set[str] = set()
-        self.snippets: dict[str, str] = {}  # test: the lines that see its failure again
-        self.not_run: dict[str, list[tuple[str, str]]] = {}  # law: why, in which dtype
+        self.snippets: dict[str, str] = {}  # test: the lines that reproduce its failure
+        self.not_run: dict[str, list[tuple[str, str]]] = {}  # law: pairs of reason and dtype
 
     def choose(self) -> None:
-        """Make the backends; ValueError if one cannot be made, or declares what is no law."""
+        """Make the backends; ValueError if one cannot be made, or `unsupported` names no law."""
         if find_spec("hypothesis") is None:
             raise ValueError(NO_HYPOTHESIS)
         from tinymistral.conformance.law import all_laws
@@ -101,7 +101,7 @@ class Tally:
             )
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Hold a law against the backend in each of its dtypes."""
+        """Run a law on the backend in each of its dtypes."""
         law: Any = getattr(metafunc.function, "tinymistral_law", None)
         if law is None:
             return
@@ -135,12 +135,12 @@ class Tally:
                     self.snippets[f"{name}[{dtype}"] = found[1]
 
     def pytest_itemcollected(self, item: pytest.Item) -> None:
-        """Mark the tests that are laws, for reports to tell them by."""
+        """Mark the tests that are laws, so that reports can be recognized."""
         if hasattr(getattr(item, "function", None), "tinymistral_law"):
             item.keywords["tinymistral_law"] = True
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Say how many laws ran, against what, and why the others did not."""
+        """Print how many laws ran, on which backend, and why the others did not."""
         if not self.ran and not self.not_run:
             return
         from tinymistral.conformance.law import all_laws
@@ -153,7 +153,7 @@ class Tally:
         )
         terminalreporter.write_line(f"{len(self.ran)} of {of} laws ran, {len(self.failed)} failed")
         for name, lines in self.snippets.items():
-            terminalreporter.write_line(f"\nto see {name} fail again:\n\n{lines}")
+            terminalreporter.write_line(f"\nto reproduce the failure of {name}:\n\n{lines}")
         for name, why in sorted(self.not_run.items()):
             for reason in dict.fromkeys(reason for reason, _ in why):
                 dtypes = ", ".join(dtype for each, dtype in why if each == reason)

@@ -1,4 +1,4 @@
-"""Laws of the bridge to the host, and of what the model does with arrays by itself."""
+"""Laws of copying arrays to and from the backend, and of what the model does with them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tinymistral.numpy_backend import NUMPY_DTYPES
 
 @law(matrices)
 def test_arrays_come_and_go_as_they_are(backend: Backend, case: Matrix) -> None:
-    """`asarray` keeps a weight's dtype, or rounds to the one named; `to_numpy` keeps that."""
+    """`asarray` keeps a weight's dtype, or rounds to the one given; `to_numpy` keeps the dtype."""
     weight = case.weight
     for dtype, expected in (
         (None, weight),
@@ -35,7 +35,7 @@ def test_asarray_rounds_to_nearest(backend: Backend, case: Matrix) -> None:
 
 @law(matrices)
 def test_zeros_are_zeros(backend: Backend, case: Matrix) -> None:
-    """`zeros` has the shape and the dtype asked for, rows of no slots included."""
+    """`zeros` has the given shape and dtype; an axis may be empty."""
     for shape in ((case.m, case.n), (2, 0, case.m, case.n)):
         zeros = backend.to_numpy(backend.zeros(shape, backend.dtype))
         assert zeros.dtype == NUMPY_DTYPES[backend.dtype]
@@ -44,7 +44,7 @@ def test_zeros_are_zeros(backend: Backend, case: Matrix) -> None:
 
 @law(matrices)
 def test_take_gathers_slices_in_any_order(backend: Backend, case: Matrix) -> None:
-    """`take` gathers slices along an axis, repeats too."""
+    """`take` gathers slices along an axis, repeated ones too."""
     x, rng = case.x(backend.dtype), np.random.default_rng(case.seed)
     for axis, size in enumerate(x.shape[:2]):
         indices = rng.integers(0, size, size + 1)
@@ -55,7 +55,7 @@ def test_take_gathers_slices_in_any_order(backend: Backend, case: Matrix) -> Non
 
 @law(matrices)
 def test_what_is_taken_is_a_copy(backend: Backend, case: Matrix) -> None:
-    """What `take` returned does not change when the array it was taken from is written to."""
+    """The result of `take` does not change when its source is written to."""
     x, row = case.x(backend.dtype)[..., None], np.array([0, 1])
     array = on(backend, x)
     taken = backend.take(array, row, 0)
@@ -66,7 +66,7 @@ def test_what_is_taken_is_a_copy(backend: Backend, case: Matrix) -> None:
 
 @law(matrices)
 def test_arrays_add_reshape_and_slice_as_numpys_do(backend: Backend, case: Matrix) -> None:
-    """`+` (of one shape, or with one more row), `.reshape`, `.shape` and basic slices."""
+    """`+` (of the same shape, or with a row), `.reshape`, `.shape` and basic slices."""
     x, y = case.x(backend.dtype), case.y(backend.dtype)
     a, b, T, n = on(backend, x), on(backend, y), case.T, case.n
     assert tuple(a.shape) == x.shape

@@ -1,4 +1,4 @@
-"""Laws of the rolling cache on a backend, against a list that keeps everything."""
+"""Laws of the rolling cache on a backend, compared with a list of all tokens."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from tinymistral.cache import RollingCache
 from tinymistral.conformance import oracle
 from tinymistral.conformance.bounds import agree, rope_error
 from tinymistral.conformance.cases import normal, on
-from tinymistral.conformance.kept import Kept
 from tinymistral.conformance.law import law
 from tinymistral.conformance.models import Stream, streams
-from tinymistral.conformance.stagewise import Judge
+from tinymistral.conformance.stagewise import ExpectedCache, StageChecker
 from tinymistral.conformance.test_attention import agree_with_oracle
 
 
 @law(lambda backend: streams(backend, 10, st.just(1)))
 def test_the_cache_remembers_what_a_list_would(backend: Backend, case: Stream) -> None:
-    """Pieces of any size, wrap, growth, rejected drafts, copies: queries find what they should."""
-    judge, tiny = Judge(case.tiny.model(backend)), case.tiny
+    """Queries find the right keys after pieces of any size, wraps, growth, drafts and copies."""
+    checker, tiny = StageChecker(case.tiny.model(backend)), case.tiny
 
-    def take(cache: RollingCache, kept: Kept, positions: np.ndarray, n: int) -> None:
+    def take(cache: RollingCache, expected: ExpectedCache, positions: np.ndarray, n: int) -> None:
         rng = np.random.default_rng([tiny.seed, n])
         heads = (tiny.K * tiny.group, tiny.K, tiny.K)
         q, k, v = (normal(rng, backend.dtype, *positions.shape, h, tiny.d) for h in heads)
@@ -30,34 +29,34 @@ def test_the_cache_remembers_what_a_list_would(backend: Backend, case: Stream) -
         with cache.piece(positions):
             cache.update(0, backend.rope(on(backend, k), table), on(backend, v))
 
-        keys, values = judge.written(cache, 0, positions)
+        keys, values = checker.cached(cache, 0, positions)
         real = positions >= 0
         error = rope_error(k, positions, tiny.theta, backend.dtype)
         agree(keys[real], oracle.rope(k, positions, tiny.theta)[real], error[real], backend.dtype)
         np.testing.assert_array_equal(values[real], v[real])
-        kept.add(positions, keys[None], values[None])
-        if any(kept.rows):
+        expected.add(positions, keys[None], values[None])
+        if any(expected.rows):
             rings, at = cache.read(0), cache.key_positions
             mix = backend.attention(on(backend, q), *rings, positions, at, tiny.window)
             out = backend.to_numpy(mix)
-            keys, values, at = kept.read(0)
-            where = (positions, at, tiny.window)
-            agree_with_oracle(out, q, keys, values, where, backend.dtype)
+            keys, values, at = expected.read(0)
+            visibility = (positions, at, tiny.window)
+            agree_with_oracle(out, q, keys, values, visibility, backend.dtype)
 
-    judge.walk(case, take)
+    checker.walk(case, take)
 
 
 @law(lambda backend: streams(backend, 10, st.just(1)))
 def test_memory_is_constant_past_the_ring(backend: Backend, case: Stream) -> None:
-    """A row has at most W + C - 1 slots, whatever comes; with no window, what it needs."""
+    """A row has at most W + C - 1 slots, however long it is; with no window, what it needs."""
     cache = case.tiny.model(backend).new_cache(case.rows, case.chunk)
     tokens = 0
     for _ in range(4):
         for step in case.steps:
             T = len(step.masks[0])
             positions = np.tile(np.arange(tokens, tokens + T), (case.rows, 1))
-            cache.admit(positions)
-            cache.commit(positions)
+            with cache.piece(positions):
+                pass
             tokens += T
             slots = cache.k[0].shape[1]
             assert slots == cache.v[0].shape[1] == cache.positions.shape[1]

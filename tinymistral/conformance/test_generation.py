@@ -16,7 +16,7 @@ from tinymistral.conformance.test_model import WIDE, bounds, one_layer
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """By the definition, in float64, on an axis of few numbers, none of them large."""
+    """Return the log of the softmax by its definition; the logits are few and small."""
     exp = np.exp(logits.astype(np.float64))
     return np.asarray(np.log(exp / exp.sum(axis=-1, keepdims=True)))
 
@@ -34,8 +34,8 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def test_log_probabilities_are_those_of_scoring_the_text_at_once(
     backend: Backend, case: tuple[Tiny, tuple[int, ...], int, int, bool]
 ) -> None:
-    """What `generate` says of its tokens is what the model says of the whole text, row by row."""
-    # log_softmax moves by no more than twice what its logits do.
+    """The log-probabilities of `generate` are those of the whole text, row by row."""
+    # An error of the logits moves log_softmax by no more than twice as much.
     tiny, lengths, new, chunk, do_sample = case
     model, width = tiny.model(backend), max(lengths)
     ids = tiny.ids(len(lengths), width)
@@ -46,9 +46,9 @@ def test_log_probabilities_are_those_of_scoring_the_text_at_once(
     for row, length in enumerate(lengths):
         text = out.sequences[row, width - length :]
         logits = model([text.tolist()]).logits[0, length - 1 : -1]
-        written = (np.arange(new), text[length:])
+        chosen = (np.arange(new), text[length:])
         exact, error = (array[0, length - 1 : -1] for array in bounds(tiny, backend, text[None]))
         slack = 2 * error.max(axis=-1)
-        told = out.logprobs[row]
-        within(told, log_softmax(exact)[written], slack)
-        within(told, log_softmax(logits)[written], 2 * slack)
+        logprobs = out.logprobs[row]
+        within(logprobs, log_softmax(exact)[chosen], slack)
+        within(logprobs, log_softmax(logits)[chosen], 2 * slack)

@@ -10,30 +10,29 @@ from tinymistral.cache import RollingCache
 from tinymistral.conformance import oracle
 from tinymistral.conformance.bounds import within
 from tinymistral.conformance.cases import sizes
-from tinymistral.conformance.kept import Kept
 from tinymistral.conformance.law import law
 from tinymistral.conformance.models import Step, Stream, Tiny, masks, streams, tinies
 from tinymistral.conformance.propagation import logits_error
-from tinymistral.conformance.stagewise import Judge
+from tinymistral.conformance.stagewise import ExpectedCache, StageChecker
 
-WIDE = ("float32", "float64")  # a bound on a whole pass, operation after operation, is wide
+WIDE = ("float32", "float64")  # in 16 bits a bound on a whole pass is too wide
 one_layer = st.just(1)
 few = st.sampled_from([1, 2, 3, 5, None])
 
 
 @law(streams)
 def test_every_stage_follows_from_those_before(backend: Backend, case: Stream) -> None:
-    """Through pieces, padding, drafts and copies of a cache that wraps, stage by stage."""
-    judge = Judge(case.tiny.model(backend))
+    """Each stage is right, with pieces, padding, drafts, and copies of a cache that wraps."""
+    checker = StageChecker(case.tiny.model(backend))
 
-    def take(cache: RollingCache, kept: Kept, positions: np.ndarray, n: int) -> None:
-        judge.call(cache, kept, case.tiny.ids(*positions.shape, n), positions)
+    def take(cache: RollingCache, expected: ExpectedCache, positions: np.ndarray, n: int) -> None:
+        checker.call(cache, expected, case.tiny.ids(*positions.shape, n), positions)
 
-    judge.walk(case, take)
+    checker.walk(case, take)
 
 
 def bounds(tiny: Tiny, backend: Backend, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the exact logits (B, T, V) of whole texts (B, T), and what rounding may make of it."""
+    """Return the exact logits (B, T, V) of whole texts (B, T), and the bound on their error."""
     model = tiny.model(backend)
     at = np.tile(np.arange(ids.shape[1], dtype=np.int64), (len(ids), 1))
     stages = oracle.forward(model.config, model.tensors, ids, at)
@@ -47,7 +46,7 @@ def bounds(tiny: Tiny, backend: Backend, ids: np.ndarray) -> tuple[np.ndarray, n
 def test_logits_are_the_oracles_in_pieces_of_any_size(
     backend: Backend, case: tuple[Tiny, int, int]
 ) -> None:
-    """A text that goes through in pieces has the logits of the whole, without a cache."""
+    """A text in pieces has the logits of the whole text computed without a cache."""
     tiny, T, chunk = case
     model, ids = tiny.model(backend), tiny.ids(2, T)
     logits = model(ids, past_key_values=model.new_cache(2, chunk)).logits
@@ -67,7 +66,7 @@ def padded_texts(draw: st.DrawFn, backend: Backend) -> tuple[Tiny, int, Step]:
 def test_each_row_of_a_padded_batch_is_the_row_alone(
     backend: Backend, case: tuple[Tiny, int, Step]
 ) -> None:
-    """Padding on either side, or holes, told by an attention mask, changes no token's logits."""
+    """Padding on either side, or holes in the mask, change no token's logits."""
     tiny, chunk, step = case
     mask = np.array([[int(digit) for digit in row] for row in step.masks], dtype=np.int64)
     model, ids = tiny.model(backend), tiny.ids(*mask.shape)
@@ -84,7 +83,7 @@ def test_each_row_of_a_padded_batch_is_the_row_alone(
 def test_a_token_reaches_as_far_as_the_window_does_in_every_layer(
     backend: Backend, case: tuple[Tiny, int, int, int]
 ) -> None:
-    """Not at all past layers · (W - 1) tokens: not in one bit, however the text is cut."""
+    """It changes no bit past layers · (W - 1) tokens, whatever the pieces are."""
     tiny, T, chunk, j = case
     model, ids = tiny.model(backend), tiny.ids(1, T)
     other, j = ids.copy(), j % T

@@ -1,4 +1,4 @@
-"""Laws of the operations on single tokens, and of `scatter`."""
+"""Laws of the operations on single tokens and of `scatter`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_embedding_is_rows_of_the_table(backend: Backend, case: Matrix) -> None:
 
 @law(matrices)
 def test_linear_is_dot_products(backend: Backend, case: Matrix) -> None:
-    """Each output is the dot product of a row of x and a row of the weight, however stored."""
+    """Each output is the dot product of a row of x and a row of the weight, in any dtype."""
     x, weight = case.x(backend.dtype), case.weight
     out = call(backend, "linear", x, weight)
     agree(out, oracle.linear(x, weight), linear_error(x, weight, backend.dtype), backend.dtype)
@@ -45,7 +45,7 @@ def test_linear_is_dot_products(backend: Backend, case: Matrix) -> None:
 
 @law(matrices)
 def test_linear_of_slices_is_a_slice(backend: Backend, case: Matrix) -> None:
-    """`linear` reads a view, such as the last token of every row, as it reads a copy."""
+    """`linear` of a view, such as the last token of every row, is that of a copy."""
     x, weight = case.x(backend.dtype), case.weight
     out = backend.to_numpy(backend.linear(on(backend, x)[:, -1:], on(backend, weight)))
     x = x[:, -1:]
@@ -93,7 +93,7 @@ def test_rows_of_a_batch_are_independent(backend: Backend, case: Matrix) -> None
 
 @law(writings)
 def test_scatter_writes_its_slots_and_nothing_else(backend: Backend, case: Writing) -> None:
-    """New numbers go to their slots, slot -1 is nowhere, and every other slot is as it was."""
+    """New numbers go to their slots, slot -1 is nowhere, and all other slots stay as they were."""
     cache, new = case.cache(backend.dtype), case.new(backend.dtype)
     out = call(backend, "scatter", cache, case.slots, new)
     assert out.dtype == cache.dtype

@@ -14,7 +14,7 @@ from tinymistral.conformance.law import law
 
 @law(rotations)
 def test_rope_turns_the_pairs_of_halves(backend: Backend, case: Rotation) -> None:
-    """Numbers m and m + d/2 are turned by i · theta^(-2m/d), the angle being exact in float64."""
+    """Numbers m and m + d/2 are rotated by i · theta^(-2m/d), an angle computed in float64."""
     x, at = case.x(backend.dtype), case.positions
     error = rope_error(x, at, case.theta, backend.dtype)
     out, exact = rope(backend, x, at, case.theta), oracle.rope(x, at, case.theta)
@@ -24,7 +24,7 @@ def test_rope_turns_the_pairs_of_halves(backend: Backend, case: Rotation) -> Non
 
 @law(rotations)
 def test_rope_at_position_0_is_the_identity(backend: Backend, case: Rotation) -> None:
-    """Nothing turns at position 0."""
+    """At position 0 nothing is rotated."""
     x = case.x(backend.dtype)
     out = rope(backend, x, np.zeros_like(case.positions), case.theta)
     np.testing.assert_array_equal(out, x)
@@ -32,14 +32,14 @@ def test_rope_at_position_0_is_the_identity(backend: Backend, case: Rotation) ->
 
 @law(rotations)
 def test_rope_is_finite_where_there_is_nothing(backend: Backend, case: Rotation) -> None:
-    """At position -1 the numbers do not matter, but they are numbers."""
+    """At position -1 the result does not matter, but it is finite."""
     out = rope(backend, case.x(backend.dtype), np.full_like(case.positions, -1), case.theta)
     assert np.isfinite(out.astype(np.float64)).all()
 
 
 @law(rotations)
 def test_rope_keeps_norms(backend: Backend, case: Rotation) -> None:
-    """A head is as long as it was; it differs by no more than the vector of errors is long."""
+    """A head keeps its norm, up to the norm of the vector of errors."""
     x, at, dtype = case.x(backend.dtype), np.maximum(case.positions, 0), backend.dtype
     out = rope(backend, x, at, case.theta).astype(np.float64)
     error = rounded(oracle.rope(x, at, case.theta), rope_error(x, at, case.theta, dtype), dtype)
@@ -49,17 +49,17 @@ def test_rope_keeps_norms(backend: Backend, case: Rotation) -> None:
     within(difference, np.zeros(difference.shape), np.linalg.norm(error, axis=-1) + slack)
 
 
-def upto(most: int) -> st.SearchStrategy[int]:
+def up_to(most: int) -> st.SearchStrategy[int]:
     """Draw from 0 to `most`, evenly."""
     return st.sampled_from(range(most + 1))
 
 
-@law(lambda backend: st.tuples(rotations(backend), upto(5000), upto(27_767)))
+@law(lambda backend: st.tuples(rotations(backend), up_to(5000), up_to(27_767)))
 def test_rope_scores_depend_on_distance_only(
     backend: Backend, case: tuple[Rotation, int, int]
 ) -> None:
-    """A turned query times a turned key is the same wherever they are, as far apart."""
-    # Each factor errs by what rope does and its own rounding; then the sum in float64.
+    """The dot product of a rotated query and key depends only on their distance."""
+    # Each factor has the error of rope and one rounding; then comes the sum in float64.
     rotation, distance, start = case
     x = rotation.x(backend.dtype)[:1, :1]
     both = np.concatenate([x, x[..., ::-1]], axis=1)

@@ -6,13 +6,15 @@ consolidated.safetensors    the same in the other format; if both are there, thi
 tokenizer.model             or tokenizer.model.v1, .v2 or .v3
 """
 
-from pathlib import Path
+from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tinymistral.files import CheckpointError
-from tinymistral.files.pth import read_pth
-from tinymistral.files.safetensors import read_file
+
+if TYPE_CHECKING:
+    import numpy as np
 
 CONFIG_FILE = "config.json"  # of a checkpoint in Hugging Face's format
 PARAMS_FILE = "params.json"
@@ -27,6 +29,10 @@ def is_raw(folder: Path) -> bool:
 
 def read_consolidated(folder: Path) -> dict[str, np.ndarray]:
     """Map the tensors of a raw checkpoint as they are stored. Raises CheckpointError."""
+    # Imported here, so that a configuration alone does not import NumPy.
+    from tinymistral.files.pth import read_pth
+    from tinymistral.files.safetensors import read_file
+
     if (folder / SAFETENSORS_FILE).exists():
         return read_file(folder / SAFETENSORS_FILE)
     if not (folder / PTH_FILE).exists():

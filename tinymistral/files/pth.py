@@ -138,7 +138,7 @@ class _BoundedFile(io.FileIO):
 
 def _check_beginning(beginning: bytes) -> None:
     if beginning.startswith(GIT_LFS_POINTER):
-        raise ValueError("it only stands in for the weights; to get them: git lfs pull")
+        raise ValueError("it is a Git LFS pointer, not the weights; to get them: git lfs pull")
     if beginning.startswith(_BEFORE_TORCH_1_6):
         raise ValueError(
             "it has the format of PyTorch before 1.6; load it with a recent torch and save it again"

@@ -33,30 +33,28 @@ from tinymistral.text import listed, quoted, shorten
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-# The types of the format that NumPy has. The others (8-bit floats and below) are quantized weights.
+# The types of the format that NumPy has, in the order in which the library writes tensors. The
+# others (8-bit floats and below) are quantized weights.
 DTYPES = {
+    "U64": np.dtype(np.uint64),
+    "I64": np.dtype(np.int64),
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "I64": np.dtype(np.int64),
+    "U32": np.dtype(np.uint32),
     "I32": np.dtype(np.int32),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype(np.float16),
+    "U16": np.dtype(np.uint16),
     "I16": np.dtype(np.int16),
     "I8": np.dtype(np.int8),
-    "U64": np.dtype(np.uint64),
-    "U32": np.dtype(np.uint32),
-    "U16": np.dtype(np.uint16),
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
-
-# The types that are written, in their order within a file.
-WEIGHT_TYPES = ("F32", "BF16", "F16")
-WEIGHT_DTYPES = tuple(DTYPES[name] for name in WEIGHT_TYPES)
+WEIGHT_DTYPES = tuple(DTYPES[name] for name in ("F32", "BF16", "F16"))
 
 _SHARD_NAME = re.compile(r"\w[\w .+-]{0,200}\.safetensors")  # no separator, drive or control code
 _WEIGHTS_NAME = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors(\.index\.json)?")
-GIT_LFS_POINTER = b"version https://git-lfs"  # stands in for a large file in a git clone
+GIT_LFS_POINTER = b"version https://git-lfs"  # in place of a large file in a git clone
 
 Prepare = Callable[[str, np.ndarray], np.ndarray]  # name, tensor -> what is written in its place
 
@@ -138,7 +136,7 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file:
             beginning = file.read(len(GIT_LFS_POINTER))
         if beginning == GIT_LFS_POINTER:
-            raise ValueError("it only stands in for the weights; to get them: git lfs pull")
+            raise ValueError("it is a Git LFS pointer, not the weights; to get them: git lfs pull")
         header_length = int.from_bytes(beginning[:8], "little")
         if header_length > JSON_LIMIT:
             raise ValueError(
@@ -240,23 +238,24 @@ def write_shards(
 def write_file(
     path: Path, tensors: Mapping[str, np.ndarray], prepare: Prepare | None = None
 ) -> None:
-    """Write one safetensors file, with the bytes that the library safetensors would write.
+    """Write a safetensors file of arrays of any type in DTYPES, with the library's own bytes.
 
     The library needs all tensors in memory at once; this needs one. `prepare(name, tensor)` is
     called just before a tensor is written, and returns what is written in its place: an array of
     the same size and dtype.
 
     The header in JSON is padded with spaces, so that the data starts at a multiple of eight. The
-    tensors are sorted by dtype, widest first, then by name.
+    tensors are in the order of DTYPES, then of their names.
     """
-    types = {name: WEIGHT_DTYPES.index(x.dtype.newbyteorder("=")) for name, x in tensors.items()}
-    order = sorted(tensors, key=lambda name: (types[name], name))
+    codes = {dtype: code for code, dtype in DTYPES.items()}
+    types = {name: codes[tensor.dtype.newbyteorder("=")] for name, tensor in tensors.items()}
+    order = sorted(tensors, key=lambda name: (list(DTYPES).index(types[name]), name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in order:
         start, end = end, end + tensors[name].nbytes
         header[name] = {
-            "dtype": WEIGHT_TYPES[types[name]],
+            "dtype": types[name],
             "shape": tensors[name].shape,
             "data_offsets": [start, end],
         }

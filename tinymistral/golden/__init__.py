@@ -1,6 +1,8 @@
-"""Golden outputs: what a Mistral computes, stage by stage, for others to hold theirs against.
+"""Golden outputs: what a Mistral computes, stage by stage, for other implementations to compare.
 
-`v1/` is the suite: small models, inputs, and the numbers that must come out, with a tolerance for
-each tensor; `manifest.json` there says all of it. `suite.py` reads it, `running.py` computes its
-cases by tinymistral itself, `making.py` makes it.
+`v1/` is the suite: small models, inputs, expected numbers, and a tolerance for each tensor.
+`manifest`, `suite`, `models`, `calls` and `files` read it; `compare/` compares the dump of a
+program with it, and `report` shows the result; `run/` lets programs compute its cases; `record/`
+makes a suite of any checkpoint. `rounding` has correct computations that round
+differently, by which tolerances are measured.
 """

@@ -1,4 +1,4 @@
-"""What the manifest of a suite says: its models and cases, checked field by field."""
+"""The manifest of a suite: its models and cases, checked field by field."""
 
 from __future__ import annotations
 
@@ -9,10 +9,24 @@ from typing import Any
 
 FORMAT, FORMAT_VERSION = "tinymistral-golden", 1
 KINDS = ("model", "operation", "generate", "sampling", "tokenizer", "chat")
-TEXTS = ("tokenizer", "chat")  # of these kinds the file is JSON
+TEXT_KINDS = ("tokenizer", "chat")  # the file of these kinds is JSON
 LAYOUTS = ("hf", "raw")
-# The model that comes with tinymistral is not there twice.
+# The demo model is part of the package, and not copied into the suite.
 IN_PACKAGE = "tinymistral/demo/model.safetensors"
+
+MOST_CALLS = 10_000
+MOST_NEW_TOKENS = 100_000
+
+OPERATIONS = {  # method of `Backend`: its arrays, and its other arguments
+    "embedding": ("table ids", ""),
+    "linear": ("x weight", ""),
+    "rms_norm": ("x weight", "eps"),
+    "rope": ("x positions", "theta"),
+    "attention": ("q k v q_positions k_positions", "window"),
+    "silu_mul": ("gate up", ""),
+}
+CALL_INPUTS = ("input_ids", "positions", "key_positions", "cache_positions")
+KIND_INPUTS = {"generate": "input_ids attention_mask", "sampling": "logits previous_ids"}
 
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,99}")
 _FILE = re.compile(r"(models|cases)/[a-z0-9][a-z0-9_.-]{0,99}\.(safetensors|json)")
@@ -21,10 +35,10 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Expected:
-    """How near a tensor has to come: absolute tolerances by dtype, or exactly.
+    """How close a tensor has to be: absolute tolerances by dtype, or exactly equal.
 
-    Where it is exact, `dtypes` are those in which rounding changes nothing for the backend that
-    made the suite; in another one a difference need not be a mistake.
+    `dtypes` belongs to exact tensors: those dtypes in which rounding does not change them. In
+    another dtype a difference need not be a mistake.
     """
 
     tolerance: Mapping[str, float]
@@ -43,21 +57,21 @@ class Model:
     dtype: str  # of the weights in the file
     file: str
     sha256: str
-    weights: Mapping[str, Any] | None = None  # how to know those that are no part of it
+    weights: Mapping[str, Any] | None = None  # identifies weights that are not in the suite
 
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to compute: the inputs and the numbers are in its file, see `Suite.read`."""
+    """One thing to compute; its file holds inputs and expected numbers, see `Suite.read`."""
 
     id: str
     kind: str  # of KINDS
     says: str
-    catches: tuple[str, ...]  # mistakes that it tells, by their names in the catalogue
+    catches: tuple[str, ...]  # names of mistakes that it detects
     file: str
     sha256: str
-    model: str | None = None  # the id, of kinds model and generate
-    calls: int = 0  # of kind model: that follow each other with one cache
+    model: str | None = None  # the id; of kinds model and generate
+    calls: int = 0  # of kind model: how many, in sequence with one cache
     operation: str | None = None  # of kind operation: the method of `Backend`
     parameters: Mapping[str, Any] | None = None
     vocabulary: Mapping[str, Any] | None = None  # of kinds tokenizer and chat
@@ -66,7 +80,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that a manifest says; models and cases by their ids, in the order of the file."""
+    """The content of a manifest; models and cases by id, in the order of the file."""
 
     suite: str
     generator: Mapping[str, Any]
@@ -142,7 +156,7 @@ def _case(entry: Mapping[str, Any]) -> Case:
         of_kind["operation"] = _field(entry, "operation", str)
     if kind in ("operation", "generate", "sampling"):
         of_kind["parameters"] = _field(entry, "parameters", dict)
-    if kind in TEXTS:
+    if kind in TEXT_KINDS:
         of_kind["vocabulary"] = _field(entry, "vocabulary", dict)
     else:
         expected = _field(entry, "expected", dict)
@@ -153,7 +167,7 @@ def _case(entry: Mapping[str, Any]) -> Case:
         kind,
         _field(entry, "says", str),
         tuple(map(str, _field(entry, "catches", list))),
-        *_file(entry, "cases", "json" if kind in TEXTS else "safetensors"),
+        *_file(entry, "cases", "json" if kind in TEXT_KINDS else "safetensors"),
         **of_kind,
     )
 
@@ -174,7 +188,7 @@ def _expected(name: str, how: Any) -> Expected:
 
 
 def _file(entry: Mapping[str, Any], folder: str, suffix: str) -> tuple[str, str]:
-    """Return the name of an entry's file, which is one inside the suite, and its sha256."""
+    """Return the name of an entry's file, which lies inside the suite, and its sha256."""
     file, sha256 = _field(entry, "file", str), _field(entry, "sha256", str)
     match = _FILE.fullmatch(file)
     in_package = folder == "models" and file == IN_PACKAGE
@@ -192,34 +206,19 @@ def _one_of(choices: tuple[str, ...], entry: Mapping[str, Any], name: str) -> st
     return str(value)
 
 
-_NAMES = {str: "a text", dict: "an object", list: "a list", int: "an integer"}
+_JSON_TYPES = {str: "a text", dict: "an object", list: "a list", int: "an integer"}
 
 
 def _field(entry: Mapping[str, Any], name: str, kind: type) -> Any:
     value = entry.get(name)
     if not isinstance(value, kind) or isinstance(value, bool):
         found = "none" if name not in entry else f"{value!r:.60}"
-        raise ValueError(f"{name}: expected {_NAMES[kind]}, got {found}")
+        raise ValueError(f"{name}: expected {_JSON_TYPES[kind]}, got {found}")
     return value
 
 
-MOST_CALLS = 10_000
-MOST_NEW_TOKENS = 100_000
-
-OPERATIONS = {  # method of `Backend`: its arrays, and its other arguments
-    "embedding": ("table ids", ""),
-    "linear": ("x weight", ""),
-    "rms_norm": ("x weight", "eps"),
-    "rope": ("x positions", "theta"),
-    "attention": ("q k v q_positions k_positions", "window"),
-    "silu_mul": ("gate up", ""),
-}
-OF_A_CALL = ("input_ids", "positions", "key_positions", "cache_positions")
-OF_KIND = {"generate": "input_ids attention_mask", "sampling": "logits previous_ids"}
-
-
 def check_fields(kind: str, fields: Mapping[str, Any]) -> None:
-    """Check calls, operation and parameters of a case; ValueError for what could not be run."""
+    """Check calls, operation and parameters of a case; ValueError if it could not be run."""
     parameters = fields.get("parameters", {})
     if kind == "model" and not 1 <= fields["calls"] <= MOST_CALLS:
         raise ValueError(f"calls: expected 1 to {MOST_CALLS}, got {fields['calls']}")
@@ -239,13 +238,13 @@ def check_fields(kind: str, fields: Mapping[str, Any]) -> None:
 
 
 def check_inputs(kind: str, calls: int, operation: str | None, inputs: Collection[str]) -> None:
-    """Check that the inputs of a case are those of its kind; ValueError if they are not."""
+    """Check that a case has the inputs of its kind; ValueError if not."""
     if kind == "model":
-        names = [f"calls.{n}.{name}" for n in range(calls) for name in OF_A_CALL]
+        names = [f"calls.{n}.{name}" for n in range(calls) for name in CALL_INPUTS]
     elif operation is not None:
         names = OPERATIONS[operation][0].split()
     else:
-        names = OF_KIND[kind].split()
+        names = KIND_INPUTS[kind].split()
     _same("inputs", inputs, names)
 
 

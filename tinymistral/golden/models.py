@@ -1,12 +1,23 @@
-"""The models of a suite, opened on a backend: in either layout, or with something changed."""
+"""The models of a suite, opened in either layout; and checkpoints that a suite only refers to.
+
+A manifest identifies weights that are not in the suite:
+
+    "weights": {"fingerprint": "3f...", "parameters": 7241732096,
+                "files": [{"name": "model.safetensors", "size": 14483498224}, ...]}
+
+The fingerprint is the sha256 of every tensor's name, dtype and shape, sorted by name in Hugging
+Face's layout, each followed by 16 samples of 256 bytes. So it takes no longer for 14 GB than for
+one, and is the same for one file, shards or a raw checkpoint. A file's own sha256 is present where
+it was requested; it is for people, and not verified here.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,31 +28,42 @@ from tinymistral.config import MistralConfig
 from tinymistral.files import read_json
 from tinymistral.files.consolidated import PARAMS_FILE, PTH_FILE, SAFETENSORS_FILE
 from tinymistral.files.safetensors import INDEX_FILE, SINGLE_FILE
-from tinymistral.golden.files import sha256_of
-from tinymistral.golden.suite import Suite
+from tinymistral.golden.files import Arrays, sha256_of
+from tinymistral.golden.suite import Model, Suite
 from tinymistral.heads import MistralForCausalLM
 
-if TYPE_CHECKING:
-    from tinymistral.golden.suite import Model, Suite
+SAMPLES, SAMPLE = 16, 256  # of each tensor; bytes
 
 
-Tensors = dict[str, np.ndarray]
+def open_model(
+    suite: Suite,
+    name: str,
+    backend: Backend,
+    config: MistralConfig | None = None,
+    tensors: Arrays | None = None,
+) -> MistralForCausalLM:
+    """Make a model of a suite on a backend, optionally with another configuration or weights.
 
-
-def read_model(suite: Suite, name: str) -> tuple[MistralConfig, Tensors]:
-    """Return a model's configuration, and its weights by the names of Hugging Face's layout.
-
-    Those of a raw one get their names, and queries and keys their order, as in any raw checkpoint.
+    Weights are named as in Hugging Face's layout, and must fit the configuration.
     """
+    own_config, own_tensors = read_model(suite, name)
+    return MistralForCausalLM(
+        own_config if config is None else config,
+        backend=backend,
+        tensors=own_tensors if tensors is None else tensors,
+    )
+
+
+def read_model(suite: Suite, name: str) -> tuple[MistralConfig, Arrays]:
+    """Return a model's configuration and its weights, always in Hugging Face's layout."""
     model = suite.manifest.models[name]
     if model.weights is not None:
         return open_external(suite, model)
-    tensors = suite.tensors(model)
-    where = f"{suite.folder / model.file}: model {name}"
+    tensors, raw = suite.tensors(model), model.layout == "raw"
     try:
-        if model.layout == "raw":
-            tied = "output.weight" not in tensors
+        if raw:
             config = MistralConfig.from_params(model.config)
+            tied = "output.weight" not in tensors
             config = dataclasses.replace(config, tie_word_embeddings=tied)
         else:
             config = MistralConfig.from_dict(model.config)
@@ -52,94 +74,19 @@ def read_model(suite: Suite, name: str) -> tuple[MistralConfig, Tensors]:
                 f"{layer_count(tensors)}; the two do not belong together"
             )
         shapes = MistralForCausalLM.parameter_shapes(config)
-        stored = {raw_name(n) if model.layout == "raw" else n: n for n in shapes}
-        check_tensors(tensors, {there: shapes[n] for there, n in stored.items()})
+        stored = {n: raw_name(n) if raw else n for n in shapes}
+        check_tensors(tensors, {stored[n]: shape for n, shape in shapes.items()})
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-    named = {n: tensors[there] for there, n in stored.items()}
-    if model.layout == "raw":
-        for n in named:
-            if n.endswith(("q_proj.weight", "k_proj.weight")):
-                named[n] = rotate_halves(named[n], config.head_dim)
+        raise ValueError(f"{suite.folder / model.file}: model {name}: {error}") from None
+    named = {n: tensors[stored[n]] for n in shapes}
+    for n in named if raw else ():
+        if n.endswith(("q_proj.weight", "k_proj.weight")):
+            named[n] = rotate_halves(named[n], config.head_dim)
     return config, named
 
 
-def open_model(
-    suite: Suite,
-    name: str,
-    backend: Backend,
-    config: MistralConfig | None = None,
-    tensors: Mapping[str, np.ndarray] | None = None,
-) -> MistralForCausalLM:
-    """Make a model of a suite on a backend; with another configuration, or other weights, if given.
-
-    Weights are named as in Hugging Face's layout, and must be those that the configuration calls
-    for.
-    """
-    own_config, own_tensors = read_model(suite, name)
-    return MistralForCausalLM(
-        own_config if config is None else config,
-        backend=backend,
-        tensors=own_tensors if tensors is None else tensors,
-    )
-
-
-SAMPLES, SAMPLE = 16, 256  # of each tensor, bytes
-
-
-def fingerprint(tensors: Tensors) -> str:
-    """Return what tells these tensors from others, having looked at a little of each."""
-    found = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        shape = "x".join(map(str, tensor.shape))
-        found.update(f"{name} {tensor.dtype.name} {shape}\n".encode())
-        stored = tensor.astype(tensor.dtype.newbyteorder("<"), order="C", copy=False)
-        flat = stored.reshape(-1).view(np.uint8)
-        for start in np.linspace(0, max(0, flat.size - SAMPLE), SAMPLES).astype(np.int64):
-            found.update(flat[start : start + SAMPLE].tobytes())
-    return found.hexdigest()
-
-
-def describe(
-    folder: Path, tensors: Tensors, progress: Callable[[int, int], None] | None = None
-) -> dict[str, Any]:
-    """Return what a manifest says of a checkpoint's weights.
-
-    With `progress(done, total)`, which is told of bytes, every file is read and hashed.
-    """
-    paths = [folder / name for name in files_of(folder)]
-    files: list[dict[str, Any]] = [{"name": p.name, "size": p.stat().st_size} for p in paths]
-    if progress is not None:
-        total, done = sum(entry["size"] for entry in files), 0
-
-        def tell(size: int) -> None:
-            nonlocal done
-            done += size
-            progress(done, total)
-
-        for entry, path in zip(files, paths, strict=True):
-            entry["sha256"] = sha256_of(path, tell)
-    return {
-        "fingerprint": fingerprint(tensors),
-        "parameters": sum(tensor.size for tensor in tensors.values()),
-        "files": files,
-    }
-
-
-def files_of(folder: Path) -> list[str]:
-    """Name the files that a checkpoint's configuration and weights are read from."""
-    if is_raw(folder):
-        both = (folder / SAFETENSORS_FILE).exists()
-        return [PARAMS_FILE, SAFETENSORS_FILE if both else PTH_FILE]
-    if (folder / SINGLE_FILE).exists():
-        return ["config.json", SINGLE_FILE]
-    shards = read_json(folder / INDEX_FILE)["weight_map"]
-    return ["config.json", INDEX_FILE, *sorted(set(shards.values()))]
-
-
-def open_external(suite: Suite, model: Model) -> tuple[MistralConfig, dict[str, np.ndarray]]:
-    """Open the checkpoint that a suite was given; ValueError if it is not the model's."""
+def open_external(suite: Suite, model: Model) -> tuple[MistralConfig, Arrays]:
+    """Open the checkpoint given with a suite; ValueError if it is not the model's."""
     if suite.checkpoint is None:
         suite.path(model)  # raises, and says what to do
     folder = find_checkpoint(suite.checkpoint or "")
@@ -152,3 +99,73 @@ def open_external(suite: Suite, model: Model) -> tuple[MistralConfig, dict[str, 
             f"the manifest says {str(wanted)[:12]}...; give another folder"
         )
     return MistralConfig.from_dict(model.config), tensors
+
+
+def fingerprint(tensors: Arrays) -> str:
+    """Return a hash that identifies these tensors, from samples of each."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        shape = "x".join(map(str, tensor.shape))
+        digest.update(f"{name} {tensor.dtype.name} {shape}\n".encode())
+        stored = tensor.astype(tensor.dtype.newbyteorder("<"), order="C", copy=False)
+        flat = stored.reshape(-1).view(np.uint8)
+        for start in np.linspace(0, max(0, flat.size - SAMPLE), SAMPLES).astype(np.int64):
+            digest.update(flat[start : start + SAMPLE].tobytes())
+    return digest.hexdigest()
+
+
+def describe(
+    folder: Path, tensors: Arrays, progress: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
+    """Return a manifest's entry for a checkpoint's weights.
+
+    With `progress(done, total)`, called with bytes, every file is read and hashed too.
+    """
+    paths = [folder / name for name in files_of(folder)]
+    files: list[dict[str, Any]] = [{"name": p.name, "size": p.stat().st_size} for p in paths]
+    if progress is not None:
+        total, done = sum(entry["size"] for entry in files), 0
+
+        def count(size: int) -> None:
+            nonlocal done
+            done += size
+            progress(done, total)
+
+        for entry, path in zip(files, paths, strict=True):
+            entry["sha256"] = sha256_of(path, count)
+    return {
+        "fingerprint": fingerprint(tensors),
+        "parameters": sum(tensor.size for tensor in tensors.values()),
+        "files": files,
+    }
+
+
+def files_of(folder: Path) -> list[str]:
+    """Return the names of the files that a checkpoint's configuration and weights are read from."""
+    if is_raw(folder):
+        both = (folder / SAFETENSORS_FILE).exists()
+        return [PARAMS_FILE, SAFETENSORS_FILE if both else PTH_FILE]
+    if (folder / SINGLE_FILE).exists():
+        return ["config.json", SINGLE_FILE]
+    shards = read_json(folder / INDEX_FILE)["weight_map"]
+    return ["config.json", INDEX_FILE, *sorted(set(shards.values()))]
+
+
+def unavailable_models(suite: Suite, cases: Iterable[str]) -> dict[str, str]:
+    """Return the models that cannot be opened from the checkpoint that was given, and why.
+
+    Raises ValueError, once and not for each case, if that is all of them.
+    """
+    names = sorted({suite.case(case).model or "" for case in cases} - {""})
+    models = [suite.manifest.models[name] for name in names]
+    external = [model for model in models if model.weights is not None]
+    problems = {}
+    for model in external:
+        try:
+            open_external(suite, model)
+        except ValueError as error:
+            problems[model.id] = str(error)
+    if problems and len(problems) == len(external):
+        raise ValueError(next(iter(problems.values())))
+    return problems

@@ -1,13 +1,13 @@
-"""Numbers and texts that others have published of a real checkpoint, and holding a model to them.
+"""Numbers and texts that others published of a real checkpoint, to compare a model with.
 
 `published/mistral-7b-v0.1.json` has those of Mistral-7B-v0.1:
 
     model       its name
-    config      how to know it: fields of config.json
+    config      fields of config.json that identify it
     logits      ids; the mean logit of each position and the first logits of the first position,
                 and a tolerance for both
-    greedy      what the likeliest token each time comes to: a prompt, or its ids, each part so many
-                times; `new` tokens; the text that they begin with, or the ids that they end with
+    greedy      greedy continuations: a prompt, or its ids, each part so many times; `new` tokens;
+                the text that they begin with, or the ids that they end with
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def check_model(
     tokenizer: MistralTokenizer,
     long: bool = False,
 ) -> Iterator[Finding]:
-    """Compute what is published by a model; texts past the window only if `long`.
+    """Compute the published numbers with a model; texts past the window only if `long`.
 
-    Raises ValueError for a model that it was not published of, by its configuration.
+    Raises ValueError for a model with another configuration.
     """
     for name, value in numbers.get("config", {}).items():
         found = getattr(model.config, name, None)
@@ -79,7 +79,7 @@ def check_logits(numbers: Mapping[str, Any], logits: np.ndarray) -> list[Finding
 def check_text(
     text: Mapping[str, Any], model: MistralForCausalLM, tokenizer: MistralTokenizer
 ) -> Finding:
-    """Continue a prompt by the likeliest token each time, and compare."""
+    """Continue a prompt greedily, and compare."""
     prompt = "".join(part * times for part, times in text.get("prompt", []))
     ids = [token for part, times in text.get("ids", []) for token in part * times]
     if prompt:
@@ -100,7 +100,7 @@ def check_text(
 
 
 def read_published(path: Path = MISTRAL_7B) -> dict[str, Any]:
-    """Read a file of published numbers; ValueError if it is none."""
+    """Read a file of published numbers; ValueError for anything else."""
     numbers = read_json(path)
     try:
         logits, texts = numbers["logits"], numbers["greedy"]

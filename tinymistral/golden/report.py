@@ -1,4 +1,4 @@
-"""Telling people what came of a comparison: a line for each case, and what is wrong with it."""
+"""The result of a comparison: as a table with details, as JSON, or as JUnit's XML."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from tinymistral.text import one_line
 
 HEADER = ("case", "", "compared", "largest error")
 FIRST_FEW = 5  # of what may be many
-TOLD = {"not": 3, "fine": 1}  # of so many cases that are not fine, or are, it is told why
+SHOWN = {"not": 3, "fine": 1}  # details of so many cases that do not agree, or do
 
 _NUMBERS = re.compile(r"(?<![^.])[0-9]+(?![^.])")  # of calls and layers
 
 
 def as_table(results: Sequence[Compared], unknown: Mapping[str, str], verbose: bool = False) -> str:
-    """Lay out a line for each case that is given; what is wrong, or all there is, stands below."""
+    """Return a line for each given case; below it what is wrong, or, if `verbose`, all tensors."""
     given = [result for result in results if result.verdict != ABSENT]
     rows = [HEADER, *((r.case.id, headline(r), amount(r), worst(r)) for r in given)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -42,27 +42,27 @@ def as_table(results: Sequence[Compared], unknown: Mapping[str, str], verbose: b
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         lines.append("  ".join(cells).rstrip())
-    told, untold = {"fine": 0, "not": 0}, 0
+    counts, hidden = {"fine": 0, "not": 0}, 0
     for result in given:
         below = [*details(result), *(every_part(result) if verbose else ())]
         kind = "fine" if result.verdict == AGREES else "not"
         if not below:
             continue
-        told[kind] += 1
-        if told[kind] > TOLD[kind] and not verbose:
-            untold += 1
+        counts[kind] += 1
+        if counts[kind] > SHOWN[kind] and not verbose:
+            hidden += 1
             continue
         lines += ["", f"{result.case.id}: {one_line(result.case.says)}"]
         lines += [f"  {line}" for line in below]
     lines.append("")
-    if untold:
-        lines.append(f"there is something to say of {untold} more: see --verbose, or --case ID")
-    lines += [*strangers(unknown, "case"), summary(results)]
+    if hidden:
+        lines.append(f"there is something to say of {hidden} more: see --verbose, or --case ID")
+    lines += [*unknown_names(unknown, "case"), summary(results)]
     return "".join(f"{line}\n" for line in lines)
 
 
 def headline(result: Compared) -> str:
-    """Say in a few words how a case compares."""
+    """Return in a few words how a case compares."""
     if result.first is not None:
         return f"DIFFERS at {result.first.name}"
     if result.verdict == INCOMPARABLE:
@@ -73,13 +73,13 @@ def headline(result: Compared) -> str:
 
 
 def amount(result: Compared) -> str:
-    """Say how much of a case was compared."""
+    """Return how many tensors or texts of a case were compared."""
     compared = sum(part.verdict != INCOMPARABLE for part in result.parts)
     return f"{compared} of {len(result.names)}"
 
 
 def worst(result: Compared) -> str:
-    """Say how large its largest error is."""
+    """Return the largest error of a case."""
     exact = [part for part in result.parts if part.verdict == DIFFERS and not part.tolerance]
     if exact:
         return f"{len(exact)} wrong" if result.case.expected is None else "other ids"
@@ -88,7 +88,7 @@ def worst(result: Compared) -> str:
 
 
 def details(result: Compared) -> Iterator[str]:
-    """Say what is wrong with a case, in lines."""
+    """Give the lines that say what is wrong with a case."""
     if result.problem:
         yield f"cannot be compared: {result.problem}"
     incomparable = [part for part in result.parts if part.verdict == INCOMPARABLE]
@@ -96,7 +96,7 @@ def details(result: Compared) -> Iterator[str]:
         yield f"cannot be compared: {part.name}: {part.says}"
     if len(incomparable) > FIRST_FEW:
         yield f"cannot be compared: {len(incomparable) - FIRST_FEW} more, see --verbose"
-    yield from strangers(result.unknown, "name")
+    yield from unknown_names(result.unknown, "name")
     yield from result.notes
     for part in result.parts:
         if part.verdict == UNPROVEN:
@@ -108,7 +108,7 @@ def details(result: Compared) -> Iterator[str]:
 
 
 def divergence(result: Compared, first: Part) -> Iterator[str]:
-    """Say what is known of the first part that differs, and how it stands with the others."""
+    """Describe the first part that differs, and the parts around it."""
     yield f"the first to differ, in the order of computation, is {first.name}"
     yield f"  where     {first.where}: [{', '.join(map(str, first.index))}]"
     yield f"  expected  {number(first.expected)}"
@@ -138,7 +138,7 @@ def divergence(result: Compared, first: Part) -> Iterator[str]:
 
 
 def other_texts(result: Compared) -> Iterator[str]:
-    """Say which texts came to something else."""
+    """Describe the texts that differ."""
     differing = [part for part in result.parts if part.verdict == DIFFERS]
     yield f"{len(result.parts) - len(differing)} of {len(result.parts)} are right"
     groups = Counter(part.extent for part in differing)
@@ -171,8 +171,8 @@ def every_part(result: Compared) -> Iterator[str]:
             yield f"{word:7}  {name:{width}}  {far}{where}".rstrip()
 
 
-def strangers(unknown: Mapping[str, str], what: str) -> Iterator[str]:
-    """Say which names are of nothing that is expected."""
+def unknown_names(unknown: Mapping[str, str], what: str) -> Iterator[str]:
+    """List names that nothing expected has."""
     groups: dict[str, list[str]] = {}
     for name in unknown:
         groups.setdefault(_NUMBERS.sub("N", name), []).append(name)
@@ -188,13 +188,13 @@ def strangers(unknown: Mapping[str, str], what: str) -> Iterator[str]:
 
 
 def not_given(results: Iterable[Compared]) -> str:
-    """Name the cases of which nothing is given, on one line; "" if there is none."""
+    """Return one line with the cases that are not given; "" if there is none."""
     names = [result.case.id for result in results if result.verdict == ABSENT]
     return f"--complete: {len(names)} are missing: {', '.join(names)}" if names else ""
 
 
 def summary(results: Sequence[Compared]) -> str:
-    """Say how many cases came to what."""
+    """Return how many cases have each verdict."""
     counts = {v: sum(r.verdict == v for r in results) for v in (AGREES, DIFFERS, INCOMPARABLE)}
     words = [f"{counts[AGREES]} OK", f"{counts[DIFFERS]} differ"]
     if counts[INCOMPARABLE]:
@@ -203,14 +203,14 @@ def summary(results: Sequence[Compared]) -> str:
 
 
 def some(names: Iterable[str], most: int = FIRST_FEW) -> str:
-    """List the first few."""
+    """Return the first few, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return one_line(", ".join(names[:most]), 1000) + more
 
 
 def number(x: object) -> str:
-    """Write a number so that float32 is told apart."""
+    """Return a number with enough digits for float32."""
     return f"{x:.9g}" if isinstance(x, float) else str(x)
 
 
@@ -224,7 +224,7 @@ def as_json(
     unknown: Mapping[str, str],
     complete: bool = False,
 ) -> str:
-    """Return all there is to know as one JSON object on one line; null where a number is none."""
+    """Return all results as one JSON object on one line, null for a number that is not finite."""
     fields = {
         "suite": suite,
         "candidate": candidate,
@@ -262,9 +262,9 @@ def _finite(value: Any) -> Any:
 def write_junit(
     path: Path, suite: str, results: Sequence[Compared], complete: bool = False
 ) -> None:
-    """Write a test case for each case, whole or not at all; ValueError if that cannot be.
+    """Write a test case for each case, whole or not at all; ValueError if that fails.
 
-    What is absent is skipped, or has failed where all has to be there: `complete`.
+    An absent case is skipped, or failed if all must be there: `complete`.
     """
     if not path.name:
         raise ValueError(f"{path}: expected the name of a file for the report in JUnit's XML")

@@ -1,10 +1,12 @@
-"""Right programs of another's making: they round at more places, and compute by other formulas.
+"""Correct computations that round differently, by which tolerances are measured.
 
-The numpy backend computes an operation in float32 and rounds what comes out, once. Others are as
-right: PyTorch rounds each step of an operation, FlashAttention the weights before they meet the
-values, two devices their halves of a sum. Where that happens are PLACES; FORMULAS are equal but for
-rounding, so they tell in float32 as well. A sum of many numbers is in float32 or wider with all of
-them: sums in 16 bits are a mistake.
+The numpy backend computes an operation in float32 and rounds its result, once. Other programs are
+as correct: PyTorch rounds each step of an operation, FlashAttention the weights before they are
+multiplied with the values, two devices their halves of a sum. PLACES are where that happens;
+FORMULAS are equal except for rounding, so they change float32 results too. Long sums are in float32
+or wider in all of them: sums in 16 bits are a mistake.
+
+`Permuted` reorders the inner dimensions of a model: the same function, summed in another order.
 """
 
 from __future__ import annotations
@@ -15,36 +17,48 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from tinymistral.config import MistralConfig
+from tinymistral.golden.files import Arrays
 from tinymistral.numpy_backend import NUMPY_DTYPES, NumpyBackend
+
+FACTOR = 4  # a tolerance of v1 is so many times the largest measured error
+UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # roundoff of one number
 
 PLACES = {
     "normed": "what is normed, before its weight",
     "silu": "silu, before its product with up",
     "cosines": "cosines and sines",
-    "turned": "products with cosines and sines, before two of them are added",
-    "queries": "queries that are scaled before they meet the keys",
+    "rotated": "products with cosines and sines, before two of them are added",
+    "queries": "queries, scaled before the products with keys",
     "products": "products of queries and keys, before they are scaled",
     "scores": "scores, before their softmax",
-    "exps": "exponentials, before they meet the values; their sum is of what was not rounded",
-    "weights": "weights, before they meet the values",
+    "exps": "exponentials, before the products with values; their sum is not of the rounded ones",
+    "weights": "weights, before the products with values",
     "halves": "the halves of a sum over inputs, before they are added",
 }
 FORMULAS = {
     "reciprocals": "x · (1 / y) for x / y",
-    "powers-of-2": "2^(x · log2(e)) for e^x, the largest score taken off after that",
-    "tiles": "a softmax tile by tile of keys, by the largest score so far",
-    "in-a-row": "sums of one number after the other; NumPy's are of pairs, or of blocks",
+    "powers-of-2": "2^(x · log2(e)) for e^x, the largest score subtracted after that",
+    "tiles": "a softmax tile by tile of keys, relative to the largest score so far",
+    "in-a-row": "sums of one number after the other; NumPy sums by pairs, or by blocks",
 }
 CHOICES = (*PLACES, *FORMULAS)
 
-TRANSFORMERS = ("normed", "silu", "cosines", "turned", "products", "scores", "weights")
+TRANSFORMERS = ("normed", "silu", "cosines", "rotated", "products", "scores", "weights")
 FLASH_ATTENTION = ("exps", "powers-of-2", "tiles")
 
 TILE = 3  # keys: few, so that any text has some
 
 
-class Angles(NumpyBackend):
-    """The numpy backend with rotary angles made in another dtype, and pairs in another order."""
+def rounded_up(x: float) -> float:
+    """Round up to two digits."""
+    if not 0 < x < math.inf:
+        raise ValueError(f"no tolerance can be made of an error of {x}")
+    unit = 10.0 ** (math.floor(math.log10(x)) - 1)
+    return float(f"{math.ceil(x / unit) * unit:.1e}")
+
+
+class AnglesBackend(NumpyBackend):
+    """The numpy backend with rotary angles in another dtype, and their pairs in another order."""
 
     def __init__(self, dtype: str, angles: str = "float64", pairs: np.ndarray | None = None):
         super().__init__(dtype)
@@ -53,7 +67,7 @@ class Angles(NumpyBackend):
     def rope_table(
         self, positions: np.ndarray, theta: float, d: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Multiply positions by frequencies that are both rounded first."""
+        """Multiply positions by frequencies, both rounded first."""
         exponents = -np.arange(0, d, 2, dtype=self._angles) / self._angles.type(d)
         frequencies = self._angles.type(theta) ** exponents
         if self._pairs is not None:
@@ -62,8 +76,12 @@ class Angles(NumpyBackend):
         return np.cos(angles).astype(self.compute_dtype), np.sin(angles).astype(self.compute_dtype)
 
 
-class Elsewhere(Angles):
-    """The numpy backend with any of these choices made."""
+class RoundingBackend(AnglesBackend):
+    """The numpy backend with any of CHOICES.
+
+    With large scores, rounding them (as TRANSFORMERS does) is far from rounding the result alone: a
+    score of 100 is off by up to 0.25 in bfloat16, and its weight by a quarter.
+    """
 
     def __init__(
         self,
@@ -107,7 +125,7 @@ class Elsewhere(Angles):
     def rope_table(
         self, positions: np.ndarray, theta: float, d: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Round the cosines and sines."""
+        """Round cosines and sines."""
         cos, sin = super().rope_table(positions, theta, d)
         return self._at("cosines", cos), self._at("cosines", sin)
 
@@ -116,17 +134,17 @@ class Elsewhere(Angles):
         cos, sin = table
         first, second = np.split(self.widen(x), 2, axis=-1)
         a, b, c, d = (
-            self._at("turned", product)
+            self._at("rotated", product)
             for product in (first * cos, second * sin, second * cos, first * sin)
         )
         return self.round(np.concatenate([a - b, c + d], axis=-1))
 
     def _exp_scores(
-        self, q: np.ndarray, k: np.ndarray, seen: np.ndarray
+        self, q: np.ndarray, k: np.ndarray, visible: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return exponentials (K, G·t, s) and their sums; or weights, and sums of 1."""
         scores = self._scores(q, k)
-        np.copyto(scores.reshape(q.shape[1], *seen.shape), -np.inf, where=~seen)
+        np.copyto(scores.reshape(q.shape[1], *visible.shape), -np.inf, where=~visible)
         largest = self._largest(scores)
         exps = self._at("exps", self._exp(scores - largest))
         to_all = self._exp(largest - largest[..., -1:])  # 1, if they are of all keys at once
@@ -138,11 +156,11 @@ class Elsewhere(Angles):
             return exps, total
         return self._at("weights", self._over(exps, total)), np.ones_like(total)
 
-    def _mix(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    def _mix(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, visible: np.ndarray) -> np.ndarray:
         """Add weighed values, one key after the other."""
         if "in-a-row" not in self._choices:
-            return super()._mix(q, k, v, seen)
-        weights, total = self._exp_scores(q, k, seen)
+            return super()._mix(q, k, v, visible)
+        weights, total = self._exp_scores(q, k, visible)
         mix = np.zeros((*weights.shape[:2], v.shape[-1]), dtype=self.compute_dtype)
         with np.errstate(invalid="ignore"):  # 0 · inf, of what is not visible
             for s in range(len(v)):
@@ -163,7 +181,7 @@ class Elsewhere(Angles):
             return self._at("scores", products * scale) * base
 
     def _largest(self, scores: np.ndarray) -> np.ndarray:
-        """Return the largest score of a row, or the largest up to each tile; 0 if it sees none."""
+        """Return the largest score of a row, or up to each tile; 0 if no key is visible."""
         of_all = scores.max(axis=-1, keepdims=True, initial=-np.inf)
         of_all[of_all == -np.inf] = 0
         largest = np.broadcast_to(of_all, scores.shape).copy()
@@ -188,16 +206,14 @@ class Elsewhere(Angles):
         return self.widen(self.round(x)) if place in self._choices else x
 
 
-Arrays = dict[str, np.ndarray]
-
-# Which order the last axis of a stage has, by the end of its name; others keep theirs.
+# The order that the last axis of a stage has, by the end of its name; of others it is D.
 _OF_STAGE = {"q": "qk", "k": "qk", "q_rotated": "qk", "k_rotated": "qk", "v": "v"}
 _OF_STAGE |= {"attention_mix": "v", "gate": "F", "up": "F", "silu_mul": "F"}
-_AS_THEY_ARE = ("attention_weights", "logits")
+_UNCHANGED = ("attention_weights", "logits")
 
 
 def order(seed: list[int], n: int) -> np.ndarray:
-    """Draw an order of n things."""
+    """Draw an order of n numbers."""
     keys = np.random.PCG64(seed).random_raw(n) % np.uint64(2**62)
     return np.argsort(keys.astype(np.int64), kind="stable")
 
@@ -206,7 +222,7 @@ class Permuted:
     """Orders for the model width, the feed-forward width and the widths of heads."""
 
     def __init__(self, config: MistralConfig, seed: int):
-        """Draw them; 0 leaves all as they are."""
+        """Draw them; seed 0 leaves all unchanged."""
         d = config.head_dim
         sizes = {"D": config.hidden_size, "F": config.intermediate_size, "v": d, "qk": d // 2}
         self.orders = {
@@ -217,27 +233,26 @@ class Permuted:
         self.orders["qk"] = np.concatenate([self.pairs, self.pairs + d // 2])
 
     def tensors(self, tensors: Mapping[str, np.ndarray]) -> Arrays:
-        """Return weights of the model in these orders."""
+        """Return the weights of the model in these orders."""
         return {name: self._tensor(name, tensor) for name, tensor in tensors.items()}
 
     @staticmethod
     def pick(x: np.ndarray, new: np.ndarray) -> np.ndarray:
         """Return the numbers of the last axis in a new order."""
-        return x[..., new]
+        return x.take(new, axis=-1)
 
     def _tensor(self, name: str, x: np.ndarray) -> np.ndarray:
-        D, F, of_head = self.orders["D"], self.orders["F"], self.orders
+        D, F, v = self.orders["D"], self.orders["F"], self.orders["v"]
         kind = name.split(".")[-2]
         if kind == "down_proj":
             return self.pick(x[D], F)
         if kind == "o_proj":
-            heads = x[D].reshape(len(D), -1, len(of_head["v"]))
-            return self.pick(heads, of_head["v"]).reshape(x.shape)
+            return self.pick(x[D].reshape(len(D), -1, len(v)), v).reshape(x.shape)
         x = self.pick(x, D)
         if kind in ("gate_proj", "up_proj"):
             return x[F]
         if kind in ("q_proj", "k_proj", "v_proj"):
-            rows = of_head["v" if kind == "v_proj" else "qk"]
+            rows = v if kind == "v_proj" else self.orders["qk"]
             return x.reshape(-1, len(rows), len(D))[:, rows].reshape(x.shape)
         return x
 
@@ -246,30 +261,6 @@ class Permuted:
         out = dict(stages)
         for name, array in stages.items():
             stage = name.rpartition(".")[2]
-            if stage not in _AS_THEY_ARE:
+            if stage not in _UNCHANGED:
                 out[name] = array[..., np.argsort(self.orders[_OF_STAGE.get(stage, "D")])]
         return out
-
-
-class Eager(Elsewhere):
-    """The numpy backend, but each step within an operation is rounded to the dtype as it comes.
-
-    Of attention these are scores and weights, and with large scores that is far from what a kernel
-    computes that rounds its result alone: a score of 100 is off by up to 0.25 in bfloat16, its
-    weight by a quarter. A norm is rounded before its weight, silu before its product, cosines too.
-    """
-
-    def __init__(self, dtype: str, angles: str = "float64", pairs: np.ndarray | None = None):
-        super().__init__(dtype, angles, pairs, TRANSFORMERS)
-
-
-FACTOR = 4
-UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # roundoff of one number
-
-
-def rounded_up(x: float) -> float:
-    """Round up to two digits."""
-    if not 0 < x < math.inf:
-        raise ValueError(f"no tolerance can be made of an error of {x}")
-    unit = 10.0 ** (math.floor(math.log10(x)) - 1)
-    return float(f"{math.ceil(x / unit) * unit:.1e}")

@@ -1,9 +1,9 @@
-"""A suite of golden outputs, read from its folder, every file held against its sha256.
+"""A suite of golden outputs, read from its folder; every file is compared with its sha256.
 
-    manifest.json           which models and cases there are, and how near one has to come
+    manifest.json           models, cases and tolerances
     schema.json             what a manifest looks like, as a JSON Schema
     models/*.safetensors    weights
-    cases/*.safetensors     of a case `inputs.NAME` and `expected.NAME`;  *.json where it is texts
+    cases/*.safetensors     `inputs.NAME` and `expected.NAME` of a case;  *.json: texts
 
 Whatever is wrong with a suite is a ValueError in one line.
 """
@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from tinymistral.demo import DEMO
-from tinymistral.files import parse_json, read_bytes, read_json
+from tinymistral.files import read_json
 from tinymistral.files.safetensors import read_file
-from tinymistral.golden.files import sha256_of
+from tinymistral.golden.files import Arrays, sha256_of
 from tinymistral.golden.manifest import (
     IN_PACKAGE,
-    TEXTS,
+    TEXT_KINDS,
     Case,
     Expected,
     Manifest,
@@ -31,18 +31,17 @@ from tinymistral.golden.manifest import (
     parse_manifest,
 )
 
-__all__ = ["V1", "Arrays", "Case", "Expected", "Manifest", "Model", "Suite", "read_suite"]
+__all__ = ["V1", "Case", "CaseArrays", "Expected", "Manifest", "Model", "Suite", "read_suite"]
 
 V1 = Path(__file__).parent / "v1"
-LARGEST_FILE = 64_000_000  # bytes, of what is no safetensors
 
 
 @dataclass(frozen=True)
-class Arrays:
-    """What the file of a case holds, by name; numbers in float64, integers in int64."""
+class CaseArrays:
+    """The arrays in the file of a case, by name; numbers in float64, integers in int64."""
 
-    inputs: dict[str, np.ndarray]
-    expected: dict[str, np.ndarray]
+    inputs: Arrays
+    expected: Arrays
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Suite:
 
     folder: Path
     manifest: Manifest
-    checkpoint: Path | None = None  # of models whose weights are no part of it, see `external.py`
+    checkpoint: Path | None = None  # of models whose weights are not in the suite: `models.py`
 
     def case(self, name: str) -> Case:
         """Return the case of this id; ValueError if there is none."""
@@ -63,7 +62,7 @@ class Suite:
         return self.manifest.cases[name]
 
     def path(self, entry: Model | Case) -> Path:
-        """Return where the file of a model or case is, having seen that it is the right one."""
+        """Return the file of a model or case, after verifying its sha256."""
         if not entry.file:
             raise ValueError(
                 f"the weights of model {entry.id!r:.60} are no part of suite "
@@ -79,16 +78,16 @@ class Suite:
             )
         return path
 
-    def tensors(self, model: Model) -> dict[str, np.ndarray]:
+    def tensors(self, model: Model) -> Arrays:
         """Return the weights as they are stored: names, order and dtype of the file."""
         return read_file(self.path(model))
 
-    def read(self, case: Case) -> Arrays:
-        """Return the inputs and the expected numbers of a case that is no JSON."""
-        if case.kind in TEXTS:
+    def read(self, case: Case) -> CaseArrays:
+        """Return the inputs and the expected numbers of a case whose file is not JSON."""
+        if case.kind in TEXT_KINDS:
             raise ValueError(f"case {case.id}: a case of kind {case.kind!r} has no arrays")
         path = self.path(case)
-        arrays = Arrays({}, {})
+        arrays = CaseArrays({}, {})
         for name, array in read_file(path).items():
             part, _, rest = name.partition(".")
             if part not in ("inputs", "expected") or array.dtype not in (np.float64, np.int64):
@@ -109,19 +108,12 @@ class Suite:
         return arrays
 
     def document(self, case: Case) -> dict[str, Any]:
-        """Return the JSON object of a case that is one."""
-        path = self.path(case)
-        try:
-            value = parse_json(read_bytes(path, LARGEST_FILE))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: not valid JSON: {error}") from None
-        if not isinstance(value, dict):
-            raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
-        return value
+        """Return the JSON object of a tokenizer or chat case."""
+        return read_json(self.path(case))
 
 
 def read_suite(folder: str | Path = V1) -> Suite:
-    """Read the manifest of a suite; ValueError in one line if it is none, or of another format."""
+    """Read the manifest of a suite; ValueError in one line for anything else."""
     path = Path(folder) / "manifest.json"
     fields = read_json(path)
     try:

@@ -1,8 +1,8 @@
-"""Loads, stores and atomics: each checks bounds and alignment, and is noted for races and counts.
+"""Loads, stores and atomics: each checks bounds and alignment, and is noted for races and costs.
 
 A site is one such instruction of a kernel. Its methods are called with the state S of the launch,
-addresses, and the mask of the lanes that take part (None: all). An address is one for all lanes or
-an array. What lanes outside of the mask get is 0.
+addresses, and the mask of the lanes that take part (None: all). Addresses are one for all lanes or
+an array. Lanes outside of the mask get 0.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Site:
                     view[index, i] = value
 
     def touch(self, S: Any, a: Values, m: Mask) -> None:
-        """Check and note an access that happens elsewhere."""
+        """Check and note an access without making it."""
         lanes, a = _taking_part(S, a, m)
         self._resolve(S, a, lanes)
 
@@ -100,7 +100,7 @@ class Site:
     # Where it goes
 
     def _resolve(self, S: Any, a: np.ndarray, lanes: Any) -> list[tuple[Any, np.ndarray, Any]]:
-        """Check, note and count; return (lanes, memory as elements, indices) for each memory."""
+        """Check, note and count; return (lanes, memory as elements, indices) of each memory."""
         if not len(a):
             return []
         if self.space == "shared":

@@ -2,7 +2,7 @@
 
 NVRTC comes as a wheel (nvidia-cuda-nvrtc), its headers as another (nvidia-cuda-runtime), and
 cuda-bindings calls it. The flags are those that CuPy compiles with. CuPy asks for machine code, as
-`cubin` does here; the PTX is what NVRTC assembles that of.
+`cubin` does; NVRTC assembles it from the same PTX.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Unavailable(ValueError):  # noqa: N818, as it is read after `raise`
 
 
 class CompileError(ValueError):
-    """NVRTC refused a source; `log` is what it said."""
+    """NVRTC refused a source; `log` is its output."""
 
     def __init__(self, name: str, arch: str, log: str):
         super().__init__(f"{name} does not compile for {arch}: {log.strip()}")
@@ -48,7 +48,7 @@ class CompileError(ValueError):
 
 @dataclass(frozen=True)
 class Program:
-    """A compiled source: its PTX, the compiler's log, and machine code where it was asked for."""
+    """A compiled source: PTX, the compiler's log, and machine code if it was asked for."""
 
     ptx: str
     log: str
@@ -65,7 +65,7 @@ def compile_cuda(
     """Compile CUDA C++ for an architecture such as "sm_90", as CuPy would.
 
     `options` are added to CuPy's flags (`-DNAME=value`, ...); `name` is what the line information
-    calls the source. With `cubin` the log tells registers, shared memory and spills of each kernel.
+    calls the source. With `cubin` the log has registers, shared memory and spills of each kernel.
     Raises CompileError with NVRTC's log, Unavailable where a wheel is missing, and
     ValueError for an architecture that is not written as sm_ and a number.
     """
@@ -111,7 +111,7 @@ def _nvrtc() -> ModuleType:
 
 @cache
 def _headers() -> Path:
-    """Where cuda_fp16.h is: nvidia/cu13/include of CUDA 13's wheel, nvidia/cuda_runtime's of 12."""
+    """Return the folder of cuda_fp16.h, such as nvidia/cu13/include in CUDA 13's wheel."""
     spec = importlib.util.find_spec("nvidia")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         for header in sorted(Path(folder).glob("*/include/cuda_fp16.h")):
@@ -120,7 +120,7 @@ def _headers() -> Path:
 
 
 def _call(function: Any, *args: Any) -> Any:
-    """Call NVRTC; an error that is not the source's is one of ours."""
+    """Call NVRTC; RuntimeError where that fails."""
     status, *results = function(*args)
     if status.value:
         raise RuntimeError(f"{function.__name__}: {status.name}")

@@ -1,11 +1,11 @@
 """Count what accesses cost: bank conflicts of shared memory, sectors of global memory.
 
 Shared memory has 32 banks of 4 bytes. A warp's access takes one wavefront, or two for 8 bytes a
-lane and four for 16, and one more for each further word that a bank has to give in the same
+lane and four for 16, and one more for each further word that a bank has to deliver in the same
 wavefront (CUDA C++ programming guide, "Shared memory"). Global memory moves sectors of 32 bytes.
 
-While a kernel runs, only the distinct patterns of its accesses are kept, for the same pattern costs
-the same elsewhere in memory. What they cost is worked out once somebody asks.
+While a kernel runs, only the distinct patterns of its accesses are kept, since a pattern costs the
+same anywhere in memory. Their costs are computed when they are first read.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Counts:
             self._patterns[key] = (site, pattern, lanes, S.layout, cost)
 
     def lines(self) -> dict[int, LineCounts]:
-        """Work out what each pattern cost, and sum by source line."""
+        """Compute the cost of each pattern, and sum by source line."""
         lines: dict[int, LineCounts] = {}
         for key, (site, pattern, lanes, layout, cost) in self._patterns.items():
             warp = layout.warp if lanes is None else layout.warp.take(lanes)

@@ -1,12 +1,12 @@
-"""What can be wrong with a kernel: one exception for each, which says where it happened."""
+"""The faults of kernels: an exception for each kind, which says where it happened."""
 
 from __future__ import annotations
 
 
 class KernelFault(Exception):  # noqa: N818, the subclasses are named for what happened
-    """A kernel did what it must not; the message says which, where, and what was touched.
+    """A kernel made an error; the message says which one, where, and what was touched.
 
-    `kernel` and `line` (of the CUDA source, 0 where unknown) say where, `block` and `thread` who.
+    `line` is the CUDA source's, 0 where unknown; `block` and `thread` are indices.
     """
 
     def __init__(

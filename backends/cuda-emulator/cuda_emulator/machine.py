@@ -1,10 +1,9 @@
 """Run a kernel: all threads of many blocks at once, each with a program counter.
 
-Of the segments (see `flow.py`) that threads stand before, the first is executed, for all threads
-that stand there; so threads that went different ways meet again where the ways do. While all are
-together, which is most of the time, nothing is masked. A shuffle waits until the lanes that it
-names have come; a barrier until nothing else can run, and then every thread of a block must wait
-there.
+Of the segments (see `translation/flow.py`) that threads are at, the first is executed, for all
+threads at it; so threads that diverged converge again where their paths do. While all are together,
+which is most of the time, nothing is masked. A shuffle waits until the lanes that it names have
+arrived; a barrier until nothing else can run, and then every thread of a block must wait there.
 """
 
 from __future__ import annotations
@@ -48,8 +47,8 @@ def launch(
     """Run a kernel on a grid of blocks, with `dynamic_shared` bytes beside what it declares.
 
     A pointer argument is a Span, a scalar a NumPy scalar of the parameter's width. Raises a
-    KernelFault where the kernel does what it must not (which is when memory is half written),
-    ValueError where the arguments do not fit it.
+    KernelFault for an error of the kernel (memory is then half written), ValueError where the
+    arguments do not fit its parameters.
     """
     _check_shape(kernel, grid, block)
     if kernel.translation is None:
@@ -89,7 +88,7 @@ def _check_shape(kernel: Kernel, grid: Dim, block: Dim) -> None:
 def _bind(
     kernel: Kernel, args: Sequence[Span | np.generic], launched: Launched, memory: Memory
 ) -> None:
-    """Check the arguments against the parameters, and hand them over."""
+    """Check the arguments against the parameters, and pass them on."""
     if len(args) != len(kernel.parameters):
         raise ValueError(
             f"kernel {kernel.name} has {len(kernel.parameters)} parameters, not {len(args)}"
@@ -129,7 +128,7 @@ class _Run:
         self.exit = self.info.flow.exit
 
     def run(self) -> None:
-        """Run; a fault gives way to an earlier race or read of nothing, which may be its cause."""
+        """Run; of a fault and an earlier race or uninitialised read, raise the latter."""
         S = self.S
         try:
             at: int | None = 0
@@ -146,7 +145,7 @@ class _Run:
         S.launched.epoch = S.epoch + 1
 
     def _together(self, at: int) -> bool:
-        """Run while all threads that have not ended are together; tell whether all have ended."""
+        """Run while all threads that have not ended are together; return whether all have ended."""
         S, R, info = self.S, self.R, self.info
         S.complete = False
         alive = None if S.live == S.N else ~S.exited
@@ -186,7 +185,7 @@ class _Run:
                 return True
 
     def _apart(self) -> int | None:
-        """Run until all threads are together again, and tell where; None when all have ended."""
+        """Run until all threads are together again; return their segment, None at the end."""
         S, R, info = self.S, self.R, self.info
         while True:
             if not S.runnable:
@@ -249,12 +248,12 @@ class _Run:
                 TooLong,
                 last,
                 lane,
-                f"not at its end after {S.budget} instructions; is a loop endless?",
+                f"still running after {S.budget} instructions; is a loop endless?",
             )
 
     def _trap(self, segment: Any, m: Any) -> None:
         lane = 0 if m is None else int(np.argmax(m))
-        raise self.S.fault(Trap, segment.last, lane, "the kernel stops itself")
+        raise self.S.fault(Trap, segment.last, lane, "the kernel executed trap")
 
     def _barrier(self, segment: Any) -> None:
         """All threads that have not ended are at one barrier."""

@@ -1,4 +1,4 @@
-"""The device's memory, and what a kernel may touch of it."""
+"""The device's memory, and the part of it that an argument gives to a kernel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FIRST_FREE = 16
 
 @dataclass(frozen=True)
 class Span:
-    """A pointer argument: where it points, and how many bytes the kernel may touch from there."""
+    """A pointer argument: its address, and how many bytes from there the kernel may access."""
 
     address: int
     nbytes: int
@@ -23,7 +23,7 @@ class Span:
 
 
 class Memory:
-    """Allocations on the pretended device, each in a region of its own."""
+    """Allocations on the emulated device, each in a region of its own."""
 
     def __init__(self) -> None:
         self._regions: dict[int, np.ndarray] = {}
@@ -40,7 +40,7 @@ class Memory:
         return region << REGION_BITS
 
     def free(self, address: int) -> None:
-        """Give an allocation back; ValueError unless `address` is where one begins."""
+        """Free an allocation; ValueError unless `address` is where one begins."""
         region, offset = divmod(address, 1 << REGION_BITS)
         if offset or region not in self._regions:
             raise ValueError(f"cannot free {address:#x}: no allocation begins there")

@@ -337,7 +337,7 @@ class _Body:
         return Operand("address", value=_integer(offset.strip()) if offset else 0, parts=(inner,))
 
     def _resolve(self) -> None:
-        """Give each label a unique name, and each branch the one that it sees."""
+        """Give each label a unique name, and each branch the name of its target in scope."""
         for path, scope in self.labels.items():
             for name, index in scope.items():
                 self.kernel.labels[f"{name}@{path[-1]}" if len(path) > 1 else name] = index

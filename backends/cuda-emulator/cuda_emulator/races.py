@@ -1,14 +1,14 @@
-"""Find races: two threads touch the same bytes, one of them writes, and nothing orders them.
+"""Find races: two threads access the same bytes, one of them writes, and nothing orders them.
 
 What orders two accesses of threads of one block is a barrier between them; within one warp also a
 `__syncwarp` or a shuffle or vote that both lanes take part in, and of one thread its program. Two
 blocks are never ordered. (PTX ISA manual, "Memory consistency model".)
 
-Accesses are only noted while the kernel runs. They are looked through at each barrier, for shared
-memory, and at the end of the launch, for global memory: a few operations on long arrays.
+Accesses are only noted while the kernel runs. Those of shared memory are checked at each barrier,
+those of global memory at the end of the launch, by a few operations on long arrays.
 
-What is not seen: where lanes meet in groups smaller than a warp, a meeting of one group may pass
-for one of another; and of global memory, races of accesses with more than `LOOK_BACK` between.
+What is not found: where lanes synchronize in groups smaller than a warp, one group's point may be
+taken for another's; and of global memory, races of accesses with more than `LOOK_BACK` between.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Note(NamedTuple):
     lanes: Any  # None: all
     threads: np.ndarray  # of all lanes, numbered through the launch
     epoch: int  # how many barriers came before
-    clock: Any  # how many meetings of the warp came before, one number or one a lane
+    clock: Any  # how often the warp synchronized before, one number or one a lane
 
 
 @dataclass
@@ -70,33 +70,33 @@ class Tracker:
             self.written = True
 
     def full(self) -> bool:
-        """Tell whether so much is noted that it should be looked through."""
+        """Return whether so much is noted that it should be checked."""
         return self._size > LOOK_BACK
 
     def check(self, S: Any) -> None:
-        """Look through what was noted, and forget it. Raises Race or Uninitialised."""
+        """Check what was noted, and forget it. Raises Race or Uninitialised."""
         notes, self.notes = self.notes, []
         written, self.written = self.written, False
         self._size = 0
         if not notes or not (written or self._initialised is not None):
             return
-        wheres = [self._where(note) for note in notes]
+        all_units = [self._units(note) for note in notes]
         if self._initialised is not None:
-            self._check_initialised(S, notes, wheres)
+            self._check_initialised(S, notes, all_units)
         if written:
-            clash = self._clash(S, notes, wheres)
+            clash = self._clash(S, notes, all_units)
             if clash:
                 raise S.race(clash)
 
-    def _check_initialised(self, S: Any, notes: list[Note], wheres: list[np.ndarray]) -> None:
+    def _check_initialised(self, S: Any, notes: list[Note], all_units: list[np.ndarray]) -> None:
         done = self._initialised
         assert done is not None
-        pairs = list(zip(notes, wheres, strict=True))
-        reads = [where for note, where in pairs if note.site.kind in READING]
+        pairs = list(zip(notes, all_units, strict=True))
+        reads = [units for note, units in pairs if note.site.kind in READING]
         if reads and not done.take(np.concatenate(reads)).all():
-            for note, where in pairs:
-                if note.site.kind in READING and not done[where].all():
-                    i = int(np.argmin(done[where])) // self._each(note)
+            for note, units in pairs:
+                if note.site.kind in READING and not done[units].all():
+                    i = int(np.argmin(done[units])) // self._each(note)
                     lane = i if note.lanes is None else int(note.lanes[i])
                     raise S.fault(
                         Uninitialised,
@@ -106,15 +106,15 @@ class Tracker:
                         "memory, which nothing was written to",
                     )
                 if note.site.kind in WRITING:
-                    done[where] = True
-        for note, where in pairs:
+                    done[units] = True
+        for note, units in pairs:
             if note.site.kind in WRITING:
-                done[where] = True
+                done[units] = True
 
     def _each(self, note: Note) -> int:
         return max(1, note.site.size >> self.shift)
 
-    def _where(self, note: Note) -> np.ndarray:
+    def _units(self, note: Note) -> np.ndarray:
         """The units that a note's lanes touch, those of a lane side by side."""
         units = note.offsets >> self.shift
         each = self._each(note)
@@ -122,47 +122,47 @@ class Tracker:
             return units
         return (units[:, None] + np.arange(each)).ravel()
 
-    def _who(self, note: Note) -> np.ndarray:
+    def _threads(self, note: Note) -> np.ndarray:
         threads = note.threads if note.lanes is None else note.threads.take(note.lanes)
         each = self._each(note)
         return threads if each == 1 else np.repeat(threads, each)
 
-    def _clash(self, S: Any, notes: list[Note], wheres: list[np.ndarray]) -> Clash | None:
-        """Find two accesses that nothing orders; first whatever two threads touched at all."""
+    def _clash(self, S: Any, notes: list[Note], all_units: list[np.ndarray]) -> Clash | None:
+        """Find two accesses that nothing orders, among the units that several threads touched."""
         if self._owner is None:
             self._owner = np.zeros(self.units, dtype=np.int64)
         marks = np.zeros(self.units, dtype=bool)
-        for note, where in zip(notes, wheres, strict=True):
+        for note, units in zip(notes, all_units, strict=True):
             if note.site.writes:
-                marks[where] = True
-        kept = []  # what is written at all: a note's number, positions in it, units, threads
-        for i, (note, where) in enumerate(zip(notes, wheres, strict=True)):
-            chosen = np.flatnonzero(marks[where])
+                marks[units] = True
+        written = []  # accesses of units that are written: note number, positions, units, threads
+        for i, (note, units) in enumerate(zip(notes, all_units, strict=True)):
+            chosen = np.flatnonzero(marks[units])
             if len(chosen):
-                kept.append((i, chosen, where[chosen], self._who(note)[chosen]))
-        where = np.concatenate([k[2] for k in kept])
-        who = np.concatenate([k[3] for k in kept])
-        self._owner[where] = who
-        shared = self._owner[where] != who
+                written.append((i, chosen, units[chosen], self._threads(note)[chosen]))
+        units = np.concatenate([k[2] for k in written])
+        threads = np.concatenate([k[3] for k in written])
+        self._owner[units] = threads
+        shared = self._owner[units] != threads
         if not shared.any():
             return None
         marks[:] = False
-        marks[where[shared]] = True
-        chosen = np.flatnonzero(marks[where])
-        number = np.concatenate([np.full(len(k[1]), k[0]) for k in kept])[chosen]
-        position = np.concatenate([k[1] for k in kept])[chosen]
-        return self._exact(S, notes, where[chosen], who[chosen], number, position)
+        marks[units[shared]] = True
+        chosen = np.flatnonzero(marks[units])
+        number = np.concatenate([np.full(len(k[1]), k[0]) for k in written])[chosen]
+        position = np.concatenate([k[1] for k in written])[chosen]
+        return self._exact(S, notes, units[chosen], threads[chosen], number, position)
 
     def _exact(
         self,
         S: Any,
         notes: list[Note],
-        where: np.ndarray,
-        who: np.ndarray,
+        units: np.ndarray,
+        threads: np.ndarray,
         number: np.ndarray,
         position: np.ndarray,
     ) -> Clash | None:
-        """Compare blocks, then warps between barriers, then threads between meetings."""
+        """Compare blocks, then warps between barriers, then threads between synchronizations."""
         kinds = np.array([KINDS[note.site.kind] for note in notes])[number]
         epochs = np.array([note.epoch for note in notes])[number]
         clocks = np.empty(len(number), dtype=np.int64)
@@ -173,16 +173,16 @@ class Tracker:
             else:
                 lanes = position[of] // self._each(note)
                 clocks[of] = note.clock[lanes if note.lanes is None else note.lanes[lanes]]
-        blocks = who // S.T
-        warps = blocks * S.warps_a_block + who % S.T // 32
-        group = np.unique(where, return_inverse=True)[1]
-        for party, refine in ((blocks, (blocks, epochs)), (warps, (warps, clocks)), (who, ())):
+        blocks = threads // S.T
+        warps = blocks * S.warps_a_block + threads % S.T // 32
+        group = np.unique(units, return_inverse=True)[1]
+        for party, refine in ((blocks, (blocks, epochs)), (warps, (warps, clocks)), (threads, ())):
             pair = _clashing(group, party, kinds)
             if pair is not None:
                 i, j = sorted(pair, key=lambda at: (number[at], position[at]))
                 return Clash(
-                    notes[number[i]], int(who[i]), notes[number[j]], int(who[j]),
-                    int(where[i]) << self.shift,
+                    notes[number[i]], int(threads[i]), notes[number[j]], int(threads[j]),
+                    int(units[i]) << self.shift,
                 )  # fmt: skip
             for values in refine:
                 ranks = np.unique(values, return_inverse=True)[1]
@@ -191,7 +191,7 @@ class Tracker:
 
 
 def _clashing(group: np.ndarray, party: np.ndarray, kinds: np.ndarray) -> tuple[int, int] | None:
-    """Two members of a group, of different parties, whose kinds do not go together."""
+    """Return two members of a group, of different parties, whose kinds of access conflict."""
     count = int(group.max()) + 1
     low = np.full(count, np.iinfo(np.int64).max)
     high = np.full(count, -1)

@@ -1,4 +1,4 @@
-"""What a launch was and cost, and a report of that beside the lines of the CUDA source."""
+"""What a launch was and what it cost, and a report of that beside the lines of the CUDA source."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Dim = tuple[int, int, int]
 
 @dataclass
 class Launch:
-    """What a launch was, and, once `lines` is asked for, what it cost."""
+    """What a launch was and, computed when `lines` is first read, what it cost."""
 
     kernel: str
     source: str
@@ -27,7 +27,7 @@ class Launch:
 
     @cached_property
     def lines(self) -> dict[int, LineCounts]:
-        """The counts by line of the CUDA source, 0 for what has no line."""
+        """The counts by line of the CUDA source; line 0 is for instructions without one."""
         info = self.launched.info
         lines = self.launched.counts.lines()
         for segment, times in zip(info.flow.segments, self.launched.issued, strict=True):
@@ -50,7 +50,7 @@ collectors: list[list[Launch]] = []
 
 @contextmanager
 def collecting() -> Iterator[list[Launch]]:
-    """Give a list that every launch is added to, whoever makes it, while the context lasts."""
+    """Return a context whose value is a list that every launch within it is added to."""
     launches: list[Launch] = []
     collectors.append(launches)
     try:

@@ -1,4 +1,4 @@
-"""The state of a launch while a batch of its blocks runs: memories, arguments, who waits where."""
+"""The state of a launch while a batch of its blocks runs: threads, memories, arguments."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ class Layout:
         self.bit = np.uint32(1) << self.lane.astype(np.uint32)
         self.warp_starts = np.flatnonzero(self.lane == 0)
         self.warp_first = self.warp_starts[self.warp]
-        self.shuffles: dict[Any, Any] = {}  # what `warps.shuffle` has worked out
+        self.shuffles: dict[Any, Any] = {}  # computed by `warps.shuffle`
 
     def warps_with(self, m: np.ndarray) -> int:
-        """How many warps have a lane in a mask."""
+        """Return how many warps have a lane in a mask."""
         return int(np.count_nonzero(np.logical_or.reduceat(m, self.warp_starts)))
 
 
 @lru_cache(maxsize=64)
 def layout(block: tuple[int, int, int], blocks: int) -> Layout:
-    """Make a layout, or take one that was made."""
+    """Return a layout; one is made for each shape."""
     return Layout(block, blocks)
 
 
@@ -70,7 +70,7 @@ class Window:
 
 
 def view(data: np.ndarray, key: tuple[np.dtype, int]) -> np.ndarray:
-    """Bytes as elements (n,), or as vectors (n, vector), without what is left over at the end."""
+    """Return bytes as elements (n,), or as vectors (n, vector), without a remainder at the end."""
     dtype, vector = key
     size = dtype.itemsize * vector
     elements = data[: len(data) // size * size].view(dtype)
@@ -78,7 +78,7 @@ def view(data: np.ndarray, key: tuple[np.dtype, int]) -> np.ndarray:
 
 
 class Launched:
-    """What all batches of a launch have in common."""
+    """What all batches of a launch share."""
 
     def __init__(self, info: Any, grid: tuple[int, ...], block: tuple[int, ...]):
         self.info, self.grid, self.block = info, grid, block
@@ -116,7 +116,7 @@ class Launched:
 
 
 class State:
-    """A batch of blocks that runs: what the functions of a kernel call `S`."""
+    """A batch of blocks that runs, called `S` by the functions of a kernel."""
 
     def __init__(self, launched: Launched, layout: Layout, first_block: int, budget: int):
         self.launched, self.layout, self.first_block = launched, layout, first_block
@@ -132,15 +132,15 @@ class State:
         self._specials(launched)
         self._memories()
         self.epoch = launched.epoch  # barriers so far
-        self.tick = 0  # meetings of a warp so far
+        self.tick = 0  # synchronizations of a warp so far
         self.clocks: np.ndarray | None = None  # the tick of each lane's last, None: of all
         self.copies: list[Copy] = []  # under way, see `accesses.py`
         self.groups = np.zeros(self.N, dtype=np.int64)  # of copies that each lane has committed
-        self.complete = False  # of the lanes that run, whole warps have met
+        self.complete = False  # of the lanes that run, whole warps have synchronized
         self.exited = np.zeros(self.N, dtype=bool)
         self.live = self.N
         self.waiting: dict[int, np.ndarray] = {}  # at a barrier, by the segment that comes next
-        self.stalled: dict[int, np.ndarray] = {}  # at a meeting of a warp, by its segment
+        self.stalled: dict[int, np.ndarray] = {}  # waiting for lanes of the warp, by segment
         self.runnable: dict[int, np.ndarray] = {}
 
     def _specials(self, launched: Launched) -> None:
@@ -208,7 +208,7 @@ class State:
         return view(self._local, key)
 
     def shared_offset(self, offset: int) -> int:
-        """Where in its block's shared memory a byte of all of it is."""
+        """Return the offset within its block's shared memory of a byte of all of it."""
         return offset % self._stride
 
     def window_numbers(self, a: np.ndarray) -> np.ndarray:
@@ -220,7 +220,7 @@ class State:
         return numbers
 
     def within(self, a: np.ndarray, size: int) -> np.ndarray:
-        """Tell which accesses lie within one window."""
+        """Return which accesses lie within one window."""
         inside = np.zeros(len(a), dtype=bool)
         for window in self.windows:
             offset = a - window.base
@@ -228,7 +228,7 @@ class State:
         return inside
 
     def describe(self, address: int) -> str:
-        """Say which argument an address belongs to, or is nearest to."""
+        """Describe an address by the argument that it belongs to, or is nearest to."""
         near = [(abs(address - w.base - w.start), i) for i, w in enumerate(self.windows)]
         distance, i = min(near, default=(1 << REGION_BITS, 0))
         if distance >= 1 << (REGION_BITS - 1):
@@ -260,7 +260,7 @@ class State:
                 return f"byte {offset - window.start} of {window.name!r}"
         return f"byte {self.shared_offset(offset)} of shared memory"
 
-    clashing: Tracker | None = None  # the one that is being looked through
+    clashing: Tracker | None = None  # the one that is being checked
 
     def _name(self, clash: Clash) -> str:
         block, thread = divmod(clash.first_thread, self.T)
@@ -288,7 +288,7 @@ class State:
         return number % x, number // x % y, number // (x * y)
 
     def whereabouts(self, lane: int, absent: int) -> str:
-        """Say where lanes of a lane's warp are that are not here, given as bits."""
+        """Describe where the absent lanes of a lane's warp are; `absent` has their bits."""
         first = int(self.layout.warp_first[lane])
         others = [first + i for i in range(32) if absent >> i & 1]
         if first % self.T + others[0] - first >= self.T:
@@ -296,7 +296,7 @@ class State:
         return self.where(others[0])
 
     def where(self, lane: int) -> str:
-        """Say what a lane does that is not here."""
+        """Describe what an absent lane does."""
         if self.exited[lane]:
             return "have ended"
         segments = self.info.flow.segments
@@ -306,15 +306,15 @@ class State:
         for pc, mask in self.stalled.items():
             if mask[lane]:
                 return f"wait for other lanes on line {segments[pc].body[0].line}"
-        return "are elsewhere"
+        return "took another branch"
 
     def check(self) -> None:
-        """Look for races and reads of nothing in what was noted of shared memory."""
+        """Check the noted accesses of shared memory for races and uninitialised reads."""
         self.clashing = None
         self.shared_tracker.check(self)
 
     def check_global(self) -> None:
-        """Look for races in what was noted of global memory."""
+        """Check the noted accesses of global memory for races."""
         for tracker in {id(w.tracker): w.tracker for w in self.windows}.values():
             self.clashing = tracker
             tracker.check(self)

@@ -47,7 +47,7 @@ def test_a_mistake_in_the_source() -> None:
 
 
 @pytest.mark.parametrize("arch", ["sm_1", "90", "sm_ninety"])
-def test_an_architecture_that_does_not_exist(arch: str) -> None:
+def test_an_unknown_architecture(arch: str) -> None:
     with pytest.raises(ValueError, match=arch):
         compile_cuda("", arch)
 
@@ -84,7 +84,7 @@ def test_lines_are_those_of_the_source() -> None:
     assert {i.line for i in kernel.instructions if i.opcode.startswith("add.ftz")} == {2}
 
 
-def test_lines_within_headers_are_those_that_call() -> None:
+def test_lines_of_inlined_headers_are_those_of_the_call() -> None:
     source = """#line 70 "helper.h"
     __device__ float inner(float x) { return sqrtf(x); }
     __device__ float outer(float x) { return inner(x) + 1; }

@@ -154,14 +154,14 @@ join:
 """
 
 
-def test_lanes_meet_again_where_their_ways_do() -> None:
+def test_diverged_lanes_converge_again() -> None:
     launch = run(parse(HEAD + JOIN).kernels["k"], block=64)
     counted = {number: counts.instructions for number, counts in launch.lines.items()}
     # The first warp goes both ways and then on as one, the second one way.
     assert counted == {7: 6, 8: 4, 9: 1, 10: 4}
 
 
-def test_a_branch_is_paid_by_the_warps_that_take_it() -> None:
+def test_a_branch_costs_the_warps_that_take_it() -> None:
     source = """extern "C" __global__ void k(float* y) {
         if (threadIdx.x < 40)
             y[threadIdx.x] = sqrtf(y[threadIdx.x + 40]);

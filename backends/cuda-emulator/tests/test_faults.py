@@ -1,4 +1,4 @@
-"""Kernels that do what they must not: each is caught, on its line, with who did it."""
+"""Faults of kernels: each is caught, with its line and thread."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_a_write_before_the_start() -> None:
 
 
 @pytest.mark.parametrize(("bytes_", "kind"), [(4, OutOfBounds), (2, Misaligned)])
-def test_what_goes_wrong_later_in_a_loop(bytes_: int, kind: type[KernelFault]) -> None:
+def test_a_fault_in_a_later_round_of_a_loop(bytes_: int, kind: type[KernelFault]) -> None:
     # The instruction has been in order before; the argument ends where no power of two does.
     source = """(const char* x, float* y, int n, int step) {
         float sum = 0;
@@ -59,7 +59,7 @@ def test_what_goes_wrong_later_in_a_loop(bytes_: int, kind: type[KernelFault]) -
     assert error.thread == ((31 if bytes_ == 4 else 0), 0, 0)
 
 
-def test_what_the_allocation_has_but_the_argument_has_not() -> None:
+def test_bytes_of_the_allocation_beyond_the_argument() -> None:
     source = """(const float* x, float* y) {
         y[threadIdx.x] = x[threadIdx.x + 1];  // here
     }"""
@@ -67,7 +67,7 @@ def test_what_the_allocation_has_but_the_argument_has_not() -> None:
     assert error.thread == (31, 0, 0)
 
 
-def test_a_pointer_to_nothing() -> None:
+def test_a_null_pointer() -> None:
     source = """(float* y) {
         ((float*)64)[threadIdx.x] = 1;  // here
     }"""
@@ -176,7 +176,7 @@ def test_a_vector_of_global_memory_that_was_aligned_before() -> None:
         assert f"at byte {step} of 'argument 0'" in error.what
 
 
-def test_a_read_of_shared_memory_that_nobody_wrote() -> None:
+def test_a_read_of_uninitialised_shared_memory() -> None:
     source = """(float* y) {
         __shared__ float s[64];
         s[threadIdx.x] = 1;
@@ -197,7 +197,7 @@ def test_an_endless_loop() -> None:
     assert "after 1000 instructions" in error.what
 
 
-def test_a_trap() -> None:
+def test_trap() -> None:
     source = """(int* y, int n) {
         if (n > 3) __trap();  // here
         y[threadIdx.x] = n;

@@ -130,7 +130,7 @@ def test_fma_of_subnormals() -> None:
     assert (got == np.array([nearest(e) for e in exact])).all()
 
 
-def test_fma_of_what_is_not_finite() -> None:
+def test_fma_of_infinity_and_nan() -> None:
     a, b = pairs()
     for c in (np.inf, -np.inf, np.nan, 1.0):
         third = np.full(len(a), c, dtype=np.float32)
@@ -158,7 +158,7 @@ def test_two_operands(name: str, ftz: str) -> None:
     same(got, flushed(wanted) if ftz else wanted)
 
 
-def test_approximate_division_by_what_has_no_normal_reciprocal() -> None:
+def test_approximate_division_by_numbers_without_a_normal_reciprocal() -> None:
     limit = np.float32(2.0**126)
     above, below = np.nextafter(limit, np.float32(np.inf)), np.nextafter(limit, np.float32(0))
     largest, inf, nan = np.finfo(np.float32).max, np.float32(np.inf), np.float32(np.nan)
@@ -213,7 +213,7 @@ def test_the_sign_of_zero() -> None:
 
 
 @pytest.mark.parametrize("name", ["min", "max"])
-def test_smaller_and_larger(name: str) -> None:
+def test_minimum_and_maximum(name: str) -> None:
     a, b = pairs()
     got = apply(f"{name}.f32 d, a, b;", "float32", a, b)
     for x, y, z in zip(a, b, got, strict=True):
@@ -258,7 +258,7 @@ def test_functions(name: str, function, low: float, high: float) -> None:
     assert (got == function(a.astype(np.float64)).astype(np.float32)).all()
 
 
-def test_functions_at_the_ends() -> None:
+def test_functions_at_the_limits() -> None:
     inf, nan = np.inf, np.nan
     a = np.array([0, -0.0, inf, -inf, nan, -200, 200, 1e-40], dtype=np.float32)
     wanted = {
@@ -318,7 +318,7 @@ def test_double_precision() -> None:
     assert (got != 0).any()
 
 
-def test_flushing_what_a_register_holds_now() -> None:
+def test_a_flushed_register_that_is_assigned_again() -> None:
     a, b = np.full(32, TINY / 2), np.full(32, np.float32(3))
     text = "{ .reg .f32 x, y; mov.b32 x, a; add.ftz.f32 y, x, 0f3F800000; mov.b32 x, b; "
     got = apply(text + "add.ftz.f32 d, x, y; }", "float32", a, b)

@@ -207,7 +207,7 @@ def test_permuting_bytes() -> None:
 
 
 @pytest.mark.parametrize("table", [0xE8, 0x96, 0x80, 0xFE, 0x1B, 0])
-def test_any_function_of_three_bits(table: int) -> None:
+def test_lop3(table: int) -> None:
     a, b = both("uint32")
     c = numbers("uint32", 11)
     got = apply(f"lop3.b32 d, a, b, c, {table};", "uint32", a, b, c)
@@ -249,7 +249,7 @@ def test_comparisons_with_a_predicate(name: str) -> None:
     assert (apply("not.pred d, a;", "bool", c) == ~c).all()
 
 
-def test_choosing() -> None:
+def test_selp_and_slct() -> None:
     a, b = both("int32")
     c = np.arange(len(a)) % 3 == 0
     assert (apply("selp.b32 d, a, b, c;", "int32", a, b, c) == np.where(c, a, b)).all()

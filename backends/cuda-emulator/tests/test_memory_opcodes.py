@@ -29,7 +29,7 @@ def test_vectors(type_: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64"])
-def test_narrow_types_are_widened_as_they_should_be(dtype: str) -> None:
+def test_narrow_types_are_widened(dtype: str) -> None:
     names = {"int8": "signed char", "uint8": "unsigned char", "int16": "short", "int32": "int",
              "uint16": "unsigned short", "uint32": "unsigned", "int64": "long long"}  # fmt: skip
     source = f"""typedef {names[dtype]} number;
@@ -46,7 +46,7 @@ def test_narrow_types_are_widened_as_they_should_be(dtype: str) -> None:
 
 
 def test_generic_addresses_of_several_memories() -> None:
-    # Each lane's pointer goes to shared, global or local memory, so that only the address tells.
+    # Each lane's pointer goes to shared, global or local memory, so that only the address decides.
     source = """extern "C" __global__ void k(const float* x, float* y, int n) {
         __shared__ float s[32];
         float own[2] = {-1.0f * threadIdx.x, 0};
@@ -79,7 +79,7 @@ def test_constant_memory_and_variables() -> None:
     assert min(old) == 39  # it keeps its value from launch to launch
 
 
-def test_static_and_dynamic_shared_memory_side_by_side() -> None:
+def test_static_and_dynamic_shared_memory_together() -> None:
     source = """extern "C" __global__ void k(float* y) {
         __shared__ char odd[3];
         __shared__ double wide[2];
@@ -213,7 +213,7 @@ def test_labels_and_registers_in_scopes() -> None:
     assert y[0] == 235
 
 
-def test_a_register_that_is_set_in_one_round_and_read_in_the_next() -> None:
+def test_a_register_that_is_set_in_one_round_of_a_loop_and_read_in_the_next() -> None:
     text = """.visible .entry k(.param .u64 out) {
         .reg .b64 %rd<3>; .reg .b32 %r<5>, x; .reg .pred p, q;
         mov.u32 %r0, %tid.x; ld.param.u64 %rd0, [out];
@@ -231,7 +231,7 @@ def test_a_register_that_is_set_in_one_round_and_read_in_the_next() -> None:
     assert (y == i + (i + 1) * (i % 2)).all()
 
 
-def test_memory_is_in_regions_far_apart() -> None:
+def test_allocations_are_in_regions_of_their_own() -> None:
     memory = Memory()
     first, second = memory.allocate(10), memory.allocate(0)
     assert first % (1 << 40) == second % (1 << 40) == 0

@@ -13,7 +13,7 @@ from cuda_emulator.__main__ import main
 
 EXAMPLE = str(Path(__file__).parents[1] / "examples" / "transpose.py")
 
-TRANSPOSE = """// A tile of 32 by 32, turned.
+TRANSPOSE = """// A tile of 32 by 32, transposed.
 
 extern "C" __global__ void k(const float* x, float* y)
 {

@@ -23,7 +23,7 @@ def on(*numbers, dtype=np.float32):
     return cp.asarray(np.array(numbers, dtype=dtype))
 
 
-# Refusals: what cupy answers with a TypeError or ValueError, and what it would not tell
+# Refusals: what cupy answers with a TypeError or ValueError, and what fails in it silently
 
 host = np.ones((2, 3), dtype=np.float32)
 card = cp.asarray(host)
@@ -55,7 +55,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_it_is_refused(what):
+def test_cupy_would_refuse_it(what):
     with pytest.raises(TypeError):
         REFUSED[what]()
 
@@ -133,7 +133,7 @@ def test_new_memory_holds_nan_also_where_zeros_were_before():
     assert (cp.empty(5, np.int64).get() > 2**62).all()
 
 
-def test_memory_is_counted_and_comes_back_when_the_last_pointer_into_it_dies():
+def test_memory_is_counted_and_freed_with_the_last_pointer_into_it():
     gc.collect()
     used, allocations = _card.CARD.used, _card.CARD.allocations
     array = cp.empty((4, 8), np.float16)
@@ -148,7 +148,7 @@ def test_memory_is_counted_and_comes_back_when_the_last_pointer_into_it_dies():
     assert (_card.CARD.used, _card.CARD.allocations) == (used, allocations + 1)
 
 
-def test_more_than_there_is_is_out_of_memory(monkeypatch):
+def test_asking_for_too_much_is_out_of_memory(monkeypatch):
     monkeypatch.setattr(_card.CARD, "total", _card.CARD.used + 1000)
     kept = cp.empty(100, float)
     assert cp.cuda.Device().mem_info == (200, _card.CARD.total)
@@ -199,7 +199,7 @@ def test_pinned_memory_that_is_written_to_while_it_may_be_copied_is_an_error(way
     host[1] = 5
     with pytest.raises(Overwritten):
         WAYS_TO_GO_ON[way](event, array)
-    np.testing.assert_array_equal(array.get(), [1, 2, 3])  # it is told once
+    np.testing.assert_array_equal(array.get(), [1, 2, 3])  # the error is raised once
 
 
 @pytest.mark.parametrize("way", ["an event", "numbers", "other numbers"])
@@ -213,7 +213,7 @@ def test_it_may_be_written_to_after_a_wait(way):
     np.testing.assert_array_equal(array.get(), [2, 3, 4])
 
 
-def test_an_event_is_of_what_came_before_its_last_record():
+def test_an_event_waits_for_what_came_before_its_last_record():
     array, first, second = cp.zeros(3, np.int64), pinned(1, 2, 3), pinned(4, 5, 6)
     event = cp.cuda.Event(disable_timing=True)
     event.synchronize()
@@ -257,7 +257,7 @@ def put_fixture():
     return cp.RawModule(code=PUT).get_function("put")
 
 
-def test_python_numbers_are_8_bytes_wide_and_numpys_as_wide_as_they_are(put):
+def test_python_numbers_are_8_bytes_wide_and_numpys_keep_their_width(put):
     out = cp.zeros(2, np.int64)
     put((1,), (1,), (out, 2**40 + 1, 1.5), shared_mem=8)
     np.testing.assert_array_equal(out.get(), [2**40 + 1, 3])
@@ -269,7 +269,7 @@ def test_python_numbers_are_8_bytes_wide_and_numpys_as_wide_as_they_are(put):
             narrow((1,), (1,), arguments)
 
 
-def test_arguments_are_arrays_of_the_card_without_gaps_pointers_and_numbers(put):
+def test_arguments_are_contiguous_arrays_pointers_and_numbers(put):
     out = cp.zeros((2, 2), np.int64)
     put((1,), (1,), (out[1].data, 4, 2.5), shared_mem=8)
     np.testing.assert_array_equal(out.get(), [[0, 0], [4, 5]])
@@ -280,7 +280,7 @@ def test_arguments_are_arrays_of_the_card_without_gaps_pointers_and_numbers(put)
             put((1,), (1,), (wrong, 4, 2.5), shared_mem=8)
 
 
-def test_a_kernel_may_touch_its_array_alone_not_what_lies_beside_it(put):
+def test_a_kernel_may_access_its_array_alone_not_its_neighbours(put):
     out = cp.zeros((2, 2), np.int64)
     with pytest.raises(Exception, match="OutOfBounds"):
         put((1,), (1,), (out[1, 1:], 4, 2.5), shared_mem=8)
@@ -288,7 +288,7 @@ def test_a_kernel_may_touch_its_array_alone_not_what_lies_beside_it(put):
         put((1,), (1,), (out[0, 1:], 4, 2.5), shared_mem=8)  # the next number is of the same block
 
 
-def test_shared_memory_past_48_kib_has_to_be_opted_in_and_the_card_has_to_have_it(monkeypatch):
+def test_more_than_48_kib_of_shared_memory_needs_opting_in_and_a_card_that_has_it(monkeypatch):
     def launch(put, nbytes):
         put((1,), (1,), (cp.zeros(2, np.int64), 4, 2.5), shared_mem=nbytes)
 
@@ -337,7 +337,7 @@ def test_a_source_is_compiled_once(monkeypatch, put):
 # The card
 
 
-def test_the_environment_says_which_card_it_is(monkeypatch):
+def test_the_environment_chooses_the_card(monkeypatch):
     monkeypatch.delenv(_card.VARIABLE, raising=False)
     assert cp.cuda.Device().compute_capability == "90"
     monkeypatch.setenv(_card.VARIABLE, "sm_120")

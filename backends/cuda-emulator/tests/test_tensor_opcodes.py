@@ -114,7 +114,7 @@ def test_ldmatrix(count: int, transposed: bool) -> None:
     assert launch.lines[8].wavefronts == count
 
 
-def test_ldmatrix_wants_rows_of_16_bytes() -> None:
+def test_ldmatrix_needs_rows_of_16_bytes() -> None:
     with pytest.raises(Misaligned):
         run(
             compiled(ldmatrix(4, False, offset=8)),
@@ -151,7 +151,7 @@ def test_asynchronous_copies() -> None:
     assert (y == x[:, ::-1]).all()
 
 
-def test_asynchronous_copies_that_nobody_waits_for() -> None:
+def test_asynchronous_copies_without_a_wait() -> None:
     x, y = np.zeros(256, dtype=np.float32), np.zeros(256, dtype=np.float32)
     early = COPY.replace("FIRST", WAIT % 2).replace("SECOND", WAIT % 0)
     with pytest.raises((Uninitialised, Race)):
@@ -163,7 +163,7 @@ def test_asynchronous_copies_that_nobody_waits_for() -> None:
         run(compiled(unsynchronised), x, y, np.int32(32))
 
 
-def test_an_asynchronous_copy_over_what_is_still_read() -> None:
+def test_an_asynchronous_copy_over_memory_that_is_still_read() -> None:
     source = """extern "C" __global__ void k(const float* x, float* y) {
         __shared__ float s[32];
         int i = threadIdx.x;

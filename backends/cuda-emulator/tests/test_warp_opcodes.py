@@ -43,7 +43,7 @@ def test_shuffles(mode: str, width: int) -> None:
             assert good[at].tolist() == valid
 
 
-def test_a_shuffle_by_lanes_that_differ() -> None:
+def test_a_shuffle_from_a_different_lane_for_each() -> None:
     a = np.arange(100, 132, dtype=np.int32)
     b = (7 * LANES % 32).astype(np.int32)
     got = apply("shfl.sync.idx.b32 d, a, b, 31, 0xffffffff;", "int32", a, b)
@@ -114,7 +114,7 @@ def test_matches() -> None:
     assert (got == 0xFFFFFFFF).all()
 
 
-def test_who_is_here() -> None:
+def test_active_lanes() -> None:
     source = """extern "C" __global__ void k(unsigned* y) {
         y[threadIdx.x] = __activemask();
         if (threadIdx.x % 3 == 0) y[threadIdx.x] = __activemask();
@@ -147,7 +147,7 @@ def test_special_registers() -> None:
     assert (y[2::3].view(np.uint32) == (1 << (thread % 32)) - 1).all()
 
 
-def test_barriers_that_count() -> None:
+def test_barriers_that_reduce() -> None:
     source = """extern "C" __global__ void k(int* y) {
         int i = threadIdx.x + blockIdx.x * blockDim.x;
         bool p = threadIdx.x % 3 == blockIdx.x;

@@ -29,7 +29,7 @@ class Heads:
 
 
 def visible_pairs(T: int, window: int) -> int:
-    """Count the pairs of a query and a key it sees, in a text of T tokens."""
+    """Count the visible pairs of a query and a key, in a text of T tokens."""
     wide = min(T, window)
     return wide * (wide + 1) // 2 + (T - wide) * window
 

@@ -1,7 +1,7 @@
-"""What a kernel must do, held against the float64 oracle: one function for each demand.
+"""What a kernel must compute, compared with the float64 oracle: one function for each property.
 
-They raise AssertionError, or the emulator a KernelFault. `test_kernels.py` makes them of the
-kernels as they are, `test_planted_bugs.py` of spoiled ones.
+They raise AssertionError, or the emulator a KernelFault. `test_kernels.py` applies them to
+the kernels, `test_planted_bugs.py` to kernels with a bug.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ EPS = 1e-5
 
 
 def drawn(dtype: str, *shape: int, seed: int = 0) -> np.ndarray:
-    """Draw normal numbers, none of them subnormal."""
+    """Draw normally distributed numbers, none of them subnormal."""
     return normal(np.random.default_rng(seed), dtype, *shape)
 
 
@@ -43,7 +43,7 @@ def at_offset(array: np.ndarray, offset: int) -> Any:
 
 
 class Untouched:
-    """A block of the card's memory, zeros, which takes none of the host's where nobody writes."""
+    """A block of zeros on the card, which takes no memory of the host where it is not written."""
 
     def __init__(self, nbytes: int):
         memory = _card.CARD.memory
@@ -135,7 +135,7 @@ def table(positions: np.ndarray, d: int) -> tuple[Any, Any]:
 
 
 def rotations(kernels: Kernels, dtype: str, T: int, H: int, d: int, offset: int = 0) -> None:
-    """Each pair (m, m + d/2) is turned by its angle."""
+    """Each pair (m, m + d/2) is rotated by its angle."""
     x = drawn(dtype, 2, T, H, d)
     positions = np.stack([np.arange(T) + 5, np.arange(T)[::-1] + 32_760])
     out = kernels.rope(at_offset(x, offset), *table(positions, d)).get()
@@ -198,8 +198,8 @@ def attend(
 def mixes(kernels: Kernels, dtype: str, case: Attention, spare: int = 0, offset: int = 0) -> None:
     """A softmax over what is visible: slots in any order, padding, any position and window."""
     q, k, v = case.qkv(dtype)
-    out = attend(kernels, q, k, v, case.where, spare, offset)
-    mix_agrees(out, q, k, v, case.where, dtype)
+    out = attend(kernels, q, k, v, case.visibility, spare, offset)
+    mix_agrees(out, q, k, v, case.visibility, dtype)
 
 
 def mix_agrees(
@@ -210,47 +210,47 @@ def mix_agrees(
     agree(out, oracle.attention(q, k, v, *where), error, dtype)
 
 
-def seen(case: Attention) -> np.ndarray:
-    """Tell who sees whom (B, T, S), as the oracle has it."""
-    q_positions, k_positions, window = case.where
+def visibility(case: Attention) -> np.ndarray:
+    """Return which keys are visible to which queries (B, T, S), by the oracle."""
+    q_positions, k_positions, window = case.visibility
     out = np.zeros((case.B, case.T, case.S), dtype=bool)
     for b, t, s in np.ndindex(out.shape):
-        out[b, t, s] = oracle.sees(int(q_positions[b, t]), int(k_positions[b, s]), window)
+        out[b, t, s] = oracle.visible(int(q_positions[b, t]), int(k_positions[b, s]), window)
     return out
 
 
 def hides(kernels: Kernels, dtype: str, case: Attention, value: float) -> None:
-    """What a query does not see has no influence on it, to the bit, be it NaN."""
+    """A masked key has no influence on a query, to the bit, even if it is NaN."""
     q, k, v = case.qkv(dtype)
-    visible = seen(case)
-    expected = attend(kernels, q, k, v, case.where)
+    visible = visibility(case)
+    expected = attend(kernels, q, k, v, case.visibility)
     tried = [(b, t) for b, t in np.argwhere(visible.any(axis=2)) if not visible[b, t].all()]
     if not tried:
-        raise ValueError("the case hides nothing from anybody who sees something")
+        raise ValueError("the case has no query with both visible and masked keys")
     for b, t in tried[:: max(1, len(tried) // 3)]:
         hidden = np.ones(visible.shape[::2], dtype=bool)
         hidden[b] = ~visible[b, t]
         spoiled = (filled(k, hidden, value), filled(v, hidden, value))
-        out = attend(kernels, q, *spoiled, case.where)
+        out = attend(kernels, q, *spoiled, case.visibility)
         np.testing.assert_array_equal(out[b, t], expected[b, t])
 
 
 def lets_through(kernels: Kernels, dtype: str, case: Attention, value: float) -> None:
-    """What is not finite reaches whoever sees it, and nobody else."""
+    """A value that is not finite reaches the queries that it is visible to, and no others."""
     q, k, v = case.qkv(dtype)
-    visible = seen(case)
+    visible = visibility(case)
     b, s = np.argwhere(visible.any(axis=1))[0]
     one = np.zeros(visible.shape[::2], dtype=bool)
     one[b, s] = True
-    out = attend(kernels, q, k, filled(v, one, value), case.where).astype(np.float64)
+    out = attend(kernels, q, k, filled(v, one, value), case.visibility).astype(np.float64)
     np.testing.assert_array_equal(out[b, visible[b, :, s]], value)
     assert np.isfinite(out[b, ~visible[b, :, s]]).all()
 
 
-def only_the_last_sees_the_last(kernels: Kernels, dtype: str, T: int) -> None:
-    """In a tile of which a query sees every key, the others still do not see the last.
+def the_last_key_is_visible_to_the_last_query(kernels: Kernels, dtype: str, T: int) -> None:
+    """In a tile that is all visible to one query, the last key is still masked for the others.
 
-    That one's value is NaN, and nobody but the last of T tokens may get it.
+    Its value is NaN, and only the last of T tokens may get it.
     """
     S = 64
     q, k, v = (drawn(dtype, 1, n, 1, 6, seed=seed) for seed, n in enumerate((T, S, S)))
@@ -264,12 +264,12 @@ def only_the_last_sees_the_last(kernels: Kernels, dtype: str, T: int) -> None:
 
 
 def zeros(kernels: Kernels, dtype: str, case: Attention) -> None:
-    """Who sees nothing gets zeros."""
+    """A query with no visible key gets zeros."""
     q, k, v = case.qkv(dtype)
-    blind = ~seen(case).any(axis=2)
-    if not blind.any():
-        raise ValueError("in this case everybody sees something")
-    assert not attend(kernels, q, k, v, case.where)[blind].any()
+    masked = ~visibility(case).any(axis=2)
+    if not masked.any():
+        raise ValueError("in this case every query has a visible key")
+    assert not attend(kernels, q, k, v, case.visibility)[masked].any()
 
 
 def large_scores(kernels: Kernels, dtype: str, case: Attention) -> None:
@@ -293,8 +293,8 @@ def goes_in_rounds(kernels: Kernels, dtype: str, multiprocessors: int) -> None:
         kernels._multiprocessors = number
 
 
-def tells_far_positions(kernels: Kernels, dtype: str, T: int, group: int) -> None:
-    """Positions up to 2^62, and windows, are told apart to the last one."""
+def has_exact_far_positions(kernels: Kernels, dtype: str, T: int, group: int) -> None:
+    """Positions up to 2^62, and windows, are exact to the last unit."""
     q, k, v = (drawn(dtype, 1, n, heads, 16, seed=n) for n, heads in ((T, group), (6, 1), (6, 1)))
     far = 2**62
     keys = np.array([[far, far - 1, far - 3, 2**33, 2**32 + 1, 0]])
@@ -304,7 +304,7 @@ def tells_far_positions(kernels: Kernels, dtype: str, T: int, group: int) -> Non
 
 
 def window_of_positions(kernels: Kernels, dtype: str, T: int, group: int) -> None:
-    """Each key of a row in order is seen by exactly those less than a window after it."""
+    """Each key of a row is visible to exactly the queries less than a window after it."""
     S, window = 40, 7
     q, k = (np.zeros((1, n, heads, 2), NUMPY_DTYPES[dtype]) for n, heads in ((T, group), (S, 1)))
     v = np.zeros_like(k)
@@ -332,7 +332,7 @@ def in_far_rows(kernels: Kernels, dtype: str, T: int) -> None:
 
 
 def in_far_slots(kernels: Kernels, dtype: str, T: int) -> None:
-    """The one key that is seen lies more than 2^31 numbers after its row's first.
+    """The one visible key lies more than 2^31 numbers after its row's first.
 
     With few slots, that takes many heads. Attention of the first alone is run: of all it would take
     the emulator long.

@@ -16,12 +16,12 @@ SPLIT = Attention(B=2, T=2, S=140, K=2, group=3, d=6, window=None, first=3, seed
 TILES = Attention(B=2, T=11, S=140, K=2, group=3, d=6, window=None, first=3, seed=2)
 SPLIT_WINDOW = Attention(B=1, T=8, S=70, K=1, group=2, d=6, window=20, first=3, seed=5)
 TILES_WINDOW = Attention(B=1, T=20, S=70, K=1, group=2, d=6, window=20, first=3, seed=5)
-SPLIT_BLIND = Attention(B=2, T=5, S=40, K=1, group=2, d=6, window=2, first=0, seed=4)
-TILES_BLIND = Attention(B=2, T=19, S=40, K=1, group=2, d=6, window=2, first=0, seed=4)
+SPLIT_ALL_MASKED = Attention(B=2, T=5, S=40, K=1, group=2, d=6, window=2, first=0, seed=4)
+TILES_ALL_MASKED = Attention(B=2, T=19, S=40, K=1, group=2, d=6, window=2, first=0, seed=4)
 
 
 def only_the_last_key_of_a_tile(kernels: Kernels, dtype: str, T: int) -> None:
-    """Of 64 keys the queries see key 31 alone."""
+    """Of 64 keys key 31 alone is visible to the queries."""
     q, k, v = (check.drawn(dtype, 1, n, 2, 6, seed=n) for n in (T, 64, 65))
     v, at = v[:, :64], np.full((1, 64), 1000)
     at[0, 31] = 0
@@ -44,22 +44,22 @@ CHECKS: dict[str, Callable[[Kernels, str], None]] = {
     "split, part of a cache": lambda kernels, dtype: check.mixes(kernels, dtype, SPLIT, spare=3),
     "split, window": lambda kernels, dtype: check.window_of_positions(kernels, dtype, 1, 2),
     "split, hides": lambda kernels, dtype: check.hides(kernels, dtype, SPLIT_WINDOW, np.nan),
-    "split, blind": lambda kernels, dtype: check.zeros(kernels, dtype, SPLIT_BLIND),
-    "split, far": lambda kernels, dtype: check.tells_far_positions(kernels, dtype, 1, 2),
+    "split, all masked": lambda kernels, dtype: check.zeros(kernels, dtype, SPLIT_ALL_MASKED),
+    "split, far": lambda kernels, dtype: check.has_exact_far_positions(kernels, dtype, 1, 2),
     "split, in rounds": lambda kernels, dtype: check.goes_in_rounds(kernels, dtype, 1),
     "split, last key": lambda kernels, dtype: only_the_last_key_of_a_tile(kernels, dtype, 3),
     "tiles": lambda kernels, dtype: check.mixes(kernels, dtype, TILES),
     "tiles, part of a cache": lambda kernels, dtype: check.mixes(kernels, dtype, TILES, spare=3),
     "tiles, window": lambda kernels, dtype: check.window_of_positions(kernels, dtype, 3, 11),
     "tiles, hides": lambda kernels, dtype: check.hides(kernels, dtype, TILES_WINDOW, np.nan),
-    "tiles, blind": lambda kernels, dtype: check.zeros(kernels, dtype, TILES_BLIND),
-    "tiles, far": lambda kernels, dtype: check.tells_far_positions(kernels, dtype, 3, 11),
+    "tiles, all masked": lambda kernels, dtype: check.zeros(kernels, dtype, TILES_ALL_MASKED),
+    "tiles, far": lambda kernels, dtype: check.has_exact_far_positions(kernels, dtype, 3, 11),
     "tiles, large scores": lambda kernels, dtype: check.large_scores(kernels, dtype, TILES),
     "tiles, last key": lambda kernels, dtype: only_the_last_key_of_a_tile(kernels, dtype, 35),
-    "split, last query": lambda kernels, dtype: check.only_the_last_sees_the_last(
+    "split, last query": lambda kernels, dtype: check.the_last_key_is_visible_to_the_last_query(
         kernels, dtype, 2
     ),
-    "tiles, last query": lambda kernels, dtype: check.only_the_last_sees_the_last(
+    "tiles, last query": lambda kernels, dtype: check.the_last_key_is_visible_to_the_last_query(
         kernels, dtype, 40
     ),
     "scatter, far slots": check.writes_far,
@@ -72,7 +72,7 @@ CHECKS: dict[str, Callable[[Kernels, str], None]] = {
 
 @dataclass(frozen=True)
 class Bug:
-    """What is wrong, where, and which of CHECKS sees it."""
+    """What is wrong, where, and which of CHECKS catches it."""
 
     name: str
     old: str
@@ -90,25 +90,25 @@ BARRIERS = {
 }
 
 BUGS = [
-    # Who sees whom
+    # The mask
     *(
         Bug(f"{name}, {how}", VISIBLE, new, f"{how}, window")
         for how in ("split", "tiles")
         for name, new in (
             ("a window of one more", VISIBLE.replace("< window", "<= window")),
             ("a window of one less", VISIBLE.replace("< window", "< window - 1")),
-            ("the future is seen", VISIBLE.replace("0 <= i - j && ", "")),
+            ("the future is visible", VISIBLE.replace("0 <= i - j && ", "")),
         )
     ),
     *(
-        Bug(f"padding is seen, {how}", VISIBLE, VISIBLE.replace("j >= 0 && ", ""), how)
+        Bug(f"padding is visible, {how}", VISIBLE, VISIBLE.replace("j >= 0 && ", ""), how)
         for how in ("split", "tiles")
     ),
     *(
         Bug(
             f"positions of 32 bits, {how}",
-            "keys_seen(int64 i, int64 j, int64 window)",
-            "keys_seen(int i, int j, int64 window)",
+            "visible_keys(int64 i, int64 j, int64 window)",
+            "visible_keys(int i, int j, int64 window)",
             f"{how}, far",
         )
         for how in ("split", "tiles")
@@ -121,32 +121,32 @@ BUGS = [
         "kernels.py",
     ),
     Bug(
-        "a tile is judged by its first key, split",
+        "a tile is skipped by its first key, split",
         "if (any == 0) continue;",
         "if (!(any & 1)) continue;",
         "split, last key",
     ),
     Bug(
-        "a tile is judged by its first key, tiles",
+        "a tile is skipped by its first key, tiles",
         "__syncthreads_or(any)",
         "__syncthreads_or(any & 1)",
         "tiles, last key",
     ),
     Bug(
-        "an unseen value is multiplied by 0, split",
-        "if (WHOLE || among(key, seen[r]))",
+        "a masked value is multiplied by 0, split",
+        "if (WHOLE || among(key, mask[r]))",
         "if (true)",
         "split, hides",
     ),
     Bug(
-        "an unseen value is multiplied by 0, tiles",
-        "if (WHOLE || among(key + n, seen[r]))",
+        "a masked value is multiplied by 0, tiles",
+        "if (WHOLE || among(key + n, mask[r]))",
         "if (true)",
         "tiles, hides",
     ),
     *(
         Bug(
-            f"a tile is whole if one query sees all of it, {how}",
+            f"a tile is whole if one query has no mask, {how}",
             f"if (all == ALL)\n            {call}",
             f"if (any == ALL)\n            {call}",
             f"{how}, last query",
@@ -155,10 +155,10 @@ BUGS = [
     ),
     *(
         Bug(
-            f"-infinity is taken off itself, {how}",
-            "const float base = largest == nothing() ? 0 : largest;",
+            f"-infinity is subtracted from itself, {how}",
+            "const float base = largest == minus_infinity() ? 0 : largest;",
             "const float base = largest;",
-            f"{how}, blind",
+            f"{how}, all masked",
         )
         for how in ("split", "tiles")
     ),
@@ -315,10 +315,10 @@ BUGS = [
         for name, old in BARRIERS.items()
     ),
     Bug(
-        "only those who see nothing go on",
+        "only warps without a visible key go on",
         "if (!__syncthreads_or(any)) continue;",
         "if (!any) continue;",
-        "tiles, blind",
+        "tiles, all masked",
     ),
     Bug(
         "no barrier before splits are merged",
@@ -358,14 +358,14 @@ BUGS = [
     ),
     # Rounding, and formulas
     Bug(
-        "bfloat16 is cut off",
+        "bfloat16 is truncated",
         "(x != x ? bits | 0x400000 : rounded) >> 16",
         "bits >> 16",
         "roundings",
         dtype="bfloat16",
     ),
     Bug(
-        "what is halfway is always rounded up",
+        "ties are always rounded up",
         "bits + 0x7fff + (bits >> 16 & 1)",
         "bits + 0x8000",
         "roundings",

@@ -108,7 +108,7 @@ def test_one_dot_product_alone_is_summed_in_float32():
     np.testing.assert_array_equal(float16.to_numpy(out), [[[2056]]])
 
 
-def test_a_linear_of_no_tokens_is_none(float16):
+def test_a_linear_of_no_tokens_is_empty(float16):
     weight, _ = drawn(float16, 3, 16)
     x = float16.zeros((2, 0, 16), "float16")
     assert float16.linear(x, weight).shape == (2, 0, 3)
@@ -165,7 +165,7 @@ def test_what_was_uploaded_last_is_not_uploaded_again(float16, monkeypatch):
         assert upload.copies == copies
 
 
-def test_numbers_that_changed_in_place_are_seen(float16, monkeypatch):
+def test_numbers_that_changed_in_place_are_uploaded_again(float16, monkeypatch):
     upload, numbers = Counted(float16, monkeypatch), np.arange(6).reshape(2, 3)
     np.testing.assert_array_equal(upload(numbers), [[0, 1, 2], [3, 4, 5]])
     numbers[1, 2] = -1
@@ -206,7 +206,7 @@ def test_an_upload_that_failed_is_made_again(float16, monkeypatch):
     np.testing.assert_array_equal(upload(np.arange(4) + 1).get(), [1, 2, 3, 4])
 
 
-def test_nothing_that_was_handed_out_changes(backend):
+def test_returned_arrays_do_not_change(backend):
     """A table, and what was taken or embedded, are what they were after others were asked for."""
     at = np.array([[1, 2, 3]])
     rows, rows_host = drawn(backend, 9, 8)

@@ -1,4 +1,4 @@
-"""The demo model tells the same story on numpy and on the emulated kernels.
+"""The demo model generates the same text on numpy and on the emulated kernels.
 
 Greedily, so that a token changes only where two are about as likely. The window is made small, so
 that the ring wraps every few tokens: the text is another one then, of both.
@@ -17,7 +17,7 @@ from tinymistral import DEMO, MistralForCausalLM, MistralTokenizer
 pytestmark = pytest.mark.slow
 
 
-def told(
+def generated(
     backend: str, dtype: str, prompts: list[str], tokens: int, window: int, chunk: int
 ) -> list[str]:
     """Return what a backend makes of prompts, of which the shorter are padded on the left."""
@@ -46,7 +46,7 @@ def told(
 )
 def test_the_same_text(dtype, prompts, tokens, window, chunk):
     case = (dtype, prompts, tokens, window, chunk)
-    assert told("cupy-emulated", *case) == told("numpy", *case)
+    assert generated("cupy-emulated", *case) == generated("numpy", *case)
 
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_100", "sm_120"])
@@ -54,7 +54,7 @@ def test_the_same_text_on_other_cards(arch, monkeypatch):
     """For which NVRTC writes other PTX, and which have more multiprocessors, or fewer."""
     monkeypatch.setenv("CUDA_EMULATOR_ARCH", arch)
     case = ("float16", ["Once upon a time"], 6, 4, 3)
-    assert told("cupy-emulated", *case) == told("numpy", *case)
+    assert generated("cupy-emulated", *case) == generated("numpy", *case)
 
 
 def test_the_same_text_from_the_command_line():

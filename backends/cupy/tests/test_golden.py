@@ -1,7 +1,7 @@
 """The golden outputs that come with tinymistral, computed by the emulated kernels.
 
 All stages of every layer, in float64 and with a tolerance each: windows that wrap, padding, far
-positions, NaN in what nobody sees.
+positions, NaN in masked keys.
 """
 
 from __future__ import annotations

@@ -49,16 +49,16 @@ def test_all_laws_hold():
 @needs_gpu
 @pytest.mark.gpu
 @every_dtype
-def test_the_demo_tells_the_same_story(dtype):
+def test_the_demo_generates_the_same_text(dtype):
     """Past its window of 64 tokens several times; in 16 bits rounding may choose another word."""
     tokenizer = MistralTokenizer.from_pretrained(DEMO)
     prompts = tokenizer(["Once upon a time", "The fox said to the hare that"])
-    told = []
+    texts = []
     for backend in ("numpy", "cupy"):
         model = MistralForCausalLM.from_pretrained(DEMO, backend=backend, dtype=dtype)
         ids = model.generate(**prompts, max_new_tokens=200, do_sample=False, eos_token_id=[])
-        told.append(ids[:, prompts["input_ids"].shape[1] :])
-    same = (told[0] == told[1]).all(axis=0)
+        texts.append(ids[:, prompts["input_ids"].shape[1] :])
+    same = (texts[0] == texts[1]).all(axis=0)
     print(f"\n{dtype}: the same for {np.argmin([*same, False])} of {len(same)} tokens")
     assert same[: 200 if dtype == "float32" else 5].all()
 
@@ -68,7 +68,7 @@ def test_the_demo_tells_the_same_story(dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize("T", [1, 40], ids=["split", "tiles"])
 def test_a_cache_may_have_more_than_2_to_the_31_numbers(backend, T):
-    """In a row. The last key of either row is the only one that is seen, so its value comes out."""
+    """In a row. The last key of either row is the only visible one, so its value comes out."""
     B, S, H, K, d = 2, 2**21 + 1, 8, 8, 128
     try:
         backend.check_memory(2 * B * S * K * d * 2 + (1 << 30))

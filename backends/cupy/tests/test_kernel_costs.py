@@ -19,7 +19,7 @@ T, GROUP = 8, 5  # 40 rows, two blocks of 32
 
 
 def in_order(T: int, last: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Where T tokens up to a last position see a window of S keys whose slots are in order."""
+    """The positions of T tokens up to a last one, and of S keys whose slots are in order."""
     return np.arange(last - T + 1, last + 1)[None], np.arange(S)[None], WINDOW
 
 
@@ -48,19 +48,19 @@ def lines(launch: Launch) -> dict[str, LineCounts]:
 
 @every_dtype
 @pytest.mark.parametrize("last, tiles", [(S - 1, 1), (63, 1), (70, 2), (S + 40, 0)])
-def test_tiles_that_no_query_of_a_block_sees_are_not_fetched(launches, dtype, last, tiles):
+def test_tiles_without_a_visible_key_are_not_fetched(launches, dtype, last, tiles):
     size = NUMPY_DTYPES[dtype].itemsize
     q = drawn(dtype, 1, T, GROUP, D_HEAD)
     k, v = (drawn(dtype, 1, S, 1, D_HEAD, seed=seed) for seed in (1, 2))
     where = in_order(T, last)
-    unseen = ~((where[1] > last - T - WINDOW + 1) & (where[1] <= last))
-    unread = (filled(array, unseen, np.nan) for array in (k, v))
+    masked = ~((where[1] > last - T - WINDOW + 1) & (where[1] <= last))
+    unread = (filled(array, masked, np.nan) for array in (k, v))
     check.mix_agrees(attend(kernels_for(dtype), q, *unread, where), q, k, v, where, dtype)
     assert bytes_loaded(launches[0]) == 2 * (32 + tiles * 2 * 32) * D_HEAD * size
 
 
 @every_dtype
-def test_a_tile_in_any_order_is_judged_by_its_positions(launches, dtype):
+def test_a_tile_in_any_order_is_fetched_by_its_positions(launches, dtype):
     """One key of a tile is visible, the last: that fetches it, and no other."""
     size = NUMPY_DTYPES[dtype].itemsize
     q = drawn(dtype, 1, T, GROUP, D_HEAD)

@@ -97,32 +97,32 @@ def test_a_split_may_have_several_tiles(multiprocessors):
 @every_dtype
 @by_either
 @pytest.mark.parametrize("value", [np.nan, np.inf, 3e4])
-def test_what_is_not_visible_has_no_influence(dtype, case, value):
+def test_a_masked_key_has_no_influence(dtype, case, value):
     check.hides(kernels_for(dtype), dtype, case, value)
 
 
 @every_dtype
 @by_either
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_reaches_whoever_sees_it(dtype, case, value):
+def test_what_is_not_finite_reaches_the_queries_it_is_visible_to(dtype, case, value):
     check.lets_through(kernels_for(dtype), dtype, case, value)
 
 
 @every_dtype
 @pytest.mark.parametrize("T", [2, 40], ids=["split", "tiles"])
-def test_a_key_that_one_query_of_a_tile_sees_does_not_reach_the_others(dtype, T):
-    check.only_the_last_sees_the_last(kernels_for(dtype), dtype, T)
+def test_a_key_visible_to_one_query_of_a_tile_does_not_reach_the_others(dtype, T):
+    check.the_last_key_is_visible_to_the_last_query(kernels_for(dtype), dtype, T)
 
 
-BLIND = [
+ALL_MASKED = [
     Attention(B=2, T=5, S=40, K=1, group=2, d=6, window=2, first=0, seed=4),
     Attention(B=2, T=19, S=40, K=1, group=2, d=6, window=2, first=0, seed=4),
 ]
 
 
 @every_dtype
-@pytest.mark.parametrize("case", BLIND, ids=["split", "tiles"])
-def test_who_sees_nothing_gets_zeros(dtype, case):
+@pytest.mark.parametrize("case", ALL_MASKED, ids=["split", "tiles"])
+def test_a_query_with_no_visible_key_gets_zeros(dtype, case):
     check.zeros(kernels_for(dtype), dtype, case)
 
 
@@ -159,16 +159,16 @@ def test_an_infinite_score_is_what_a_softmax_makes_of_it(T, group):
 
 
 @by_either_shape
-def test_positions_are_told_apart_up_to_2_to_the_62(T, group):
-    check.tells_far_positions(kernels_for("float32"), "float32", T, group)
+def test_positions_are_exact_up_to_2_to_the_62(T, group):
+    check.has_exact_far_positions(kernels_for("float32"), "float32", T, group)
 
 
 @by_either_shape
-def test_a_window_counts_the_query_s_own_key(T, group):
+def test_a_window_counts_the_key_of_the_query_itself(T, group):
     check.window_of_positions(kernels_for("float32"), "float32", T, group)
 
 
-def test_a_window_wider_than_positions_are_is_none():
+def test_a_window_wider_than_all_positions_is_none():
     q, k = drawn("float32", 1, 1, 1, 2), drawn("float32", 1, 3, 1, 2)
     where = (np.full((1, 1), 2**62), np.array([[0, 1, 2**62]]))
     outs = [
@@ -183,7 +183,7 @@ def test_a_window_wider_than_positions_are_is_none():
 
 @every_dtype
 @pytest.mark.parametrize("offset", [1, 2])
-def test_arrays_may_begin_where_16_bytes_do_not(dtype, offset):
+def test_arrays_may_begin_at_any_multiple_of_their_dtype(dtype, offset):
     kernels = kernels_for(dtype)
     check.norms(kernels, dtype, 2, 40, offset)
     check.silu(kernels, dtype, 40, offset)

@@ -1,4 +1,4 @@
-"""What lies on the card, what is allocated in a step, and what is said when there is no room."""
+"""What is on the card, what a step allocates, and the errors when there is no room."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_weights_are_on_the_card_once_in_the_backends_dtype(dtype, nbytes, tied)
     assert _card.CARD.used == before
 
 
-def test_weights_that_do_not_fit_are_refused_before_any_is_brought(float16, monkeypatch):
+def test_weights_that_do_not_fit_are_refused_before_any_is_copied(float16, monkeypatch):
     numbers = LAYERS + 696
     said = "the weights take {} in float16, and of the GPU's .* are free; the cache would come on"
     in_use = float16.zeros((1000,), "float16")

@@ -36,7 +36,7 @@ SOURCES = [
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
-def test_names_in_the_source_exist_and_take_what_they_are_called_with(source):
+def test_names_in_the_source_exist_and_accept_their_arguments(source):
     uses = uses_of_cupy(source, cupy)
     assert not uses.missing
     assert uses.calls
@@ -47,7 +47,7 @@ def test_names_in_the_source_exist_and_take_what_they_are_called_with(source):
 
 
 def takes(known: inspect.Signature, positional: int, keywords: tuple[str, ...]) -> bool:
-    """Tell whether a call is possible with so many arguments, and these keywords."""
+    """Return whether a call is possible with so many arguments, and these keywords."""
     try:
         known.bind(*[None] * positional, **dict.fromkeys(keywords))
     except TypeError:
@@ -55,7 +55,7 @@ def takes(known: inspect.Signature, positional: int, keywords: tuple[str, ...]) 
     return True
 
 
-def test_the_sources_are_read_whole():
+def test_known_uses_are_found():
     """Some of what has to be found, of each kind: by hand, from the sources."""
     found = set().union(*(uses_of_cupy(source, cupy).found for source in SOURCES))
     assert {

@@ -22,7 +22,7 @@ def kernels_for(dtype: str) -> Kernels:
     return Kernels(cp, dtype)
 
 
-def spoiled(bug: Bug, folder: Path) -> Kernels:
+def kernels_with(bug: Bug, folder: Path) -> Kernels:
     """Return the kernels of a copy of the source that has the bug."""
     for name in FILES:
         text = SOURCE.with_name(name).read_text(encoding="utf-8")
@@ -30,8 +30,8 @@ def spoiled(bug: Bug, folder: Path) -> Kernels:
             assert text.count(bug.old) == 1, f"{bug.old!r} is {text.count(bug.old)} times in {name}"
             text = text.replace(bug.old, bug.new)
         (folder / name).write_text(text, encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("spoiled_kernels", folder / "kernels.py")
-    module = sys.modules["spoiled_kernels"] = importlib.util.module_from_spec(spec)
+    spec = importlib.util.spec_from_file_location("kernels_with_a_bug", folder / "kernels.py")
+    module = sys.modules["kernels_with_a_bug"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.SOURCE.parent == folder
     return module.Kernels(cp, bug.dtype)
@@ -40,7 +40,7 @@ def spoiled(bug: Bug, folder: Path) -> Kernels:
 @pytest.mark.slow
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_it_is_caught(bug, tmp_path):
-    kernels = spoiled(bug, tmp_path)
+    kernels = kernels_with(bug, tmp_path)
     with pytest.raises((AssertionError, KernelFault)):
         CHECKS[bug.check](kernels, bug.dtype)
 

@@ -26,7 +26,7 @@ def why_not(kind: type[CupyBackend]) -> BackendUnavailable:
 
 
 def driverless(status: int, says: str, driver: int = 0) -> type[CupyBackend]:
-    """Make a backend on a cupy whose every call of CUDA fails so."""
+    """Make a backend on a cupy where every call of CUDA fails in this way."""
 
     class Fails(RuntimeError):  # noqa: N818
         def __init__(self) -> None:
@@ -63,7 +63,7 @@ def test_without_cupy_the_extras_are_named(monkeypatch):
         CupyBackend("float16")
 
 
-def test_a_cupy_that_does_not_load_says_what_it_lacks(monkeypatch, tmp_path):
+def test_a_cupy_that_does_not_load_reports_what_is_missing(monkeypatch, tmp_path):
     (tmp_path / "cupy.py").write_text(
         "raise ImportError('\\n====\\nCuPy is not correctly installed.\\nA long text.\\n')", "utf-8"
     )
@@ -131,7 +131,7 @@ def test_a_card_that_is_too_old(monkeypatch):
         EmulatedBackend.device()
 
 
-def test_what_the_compiler_says_is_passed_on(monkeypatch):
+def test_the_compilers_message_is_passed_on(monkeypatch):
     def broken(cp, dtype):
         cp.RawModule(code="this is no CUDA").get_function("put")
 
@@ -143,7 +143,7 @@ def test_what_the_compiler_says_is_passed_on(monkeypatch):
     assert EXTRAS in caught.value.remedy
 
 
-def test_what_is_wrong_with_the_kernels_themselves_is_not_blamed_on_cuda(monkeypatch):
+def test_an_error_of_our_own_is_not_reported_as_cudas(monkeypatch):
     def broken(cp, dtype):
         raise ValueError("no such kernel")
 
@@ -153,7 +153,7 @@ def test_what_is_wrong_with_the_kernels_themselves_is_not_blamed_on_cuda(monkeyp
     assert not isinstance(caught.value, BackendUnavailable)
 
 
-def test_without_cublas_it_is_said_at_once(monkeypatch):
+def test_without_cublas_it_fails_at_once(monkeypatch):
     def absent(self):
         raise ImportError('Failure finding "libcublas.so"')
 
@@ -190,7 +190,7 @@ def test_without_nvrtc_its_packages_are_named(monkeypatch):
     assert 'pip install "nvidia-cuda-nvrtc>=13,<14"' in error.remedy
 
 
-def test_the_emulator_says_what_it_is():
+def test_the_name_of_the_emulated_device():
     assert EmulatedBackend.device() == "CPU, emulating sm_90"
 
 

@@ -20,19 +20,19 @@ def all_taken(upload: Upload) -> list[list[float]]:
     return [array.get().tolist() for array in taken]
 
 
-def test_what_was_asked_for_before_the_next_upload_is_of_the_one_before():
+def test_what_was_launched_before_the_next_upload_reads_the_one_before():
     assert all_taken(Upload(cp)) == [[10 * n for n in ids] for ids in IDS]
 
 
 @pytest.mark.parametrize("missing", ["synchronize", "record"])
-def test_a_missing_wait_and_a_missing_record_are_seen(missing, monkeypatch):
+def test_a_missing_wait_and_a_missing_record_are_found(missing, monkeypatch):
     upload = Upload(cp)
     monkeypatch.setattr(cp.cuda.Event, missing, lambda event: None)
     with pytest.raises(Overwritten, match="pinned memory was written to while it may be copied"):
         all_taken(upload)
 
 
-def test_a_record_before_its_copy_is_seen(monkeypatch):
+def test_a_record_before_its_copy_is_found(monkeypatch):
     upload = Upload(cp)
     copy = cp.ndarray.set
 

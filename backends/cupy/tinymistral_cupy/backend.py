@@ -1,8 +1,8 @@
 """CupyBackend: the operations of a Mistral forward pass on an NVIDIA GPU.
 
-Matrix products are cuBLAS's, called by CuPy; gathering and sums of the model's own are CuPy's; all
-else is one kernel of `mistral.cu` each. Weights lie on the card in the backend's dtype. Arrays are
-CuPy's and stay on the card; positions, slots and ids, which the host counts, follow by `Upload`.
+Matrix products are cuBLAS's, called by CuPy; gathering and sums are CuPy's; each other operation is
+a kernel of `mistral.cu`. Weights are on the card in the backend's dtype. Arrays
+are CuPy's and stay on the card; positions, slots and ids come from the host by `Upload`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Table = tuple[Array, Array]  # cosines and sines (B, T, d/2) in float32
 class CupyBackend(Backend):
     """CuPy, cuBLAS and our own kernels. Sums, norms and softmax are float32 in every dtype.
 
-    One object serves one stream, in whose order its kept memory is written and read.
+    One object serves one stream: its scratch memory is written and read in that stream's order.
     """
 
     name = "cupy"
@@ -117,7 +117,7 @@ class CupyBackend(Backend):
     def rope_table(self, positions: np.ndarray, theta: float, d: int) -> Table:
         frequencies = theta ** (-np.arange(0, d, 2, dtype=np.float64) / d)
         angles = positions[:, :, None] * frequencies
-        # New memory each time, in one piece: whoever asked may hold on to it.
+        # New memory each time, in one piece: the caller may keep it.
         table = np.empty((2, *angles.shape), dtype=np.float32)
         table[0], table[1] = np.cos(angles), np.sin(angles)
         with self._memory:
@@ -186,7 +186,7 @@ def _rows_are_whole(array: Array) -> bool:
 
 
 def _compiled(cp: Any, dtype: str) -> Kernels:
-    """Compile the kernels, and see that CuPy finds cuBLAS: it looks for both when they are used."""
+    """Compile the kernels, and check that CuPy finds cuBLAS, which it loads only when needed."""
     try:
         kernels = Kernels(cp, dtype)
         _ = cp.cuda.Device().cublas_handle

@@ -1,4 +1,4 @@
-"""The card that a backend computes on: is there one, what is it called, has it the memory."""
+"""The card that a backend computes on: whether there is one, its name, and its free memory."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def check_room(cp: Any, nbytes: int, dtype: str) -> None:
 
 
 class OutOfMemoryInOneLine:
-    """A context in which CuPy's OutOfMemoryError is told as BackendUnavailable, with a remedy."""
+    """A context that turns CuPy's OutOfMemoryError into BackendUnavailable, with a remedy."""
 
     def __init__(self, cp: Any):
         """`cp` is cupy, or what stands in for it."""
@@ -116,6 +116,6 @@ def _gigabytes(nbytes: int) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says that says something."""
+    """Return the first line of an error's message that is not empty."""
     lines = [line.strip(" =") for line in str(error).splitlines()]
     return next((line for line in lines if line), type(error).__name__)

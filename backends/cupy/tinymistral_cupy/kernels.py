@@ -1,4 +1,4 @@
-"""Kernels: compiles `mistral.cu` for what is asked of it, and launches its kernels.
+"""Kernels: compiles `mistral.cu` as it is needed, and launches its kernels.
 
 Written against a module `cp`, which is cupy or what stands in for it. The letters B, T, S, ... are
 explained at the top of `mistral.cu`. All arrays are on the card and contiguous, but for `k` and `v`
@@ -31,9 +31,9 @@ VECTOR_BYTES = 16  # the most that a thread loads at once
 THREADS = 256  # of a block, at most, in kernels on single tokens
 SPLIT_WARPS = 4  # of a block of `attention_split_4` and `_8`
 
-# Up to so many rows, tokens times heads that share keys, go by splits: these keep the whole card
-# busy, also when they read keys and values once more for every 8 rows. More rows than are in a tile
-# of `attention` go by tiles.
+# Up to this many rows (tokens times heads that share keys) `attention_split` is used: it keeps the
+# whole card busy, although it reads keys and values again for every 8 rows. More rows go to
+# `attention`, which works in tiles.
 MOST_SPLIT_ROWS = 32
 
 MOST_BATCH = 65535  # the most blocks that a grid has along its third axis, which goes by B
@@ -56,7 +56,7 @@ def attention_tile(d: int) -> Tile:
 
 @dataclass(frozen=True)
 class Occupancy:
-    """How many blocks of a kernel a multiprocessor holds at once, and what a block may so take.
+    """How many blocks of a kernel a multiprocessor holds, and what a block may take for that.
 
     A multiprocessor has 65,536 registers. Of shared memory it has 228 KB (sm_90 and 100), 164
     (sm_80), 100 (sm_120) or 64 (sm_75); where that is too little, `blocks_sm_75` says what fits.
@@ -98,7 +98,7 @@ class Kernels:
             raise ValueError(f"dtype {dtype!r}: the kernels are for {', '.join(DTYPES)}")
         self._cp = cp
         self._dtype, self._number = DTYPES[dtype]
-        # NVRTC, and whoever says where an error is, call the source by this name.
+        # The name of the source in errors of NVRTC and of the emulator.
         self._code = f'#line 1 "{SOURCE.name}"\n{SOURCE.read_text(encoding="utf-8")}'
         self._modules: dict[tuple[int, int], Any] = {}
         self._functions: dict[tuple[str, int, int], Any] = {}
@@ -170,7 +170,7 @@ class Kernels:
         """Attend: q (B, T, H, d), k and v (B, S, K, d), positions (B, T), (B, S) -> (B, T, H, d).
 
         k and v may be `cache[:, :used]` of a contiguous cache, both of the same strides. Which
-        kernel does it depends on how many rows, tokens times heads, share a key. Raises ValueError
+        kernel is used depends on how many rows, tokens times heads, share a key. Raises ValueError
         for a batch of more than 65535.
         """
         self._check(q=q, k=k, v=v)

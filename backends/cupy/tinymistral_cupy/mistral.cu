@@ -1,15 +1,15 @@
-// What a GPU computes of Mistral beside its matrix products, to be read from the top.
+// What a GPU computes of Mistral besides its matrix products. Read it from the top.
 //
 // The letters are those of tinymistral's model.py:
 //
 //     B  batch: rows of tokens              d  width of a head
 //     T  new tokens of a row                D  width of the model
-//     S  slots of the cache, of a row       W  window: keys that a query sees, its own included
+//     S  slots of the cache, of a row       W  window: keys visible to a query, its own included
 //     H  query heads                        K  key/value heads; H/K query heads share one
 //
-// Arrays lie in memory as in NumPy, the last index fastest. A kernel is a function that a grid of
-// blocks executes; a block is some warps that have fast memory in common and can wait for each
-// other; a warp is 32 threads, its lanes, that go in step. A block finds its work by `blockIdx`.
+// Arrays are laid out as in NumPy, the last index fastest. A kernel is a function that a grid of
+// blocks executes; a block is a few warps that share fast memory and can wait for each other; a
+// warp is 32 threads, its lanes, that go in step. A block finds its work by `blockIdx`.
 //
 // What one compilation is for, given by -D:
 //
@@ -26,8 +26,8 @@ typedef long long int64;
 constexpr int LANES = 32;             // threads in a warp
 constexpr unsigned ALL = 0xffffffff;  // all lanes of a warp
 
-// Registers cannot be counted through while a kernel runs. So a loop over an array that shall be in
-// registers has to be written out by the compiler, which does so with short ones unasked.
+// Registers have no addresses. So a loop over an array that is to be in registers has to be
+// unrolled by the compiler, which does so with short loops by itself.
 #define UNROLL _Pragma("unroll")
 
 
@@ -59,21 +59,21 @@ __device__ float widen(storage x) { return __uint_as_float((unsigned)x << 16); }
 __device__ storage narrow(float x)
 {
     const unsigned bits = __float_as_uint(x);
-    // Half of the last place that stays is added, less a bit if that place is even: so what is
-    // halfway goes to the even one. A carry goes into the exponent, up to infinity, as it should.
+    // Add half of the last place that stays, less one bit if that place is even: so a tie goes to
+    // the even number. A carry goes into the exponent, up to infinity, as it should.
     const unsigned rounded = bits + 0x7fff + (bits >> 16 & 1);
-    // What makes NaN one may be in the half that goes.
+    // The bits that make it a NaN may all be in the half that is dropped.
     return (x != x ? bits | 0x400000 : rounded) >> 16;
 }
 #endif
 
-// N numbers side by side, at an address that is a multiple of all their bytes, or of 16 if they have
-// more. VECTOR is chosen so that rows begin at such addresses.
+// N numbers side by side, at an address that is a multiple of all their bytes, or of 16 if they
+// have more. VECTOR is chosen so that rows begin at such addresses.
 template <typename Number, int N>
 struct alignas(N * sizeof(Number) < 16 ? N * sizeof(Number) : 16) Pack { Number at[N]; };
 
-// They are moved as a whole, by instructions of 16 bytes or of all that they have. The compiler has
-// to be told where they lie: where it cannot see that, it moves the parts one by one.
+// They are moved as a whole, by instructions of 16 bytes or of all their bytes. The compiler has to
+// be told their alignment: where it cannot prove it, it moves the parts one by one.
 template <int BYTES> struct Whole { uint4 words[BYTES / 16]; };
 template <> struct Whole<8> { uint2 words; };
 template <> struct Whole<4> { unsigned words; };
@@ -99,8 +99,8 @@ __device__ void load(float (&to)[N], const storage* from)
 template <int N>
 __device__ void store(storage* to, const float (&from)[N])
 {
-    // All are made before the first is put where they are moved from: `asm` might touch memory, for
-    // all that the compiler knows, which would have to be real memory then, and not registers.
+    // All are narrowed before the first is packed: for all that the compiler knows, `asm` might
+    // touch memory, and the pack would then have to be in memory, not in registers.
     storage narrowed[N];
     for (int n = 0; n < N; n++) narrowed[n] = narrow(from[n]);
     Pack<storage, N> x;
@@ -108,7 +108,7 @@ __device__ void store(storage* to, const float (&from)[N])
     whole<sizeof(x)>(to) = whole<sizeof(x)>(&x);
 }
 
-// The same of numbers that are float32 whatever the storage: of angles, and in shared memory. With
+// The same for numbers that are always float32: angles, and what is in shared memory. With
 // 16 bits stored, VECTOR of them are two times 16 bytes, and lanes are 32 bytes apart. So each of
 // two instructions uses half of every sector of 32 bytes, or half of the banks of shared memory,
 // and takes twice as long as it could. That is little beside the rest.
@@ -135,8 +135,8 @@ __device__ void copy(storage* to, const storage* from)
     whole<BYTES>(to) = whole<BYTES>(from);
 }
 
-// The sum, or the largest, of a number that each lane has; every lane gets it. In each step a lane
-// adds what the lane `step` away has: pairs, fours, ..., all. `from` and `until`: among how many.
+// The sum, or the maximum, over lanes; every lane gets it. In each step a lane adds the value of
+// the lane `step` away: pairs, fours, ..., all. `from` and `until` choose groups of lanes.
 __device__ float lanes_sum(float x, int from = 1, int until = LANES)
 {
     for (int step = from; step < until; step *= 2) x += __shfl_xor_sync(ALL, x, step);
@@ -204,8 +204,9 @@ extern "C" __global__ void silu_mul(const storage* gate, const storage* up, stor
 
 // 3. Its position, and the way into the cache
 
-// Rotate pairs (m, m + half) of each head by the angles of its position: x (tokens, heads, 2 · half)
-// -> out; cos and sin (tokens, half). A block takes a token, a thread VECTOR pairs at a time.
+// Rotate pairs (m, m + half) of each head by the angles of its position: x (tokens, heads,
+// 2 · half) -> out; cos and sin (tokens, half). A block takes a token, a thread VECTOR pairs at a
+// time.
 extern "C" __global__ void rope(const storage* x, const float* cos, const float* sin, storage* out,
                                 int heads, int half)
 {
@@ -242,9 +243,9 @@ extern "C" __global__ void scatter(storage* cache, const int64* slots, const sto
 
 // 4. Attention
 
-// The one rule of masking, windows, caches and padding: whether the query at position i sees the
-// key at position j. Padding and empty slots have position -1; no window is one of 2^63 - 1. Of
-// positions up to 2^62 no difference overflows.
+// The one rule for masks, windows, caches and padding: whether the key at position j is visible to
+// the query at position i. Padding and empty slots have position -1; "no window" is a window of
+// 2^63 - 1. With positions up to 2^62 no difference overflows.
 __device__ bool visible(int64 i, int64 j, int64 window)
 {
     return j >= 0 && 0 <= i - j && i - j < window;
@@ -256,47 +257,48 @@ constexpr int d = HEAD_WIDTH;
 constexpr int PACKS = d / VECTOR;  // of a row of d numbers
 constexpr int KEYS = LANES;        // a tile of keys: one for each lane
 
-__device__ float nothing() { return __int_as_float(0xff800000); }  // -infinity, an unseen score
+__device__ float minus_infinity() { return __int_as_float(0xff800000); }  // a masked score
 
 // Scores are divided by sqrt(d), and softmax is made of powers of 2; queries are multiplied by what
 // both take at once.
 __device__ float query_scale() { return LOG2_E / sqrt((double)d); }
 
-// Which keys of a tile a query sees, a bit for each: every lane asks about its own.
-__device__ unsigned keys_seen(int64 i, int64 j, int64 window)
+// The mask of a tile of keys for one query, a bit for each key: every lane computes its own bit.
+__device__ unsigned visible_keys(int64 i, int64 j, int64 window)
 {
     return __ballot_sync(ALL, visible(i, j, window));
 }
 
-__device__ bool among(int key, unsigned seen) { return seen & 1u << key; }
+__device__ bool among(int key, unsigned mask) { return mask & 1u << key; }
 
 // Softmax in one pass (Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867): weights are
 // 2^(score - largest), so that none overflows, `largest` being that of the keys so far. When a
-// larger one comes, all that was summed up shrinks by 2^(before - after).
+// larger one comes, all sums so far are multiplied by 2^(before - after).
 //
-// Every lane has the score of one key, `nothing()` where it is not seen, and gets its weight; once
+// Every lane has the score of one key, -infinity where it is masked, and gets its weight; once
 // a tile, for all of its keys. `sum` is of this lane's keys alone, until the end. A row that
-// has seen nothing yet has a largest score of -infinity, which must not be taken off itself.
+// has had no visible key yet has a largest score of -infinity, which must not be subtracted from
+// itself.
 __device__ float weigh(float score, float& largest, float& sum, float& shrink)
 {
     const float before = largest;
     largest = fmaxf(before, lanes_max(score));
-    const float base = largest == nothing() ? 0 : largest;
+    const float base = largest == minus_infinity() ? 0 : largest;
     shrink = exp2f(before - base);
     const float weight = exp2f(score - base);
     sum = sum * shrink + weight;
     return weight;
 }
 
-// One over the sum of the weights; 0 for a row that saw nothing, which so becomes zeros.
+// One over the sum of the weights; 0 for a row with no visible key, whose result is then zeros.
 __device__ float inverse(float sum) { return sum == 0 ? 0 : 1 / sum; }
 
 // 4a. Of many queries
 //
 // The rows of a key/value head are its queries: T tokens times the H/K heads that share it, row
 // t · (H/K) + g. A block takes WARPS · ROWS rows and goes through all keys, a tile of 32 at a time:
-// it fetches the tile once for all of its rows, if one of them sees any of it. Each warp has ROWS
-// rows of its own, and all that is to be known of a row is within its warp:
+// it fetches the tile once for all of its rows, if any key of it is visible to any of them. Each
+// warp has ROWS rows of its own, and the whole state of a row is within its warp:
 //
 //     scores     a lane has one key, and multiplies it with every row
 //     softmax    across the lanes
@@ -324,12 +326,12 @@ __device__ void fetch(float4* tile, int count, float scale, Address address)
     }
 }
 
-// Add the values of a tile to the mix of each row, by their weights. What a row does not see it
-// must not even multiply by 0, for 0 · NaN is NaN; where all rows see all keys (WHOLE), as they do
-// in most tiles, nobody has to ask.
+// Add the values of a tile to the mix of each row, by their weights. A masked value must not even
+// be multiplied by 0, for 0 · NaN is NaN; where all keys are visible to all rows (WHOLE), as in
+// most tiles, the mask is not tested.
 template <bool WHOLE>
 __device__ void add_values(float (&mix)[ROWS][QUADS_A_LANE][4], const float4* tile,
-                           const float (&weights)[ROWS][KEYS], const unsigned (&seen)[ROWS])
+                           const float (&weights)[ROWS][KEYS], const unsigned (&mask)[ROWS])
 {
     const int lane = threadIdx.x % LANES;
     for (int key = 0; key < KEYS; key += 4) {
@@ -342,7 +344,7 @@ __device__ void add_values(float (&mix)[ROWS][QUADS_A_LANE][4], const float4* ti
                 const float4 v = tile[(key + n) * STRIDE + quad];
                 UNROLL for (int r = 0; r < ROWS; r++) {
                     const float weight = w[r][n];
-                    if (WHOLE || among(key + n, seen[r])) {
+                    if (WHOLE || among(key + n, mask[r])) {
                         mix[r][c][0] += weight * v.x;
                         mix[r][c][1] += weight * v.y;
                         mix[r][c][2] += weight * v.z;
@@ -387,20 +389,20 @@ attention(const storage* q, const storage* k, const storage* v, const int64* q_p
     UNROLL for (int r = 0; r < ROWS; r++) {
         const int row = min(first_row + warp * ROWS + r, rows - 1);
         i[r] = q_positions[(int64)b * T + row / group];
-        largest[r] = nothing();
+        largest[r] = minus_infinity();
         sum[r] = 0;
     }
 
     for (int first = 0; first < S; first += KEYS) {
         const int64 j = first + lane < S ? k_positions[(int64)b * S + first + lane] : -1;
-        unsigned seen[ROWS], any = 0, all = ALL;
+        unsigned mask[ROWS], any = 0, all = ALL;
         UNROLL for (int r = 0; r < ROWS; r++) {
-            seen[r] = keys_seen(i[r], j, window);
-            any |= seen[r];
-            all &= seen[r];
+            mask[r] = visible_keys(i[r], j, window);
+            any |= mask[r];
+            all &= mask[r];
         }
         // Here all wait for all, for the values of the last tile are still in use until then.
-        if (!__syncthreads_or(any)) continue;  // nobody sees any of it: it is not fetched
+        if (!__syncthreads_or(any)) continue;  // no key of it is visible: it is not fetched
         const auto key = [&](int s) { return k + (int64)(first + s) * K * d; };
         const auto value = [&](int s) { return v + (int64)(first + s) * K * d; };
 
@@ -421,7 +423,7 @@ attention(const storage* q, const storage* k, const storage* v, const int64* q_p
             }
             UNROLL for (int r = 0; r < ROWS; r++) {
                 float shrink;
-                if (!among(lane, seen[r])) score[r] = nothing();  // whatever it is, be it NaN
+                if (!among(lane, mask[r])) score[r] = minus_infinity();  // even if it is NaN
                 weights[warp][r][lane] = weigh(score[r], largest[r], sum[r], shrink);
                 for (int c = 0; c < QUADS_A_LANE; c++)
                     for (int n = 0; n < 4; n++) mix[r][c][n] *= shrink;
@@ -431,9 +433,9 @@ attention(const storage* q, const storage* k, const storage* v, const int64* q_p
         fetch<KEYS>(tile, S - first, 1, value);
         __syncthreads();
         if (all == ALL)
-            add_values<true>(mix, tile, weights[warp], seen);
+            add_values<true>(mix, tile, weights[warp], mask);
         else if (any)
-            add_values<false>(mix, tile, weights[warp], seen);
+            add_values<false>(mix, tile, weights[warp], mask);
     }
 
     constexpr int N = VECTOR < 4 ? VECTOR : 4;  // numbers that a lane stores at once
@@ -487,7 +489,7 @@ __device__ void load_columns(float (&to)[COLUMNS], const storage* row, int membe
 // The weights are of each lane's own key, from where all get them.
 template <bool WHOLE, int N, typename Address>
 __device__ void add_columns(float (&mix)[N][COLUMNS], const float (&weights)[N],
-                            const unsigned (&seen)[N], Address address)
+                            const unsigned (&mask)[N], Address address)
 {
     const int lane = threadIdx.x % LANES, team = lane / TEAM, member = lane % TEAM;
     #pragma unroll (16 / N)  // so many loads are under way, as far as registers go
@@ -497,7 +499,7 @@ __device__ void add_columns(float (&mix)[N][COLUMNS], const float (&weights)[N],
         load_columns(x, address(key), member);
         UNROLL for (int r = 0; r < N; r++) {
             const float weight = __shfl_sync(ALL, weights[r], key);
-            if (WHOLE || among(key, seen[r]))
+            if (WHOLE || among(key, mask[r]))
                 for (int c = 0; c < COLUMNS; c++) mix[r][c] += weight * x[c];
         }
     }
@@ -509,9 +511,9 @@ __device__ void add_columns(float (&mix)[N][COLUMNS], const float (&weights)[N],
 __device__ void merge(const float* largest, const float* sum, const float* mix, int parts, int step,
                       float& all_largest, float& all_sum, float& all_mix)
 {
-    all_largest = nothing();
+    all_largest = minus_infinity();
     for (int p = 0; p < parts; p++) all_largest = fmaxf(all_largest, largest[p * step]);
-    const float base = all_largest == nothing() ? 0 : all_largest;
+    const float base = all_largest == minus_infinity() ? 0 : all_largest;
     all_sum = all_mix = 0;
     for (int p = 0; p < parts; p++) {
         const float shrink = exp2f(largest[p * step] - base);
@@ -545,22 +547,22 @@ __device__ void split(const storage* q, const storage* k, const storage* v,
         i[r] = q_positions[token];
         load_columns(queries[r], q + (token * H + head) * d, member);
         for (int c = 0; c < COLUMNS; c++) queries[r][c] *= query_scale();
-        largest[r] = nothing();
+        largest[r] = minus_infinity();
         sum[r] = 0;
     }
 
     for (int first = (blockIdx.x * SPLIT_WARPS + warp) * KEYS; first < S;
          first += gridDim.x * SPLIT_WARPS * KEYS) {
         const int64 j = first + lane < S ? k_positions[(int64)b * S + first + lane] : -1;
-        unsigned seen[N], any = 0, all = ALL;
+        unsigned mask[N], any = 0, all = ALL;
         UNROLL for (int r = 0; r < N; r++) {
-            seen[r] = keys_seen(i[r], j, window);
-            any |= seen[r];
-            all &= seen[r];
+            mask[r] = visible_keys(i[r], j, window);
+            any |= mask[r];
+            all &= mask[r];
         }
         if (any == 0) continue;
-        // In place of a key that nobody sees, or that is not there, the last that somebody sees
-        // is read once more: that costs nothing, and all loads can be under way at once.
+        // In place of a masked key, or one past the end, the last visible one is read once more:
+        // that costs nothing, and all loads can be under way at once.
         const int instead = LANES - 1 - __clz(any);
         const auto offset = [&](int key) {
             return (int64)(first + (among(key, any) ? key : instead)) * K * d;
@@ -582,15 +584,15 @@ __device__ void split(const storage* q, const storage* k, const storage* v,
         float weights[N];
         UNROLL for (int r = 0; r < N; r++) {
             float shrink;
-            if (!among(lane, seen[r])) score[r] = nothing();
+            if (!among(lane, mask[r])) score[r] = minus_infinity();
             weights[r] = weigh(score[r], largest[r], sum[r], shrink);
             for (int c = 0; c < COLUMNS; c++) mix[r][c] *= shrink;
         }
         const auto value = [&](int key) { return v + offset(key); };
         if (all == ALL)
-            add_columns<true>(mix, weights, seen, value);
+            add_columns<true>(mix, weights, mask, value);
         else
-            add_columns<false>(mix, weights, seen, value);
+            add_columns<false>(mix, weights, mask, value);
     }
 
     // The teams' sums are added, for they have the same largest score; then the warps' are merged.

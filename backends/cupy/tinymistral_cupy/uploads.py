@@ -1,4 +1,4 @@
-"""Upload: integers that the host says anew for every piece, in memory that is kept."""
+"""Upload: integers that change with every piece, copied to the card into memory that is kept."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tinymistral.backend import Array
 
 
 class Upload:
-    """Brings one kind of int64 array (positions, slots, ids, ...) to the device, again and again.
+    """Copies one kind of int64 array (positions, slots, ids, ...) to the device, again and again.
 
     All layers of a piece ask for the same numbers: these are copied once. They are compared by
-    content, since the cache changes its positions in place. The memory on the device is written
-    again for other numbers, so nobody may hold on to what a call returned; a kernel that was
-    launched before reads what it was given, for copies and kernels run in the stream's order.
-    So one object serves one stream, and one thread.
+    content, since the cache changes its positions in place. The memory on the device is overwritten
+    by other numbers, so a caller must not keep what a call returned; a kernel that was launched
+    before still reads its own, since copies and kernels run in the stream's order. So one object
+    serves one stream, and one thread.
     """
 
     def __init__(self, cp: Any):

@@ -1,4 +1,4 @@
-"""Broken and hostile dumps are told in one line, and cost no memory.
+"""Broken and hostile dumps are reported in one line, and cost no memory.
 
 The files are made byte by byte.
 """
@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
-from tinymistral.golden.compare.candidate import Given, open_candidate
+from tinymistral.golden.compare.candidate import CaseDump, open_candidate
 from tinymistral.golden.suite import Suite
 
 
-def read(suite: Suite, path: Path, case: str, layout: str = "hf") -> Given:
+def read(suite: Suite, path: Path, case: str, layout: str = "hf") -> CaseDump:
     return open_candidate(path, suite, layout).read(suite.case(case))
 
 
@@ -72,7 +72,7 @@ BROKEN_ARRAYS = {
 
 
 @pytest.mark.parametrize("name", BROKEN_ARRAYS)
-def test_a_broken_array_is_told_in_one_line(suite: Suite, tmp_path: Path, name: str) -> None:
+def test_a_broken_array_is_reported_in_one_line(suite: Suite, tmp_path: Path, name: str) -> None:
     content, says = BROKEN_ARRAYS[name]
     (tmp_path / "rope").mkdir()
     (tmp_path / "rope" / "out.npy").write_bytes(content)
@@ -113,7 +113,7 @@ BROKEN_FILES = {
 
 @pytest.mark.parametrize("name", BROKEN_FILES)
 @pytest.mark.parametrize("file", ["rope.safetensors", "all.safetensors"])
-def test_a_broken_file_is_told_in_one_line(
+def test_a_broken_file_is_reported_in_one_line(
     suite: Suite, tmp_path: Path, name: str, file: str
 ) -> None:
     path = tmp_path / file
@@ -126,21 +126,23 @@ def test_a_broken_file_is_told_in_one_line(
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"\xff", b"[" * 10**6, b'{"a": 1, "a": 2}', b'{"a": ' + b"9" * 10**6]
 )
-def test_broken_texts_are_told_in_one_line(suite: Suite, tmp_path: Path, content: bytes) -> None:
+def test_broken_texts_are_reported_in_one_line(
+    suite: Suite, tmp_path: Path, content: bytes
+) -> None:
     (tmp_path / "words.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"words\.json: not valid JSON") as error:
         read(suite, tmp_path, "words")
     assert "\n" not in str(error.value)
 
 
-def test_texts_beyond_measure_are_not_read(suite: Suite, tmp_path: Path) -> None:
+def test_huge_texts_are_not_read(suite: Suite, tmp_path: Path) -> None:
     with (tmp_path / "words.json").open("wb") as file:
         file.truncate(2**40)  # a hole
     with pytest.raises(ValueError, match="expected 10000000 at most"):
         read(suite, tmp_path, "words")
 
 
-def test_a_wrong_shape_makes_no_room_for_its_numbers(suite: Suite, tmp_path: Path) -> None:
+def test_a_wrong_shape_is_not_allocated(suite: Suite, tmp_path: Path) -> None:
     (tmp_path / "rope").mkdir()
     with (tmp_path / "rope" / "out.npy").open("wb") as file:
         file.write(npy(header("<f8", shape=(2**37,))))

@@ -10,12 +10,12 @@ import pytest
 from handmade_suite import STRINGS, counting, expected, suite_fixture  # noqa: F401
 from safetensors.numpy import save_file
 
-from tinymistral.golden.compare.candidate import Given, nearest, open_candidate
+from tinymistral.golden.compare.candidate import CaseDump, nearest, open_candidate
 from tinymistral.golden.files import read_npy
 from tinymistral.golden.suite import Suite
 
 
-def read(suite: Suite, path: Path, case: str, layout: str = "auto") -> Given:
+def read(suite: Suite, path: Path, case: str, layout: str = "auto") -> CaseDump:
     return open_candidate(path, suite, layout).read(suite.case(case))
 
 
@@ -52,7 +52,7 @@ Form = Callable[[Path, str, dict[str, np.ndarray]], Path]
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("case", ["once", "twice", "greedy"])
-def test_each_form_holds_the_same(suite: Suite, tmp_path: Path, form: Form, case: str) -> None:
+def test_each_form_is_read_the_same(suite: Suite, tmp_path: Path, form: Form, case: str) -> None:
     arrays = expected(case)
     path = form(tmp_path / "dump", case, arrays)
     assert open_candidate(path, suite).cases == [case]
@@ -141,7 +141,7 @@ def test_cases_that_are_unknown_in_a_single_file(suite: Suite, tmp_path: Path) -
     assert (candidate.cases, candidate.unknown) == (["rope"], {"greddy": "greedy"})
 
 
-def test_nothing_at_all_is_an_error(suite: Suite, tmp_path: Path) -> None:
+def test_an_empty_dump_is_an_error(suite: Suite, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nothing there is of any case; expected .*golden list"):
         open_candidate(tmp_path, suite)
     save_file({"out": np.zeros(1, np.float32)}, tmp_path / "ropes.safetensors")
@@ -180,7 +180,7 @@ def test_a_folder_named_like_a_file(suite: Suite, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_caches_that_hold_nothing_are_not_missed(suite: Suite, tmp_path: Path, form: Form) -> None:
+def test_empty_caches_are_not_missing(suite: Suite, tmp_path: Path, form: Form) -> None:
     """A window of 1 leaves nothing to keep: a right program may write so many zeros of it."""
     name = "calls.0.cache.layers.7.k"
     arrays = expected("once") | {name: np.zeros((2, 0, 1, 4), np.float32)}
@@ -191,13 +191,13 @@ def test_caches_that_hold_nothing_are_not_missed(suite: Suite, tmp_path: Path, f
     assert "cache" in found[name]
 
 
-def test_a_stage_is_not_proposed_for_what_a_cache_holds() -> None:
+def test_a_stage_is_not_proposed_for_a_cached_tensor() -> None:
     near = ["calls.0.layers.0.k", "layers.0.k"]
     assert nearest(["calls.0.cache.layers.0.k"], near) == {"calls.0.cache.layers.0.k": ""}
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_what_is_of_a_token_too_many_is_kept_for_a_diagnosis(
+def test_a_tensor_with_a_token_too_many_is_kept_for_the_diagnosis(
     suite: Suite, tmp_path: Path, form: Form
 ) -> None:
     given = {"layers.0.q": counting(2, 3, 2, 4), "layers.1.q": counting(2, 4, 2, 4)}
@@ -210,9 +210,7 @@ def test_what_is_of_a_token_too_many_is_kept_for_a_diagnosis(
         np.testing.assert_array_equal(array, given[name.removeprefix("calls.0.")])
 
 
-def test_what_is_of_a_token_too_many_and_broken_is_but_one_problem(
-    suite: Suite, tmp_path: Path
-) -> None:
+def test_a_broken_tensor_with_a_token_too_many_is_one_problem(suite: Suite, tmp_path: Path) -> None:
     write_npy(tmp_path / "once", expected("once") | {"calls.0.norm": counting(2, 3, 3)})
     path = tmp_path / "once" / "calls.0.norm.npy"
     path.write_bytes(path.read_bytes()[:-1])
@@ -220,7 +218,7 @@ def test_what_is_of_a_token_too_many_and_broken_is_but_one_problem(
     assert (set(found.problems), found.longer) == ({"calls.0.norm"}, {})
 
 
-# What may not be read: these are run by root too, who may read anything
+# Unreadable files; these tests also run as root, which can read anything
 
 
 def forbid(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
@@ -235,7 +233,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(Path, "iterdir", iterdir)
 
 
-def test_a_folder_that_may_not_be_read(
+def test_an_unreadable_folder(
     suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forbid(monkeypatch, "dump")
@@ -244,7 +242,7 @@ def test_a_folder_that_may_not_be_read(
         open_candidate(tmp_path / "dump", suite)
 
 
-def test_the_folder_of_a_case_that_may_not_be_read(
+def test_an_unreadable_folder_of_a_case(
     suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("rope", "ropes"):
@@ -256,7 +254,7 @@ def test_the_folder_of_a_case_that_may_not_be_read(
         candidate.read(suite.case("rope"))
 
 
-def test_a_folder_in_which_one_may_not_look(
+def test_a_folder_that_cannot_be_searched(
     suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def is_dir(self: Path) -> bool:
@@ -267,9 +265,7 @@ def test_a_folder_in_which_one_may_not_look(
         open_candidate(tmp_path / "dump", suite)
 
 
-def test_a_file_that_may_not_be_read(
-    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreadable_file(suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Path.is_file
 
     def is_file(self: Path) -> bool:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from handmade_suite import changed, compared, expected, part, suite_fixture  # noqa: F401
 
-from tinymistral.golden.compare.candidate import Given
+from tinymistral.golden.compare.candidate import CaseDump
 from tinymistral.golden.compare.cases import compare_case
 from tinymistral.golden.compare.verdicts import exit_code, verdict_of_all
-from tinymistral.golden.suite import Arrays, Suite
+from tinymistral.golden.suite import CaseArrays, Suite
 
 DTYPES = ["float64", "float32", "float16", "bfloat16"]
 
@@ -23,7 +23,7 @@ DTYPES = ["float64", "float32", "float16", "bfloat16"]
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", ["rope", "once", "twice", "greedy", "draw"])
-def test_what_is_expected_agrees_in_any_dtype(suite: Suite, case: str, dtype: str) -> None:
+def test_the_expected_numbers_agree_in_any_dtype(suite: Suite, case: str, dtype: str) -> None:
     given = {
         name: x if x.dtype.kind == "i" else x.astype(getattr(ml_dtypes, dtype, dtype))
         for name, x in expected(case).items()
@@ -40,7 +40,7 @@ def test_ids_may_be_any_integers(suite: Suite, kind: str) -> None:
     assert compared(suite, "greedy", given).verdict == "agrees"
 
 
-def test_what_is_missing_is_not_missed(suite: Suite) -> None:
+def test_missing_tensors_are_not_errors(suite: Suite) -> None:
     result = compared(suite, "twice", {"calls.1.norm": expected("twice")["calls.1.norm"]})
     assert result.verdict == "agrees"
     assert [part.name for part in result.parts] == ["calls.1.norm"]
@@ -89,7 +89,7 @@ def test_which_dtypes_it_would_agree_in(suite: Suite) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_infinitely_wrong(suite: Suite, value: float) -> None:
+def test_numbers_that_are_not_finite_have_an_infinite_error(suite: Suite, value: float) -> None:
     result = compared(suite, "rope", changed("rope", "out", (0, 1, 0, 3), value), "bfloat16")
     assert result.verdict == "differs"
     assert (result.parts[0].error, result.worst, result.fits) == (math.inf, math.inf, ())
@@ -136,7 +136,7 @@ def test_continuations_of_another_length(suite: Suite, name: str, shape: tuple, 
 def test_padding_alone_is_nothing_to_compare(suite: Suite) -> None:
     inputs = {n: x.copy() for n, x in suite.read(suite.case("rope")).inputs.items()}
     inputs["positions"][:] = -1
-    arrays = Arrays(inputs, suite.read(suite.case("rope")).expected)
+    arrays = CaseArrays(inputs, suite.read(suite.case("rope")).expected)
     result = compare_case(suite, suite.case("rope"), expected("rope"), None, arrays)
     assert (result.verdict, exit_code([result])) == ("incomparable", 2)
     assert result.problem == "what is given has no numbers, or padding alone"
@@ -144,7 +144,7 @@ def test_padding_alone_is_nothing_to_compare(suite: Suite) -> None:
 
 @pytest.mark.parametrize("document", [{}, {"strings": []}, {"strings": [{"text": "a  b"}]}])
 def test_texts_without_an_answer_are_nothing_to_compare(suite: Suite, document: dict) -> None:
-    result = compared(suite, "words", Given(document=document))
+    result = compared(suite, "words", CaseDump(document=document))
     assert (result.verdict, exit_code([result])) == ("incomparable", 2)
     assert result.problem == "words.json: there is no answer in it to any of the strings"
 
@@ -158,7 +158,7 @@ def test_nothing_compared_is_no_success(suite: Suite) -> None:
     assert verdict_of_all([agrees, absent, bad], complete=True) == "incomplete"
 
 
-def test_what_differs_outweighs_what_cannot_be_compared(suite: Suite) -> None:
+def test_a_difference_outweighs_an_incomparable_case(suite: Suite) -> None:
     given = changed("once", "calls.0.norm", (0, 0, 0), 9.0)
     given["calls.0.embedding"] = np.zeros(3, np.float32)
     result = compared(suite, "once", given)
@@ -171,7 +171,7 @@ def test_what_differs_outweighs_what_cannot_be_compared(suite: Suite) -> None:
 # What is generated
 
 
-def test_the_first_other_id_is_told(suite: Suite) -> None:
+def test_the_first_other_id_is_reported(suite: Suite) -> None:
     given = {"sequences": expected("greedy")["sequences"].copy()}
     given["sequences"][0, 5] = 7
     given["sequences"][1, 4] = 8  # a step earlier
@@ -189,7 +189,7 @@ def test_an_id_that_64_bits_with_a_sign_do_not_hold(suite: Suite) -> None:
     assert first.got == 2**64 - 1
 
 
-def test_padding_of_a_prompt_is_not_looked_at_and_the_prompt_is(suite: Suite) -> None:
+def test_a_prompt_is_compared_and_its_padding_is_not(suite: Suite) -> None:
     given = {"sequences": expected("greedy")["sequences"].copy()}
     given["sequences"][0, 0] = 77
     assert compared(suite, "greedy", given).verdict == "agrees"

@@ -36,7 +36,7 @@ def is_turned(name: str) -> bool:
 
 
 def in_raw_order(x: np.ndarray) -> np.ndarray:
-    """What stands at i of a head comes to 2i, what stands at i + d/2 to 2i + 1."""
+    """Move i of a head to 2i, and i + d/2 to 2i + 1."""
     out = np.empty_like(x)
     half = x.shape[-1] // 2
     for i in range(half):
@@ -49,7 +49,7 @@ def as_raw_program(arrays: Arrays) -> Arrays:
 
 
 def with_rotated(arrays: Arrays, turn: Callable[[np.ndarray], np.ndarray]) -> Arrays:
-    """Replace what is rotated by what another rotation, `turn`, makes of queries and keys."""
+    """Replace rotated queries and keys by those of another rotation."""
     arrays = dict(arrays)
     for name in [name for name in arrays if name.endswith("_rotated")]:
         arrays[name] = turn(arrays[name.removesuffix("_rotated")])
@@ -57,7 +57,7 @@ def with_rotated(arrays: Arrays, turn: Callable[[np.ndarray], np.ndarray]) -> Ar
 
 
 def neighbours(x: np.ndarray, theta: float = 100.0) -> np.ndarray:
-    """Turn 2i and 2i + 1 of (B, T, heads, d) together, at positions 0 to T - 1."""
+    """Rotate 2i and 2i + 1 of (B, T, heads, d), at positions 0 to T - 1."""
     d = x.shape[-1]
     angles = np.arange(x.shape[1])[:, None, None] * theta ** (-np.arange(0, d, 2) / d)
     turned = (x[..., ::2] + 1j * x[..., 1::2]) * np.exp(1j * angles)
@@ -65,7 +65,7 @@ def neighbours(x: np.ndarray, theta: float = 100.0) -> np.ndarray:
 
 
 def opposites(x: np.ndarray) -> np.ndarray:
-    """Turn i and i + d/2 together."""
+    """Rotate i and i + d/2."""
     turned = neighbours(in_raw_order(x), 1e4)
     return np.concatenate([turned[..., ::2], turned[..., 1::2]], axis=-1)
 
@@ -87,7 +87,7 @@ def write(folder: Path, case: str, arrays: Arrays) -> Path:
 # Queries and keys
 
 
-def test_the_numbers_of_a_raw_checkpoint_may_be_in_either_order(tmp_path: Path) -> None:
+def test_a_raw_model_may_have_either_order(tmp_path: Path) -> None:
     right = part_of("raw-layout", "expected")
     assert sum(map(is_turned, right)) == 10  # of two layers: q, k, both rotated, cached k
     table = good("golden", "check", "v1", str(write(tmp_path, "raw-layout", right)))
@@ -99,7 +99,7 @@ def test_the_numbers_of_a_raw_checkpoint_may_be_in_either_order(tmp_path: Path) 
     assert (code, case["layout"], len(case["notes"])) == (0, "raw", 1)
 
 
-def test_any_part_of_them_is_enough_to_tell(tmp_path: Path) -> None:
+def test_any_of_the_tensors_is_enough_to_recognize_the_order(tmp_path: Path) -> None:
     raw = as_raw_program(part_of("raw-layout", "expected"))
     for name in filter(is_turned, raw):
         assert told(write(tmp_path, "raw-layout", {name: raw[name]}))[0] == 0, name
@@ -121,7 +121,7 @@ def test_one_order_is_chosen_for_the_whole_case(tmp_path: Path) -> None:
     assert part["says"] == "it agrees in the order of --layout hf"
 
 
-def test_an_order_that_is_asked_for_is_kept_to(tmp_path: Path) -> None:
+def test_a_requested_order_is_kept(tmp_path: Path) -> None:
     right = part_of("raw-layout", "expected")
     write(tmp_path, "raw-layout", as_raw_program(right))
     assert told(tmp_path, "--layout", "raw")[0] == 0
@@ -131,7 +131,7 @@ def test_an_order_that_is_asked_for_is_kept_to(tmp_path: Path) -> None:
     assert told(write(tmp_path, "raw-layout", right), "--layout", "raw")[0] == 1
 
 
-def test_of_other_models_the_order_is_that_of_their_weights(tmp_path: Path) -> None:
+def test_other_models_have_the_order_of_their_weights(tmp_path: Path) -> None:
     write(tmp_path, "raw-twin", as_raw_program(part_of("raw-twin", "expected")))
     code, case = told(tmp_path)
     assert (code, case["layout"], case["first"]) == (1, "hf", "calls.0.layers.0.q")
@@ -144,7 +144,7 @@ def test_a_mistake_does_not_hide_the_order(tmp_path: Path) -> None:
     assert (code, case["layout"], case["first"]) == (1, "raw", "calls.0.layers.0.q_rotated")
 
 
-def test_raw_weights_that_are_turned_by_halves_are_no_other_order(tmp_path: Path) -> None:
+def test_raw_weights_rotated_by_halves_are_a_mistake(tmp_path: Path) -> None:
     """Queries and keys are those of a raw program then, but the program is none."""
     wrong = with_rotated(as_raw_program(part_of("raw-layout", "expected")), opposites)
     code, case = told(write(tmp_path, "raw-layout", wrong))
@@ -170,7 +170,7 @@ def by_column(case: str, rest: float = 7.0) -> Arrays:
 
 
 @pytest.mark.parametrize("case", ["left-padding", "right-padding", "ragged-chunks"])
-def test_a_column_for_each_token_is_right_too(tmp_path: Path, case: str) -> None:
+def test_a_column_for_each_token_is_accepted(tmp_path: Path, case: str) -> None:
     arrays = by_column(case)
     changed = [n for n, x in part_of(case, "expected").items() if x.shape != arrays[n].shape]
     assert bool(changed) == (case == "ragged-chunks")
@@ -183,7 +183,7 @@ def test_a_column_for_each_token_is_right_too(tmp_path: Path, case: str) -> None
     assert told(tmp_path)[0] == 0
 
 
-def test_a_wrong_weight_is_told_and_what_its_columns_are(tmp_path: Path) -> None:
+def test_a_wrong_weight_is_reported_with_the_meaning_of_its_columns(tmp_path: Path) -> None:
     for arrays in (by_column("left-padding"), part_of("left-padding", "expected")):
         name = "calls.0.layers.1.attention_weights"
         arrays[name] = arrays[name].copy()
@@ -195,7 +195,7 @@ def test_a_wrong_weight_is_told_and_what_its_columns_are(tmp_path: Path) -> None
         assert part["says"] == "its columns are inputs.calls.N.key_positions"
 
 
-def test_columns_of_another_number_are_told_what_they_are(tmp_path: Path) -> None:
+def test_another_number_of_columns_is_reported_with_their_meaning(tmp_path: Path) -> None:
     name = "calls.2.layers.0.attention_weights"  # (2, 4, 4, 10), and 13 tokens so far
     wrong = {name: np.zeros((2, 4, 4, 12), np.float32)}
     code, case = told(write(tmp_path, "ragged-chunks", wrong))

@@ -54,7 +54,7 @@ def test_places_in_other_kinds_of_cases(suite: Suite) -> None:
     assert result.parts[-1].where == "row 0, token 1 (position 1), dimension 2"  # the only call
 
 
-def test_the_largest_error_is_told_and_how_far_they_reach(suite: Suite) -> None:
+def test_the_largest_error_and_the_extent_of_errors_are_reported(suite: Suite) -> None:
     given = expected("twice")
     q = given["calls.1.layers.0.q"] = given["calls.1.layers.0.q"].copy()
     q[1, :, 0] += 1
@@ -82,7 +82,7 @@ def test_the_largest_error_is_told_and_how_far_they_reach(suite: Suite) -> None:
     ],
 )
 @pytest.mark.parametrize("value", [1e9, np.nan])
-def test_padding_is_not_looked_at(suite: Suite, name: str, index: tuple, value: float) -> None:
+def test_padding_is_not_compared(suite: Suite, name: str, index: tuple, value: float) -> None:
     given = changed("twice", name, index, value)
     assert compared(suite, "twice", given).verdict == "agrees"
 

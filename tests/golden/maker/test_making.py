@@ -1,4 +1,4 @@
-"""The making of the suite: v1 comes out again, tells what it says, and nothing in it is tame."""
+"""Making the suite: v1 is reproduced, catches what it says, and every part of it matters."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from tinymistral.conformance import oracle
 from tinymistral.golden.compare.tensors import counted
-from tinymistral.golden.rounding import UNIT, Angles, Permuted, rounded_up
+from tinymistral.golden.rounding import UNIT, AnglesBackend, Permuted, rounded_up
 from tinymistral.golden.run.tinymistral import run_calls, run_case
 from tinymistral.golden.suite import V1, read_suite
 from tinymistral.heads import MistralForCausalLM
@@ -32,12 +32,12 @@ TINY = [model for model in MODELS.values() if isinstance(model, Tiny)]
 
 
 @pytest.mark.slow
-def test_v1_comes_out_again(tmp_path):
+def test_v1_is_reproduced(tmp_path):
     making.make(tmp_path)
     there = {p.relative_to(V1): p.read_bytes() for p in V1.rglob("*") if p.is_file()}
     again = {p.relative_to(tmp_path): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     assert again.keys() == there.keys()
-    # Another BLAS may add up in another order; so arrays are held against arrays.
+    # Another BLAS may sum in another order, so the arrays are compared.
     for path in sorted(there):
         if again[path] == there[path] or path.name == "manifest.json":
             continue
@@ -55,7 +55,7 @@ def test_v1_comes_out_again(tmp_path):
 
 
 def same_but_for_rounding(mine, theirs):
-    """Hold two manifests together: digests of arrays not at all, tolerances to a factor of 4.
+    """Compare two manifests: without digests of arrays, tolerances to a factor of 4.
 
     What is measured is the largest of some errors, up to 2.6 times what it is with another BLAS.
     """
@@ -87,7 +87,7 @@ making.make(Path(sys.argv[1]))
 
 
 @pytest.mark.slow
-def test_what_is_made_twice_is_the_same_to_the_byte(tmp_path):
+def test_two_runs_give_the_same_bytes(tmp_path):
     made = []
     for seed in ("1", "2"):  # sets come in another order
         out = tmp_path / seed
@@ -130,7 +130,7 @@ def test_exact_is_what_both_16_bit_types_hold():
 
 
 def holds(x, dtype):
-    """Tell whether a dtype holds numbers exactly, none of them below its normal ones."""
+    """Return whether a dtype holds numbers exactly, none of them subnormal."""
     kept = x.astype(NUMPY_DTYPES[dtype]).astype(np.float64)
     small = np.abs(x)[x != 0].min(initial=1)
     return np.array_equal(kept, x) and small >= 2.0**-14
@@ -153,7 +153,7 @@ def test_float32_holds_what_16_bits_do_not():
     assert all(tensor.dtype == np.float32 for tensor in MODELS["one-to-one"].tensors.values())
 
 
-# Tiny, but not tame
+# Every part of a model matters
 
 
 @pytest.mark.parametrize("model", TINY, ids=lambda model: model.id)
@@ -195,7 +195,7 @@ def test_attention_is_neither_flat_nor_all_on_one_key(case):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("case", ["plain", "window-at-once", "no-window", "tied"])
-def test_every_tensor_bears_on_the_logits(case, dtype):
+def test_every_tensor_affects_the_logits(case, dtype):
     case, backend = SUITE.case(case), NumpyBackend("float64")
     model = MODELS[case.model]
     expected = SUITE.read(case).expected["calls.0.logits"]
@@ -207,7 +207,7 @@ def test_every_tensor_bears_on_the_logits(case, dtype):
         assert np.abs(logits - expected).max() > tolerance, name
 
 
-def test_the_order_of_tokens_bears_on_the_logits():
+def test_the_order_of_tokens_affects_the_logits():
     case, backend = SUITE.case("plain"), NumpyBackend("float64")
     arrays = SUITE.read(case)
     for t in range(5):  # swap two neighbours that come before the last token
@@ -223,7 +223,7 @@ def test_the_order_of_tokens_bears_on_the_logits():
 
 
 def caught(case, mistake, dtype):
-    """Tell whether a mistake makes a case differ."""
+    """Return whether a case differs with a mistake."""
     arrays = SUITE.read(case)
     exact_ids = {n: how.dtypes for n, how in case.expected.items() if how.exact}
     if exact_ids and dtype not in exact_ids["sequences"]:
@@ -283,7 +283,7 @@ SMALL = [case for case in CASES.values() if case.model != "demo"]
 @pytest.mark.parametrize(
     "name", [m.name for m in OF_LAWS if "float32" in m.dtypes and m.name not in NOT_TOLD]
 )
-def test_every_mistake_is_told_by_some_case(name):
+def test_every_mistake_is_caught_by_some_case(name):
     assert any(caught(case, NAMED[name], "float32") for case in SMALL)
 
 
@@ -329,8 +329,8 @@ def test_a_tolerance_is_four_times_an_error():
     assert case.expected["out"].tolerance["float16"] == pytest.approx(4 * np.max(errors), rel=0.1)
 
 
-def test_past_2_24_angles_of_float32_are_not_allowed_for():
-    """One turned by an angle that is off by 1 is off by its own length."""
+def test_past_2_24_tolerances_exclude_angles_in_float32():
+    """An angle that is off by 1 rotates a vector by about its own length."""
     case = SUITE.case("rope-past-2-24")
     assert case.expected["out"].tolerance["float32"] < 1e-5
     (of_text,) = (d for d in making.DRAFTS if d.id == "positions-past-2-24")
@@ -338,7 +338,7 @@ def test_past_2_24_angles_of_float32_are_not_allowed_for():
     assert not next(d for d in making.DRAFTS if d.id == "far-positions").exact_angles
 
 
-def test_far_positions_allow_for_angles_in_float32_and_near_ones_do_not():
+def test_tolerances_at_far_positions_include_angles_in_float32():
     near, far = (
         SUITE.case(name).expected["out"].tolerance["float32"] for name in ("rope", "rope-far")
     )
@@ -353,7 +353,7 @@ def test_a_permuted_model_is_the_same_function(seed):
     permuted = Permuted(model.config, seed)
     tensors = permuted.tensors(model.tensors)
     assert all(not np.array_equal(tensors[name], x) for name, x in model.tensors.items())
-    backend = Angles("float64", "float64", permuted.pairs)
+    backend = AnglesBackend("float64", "float64", permuted.pairs)
     other = MistralForCausalLM(model.config, backend=backend, tensors=tensors)
     stages = {
         name: array

@@ -1,7 +1,7 @@
 """The golden vectors of sampling: tinymistral passes them, and mistakes that people make do not.
 
-The probabilities follow from a definition, which is held here against numbers that one can work
-out, and against what transformers computed.
+The probabilities follow from a definition, which is compared here with numbers worked out by hand,
+and with transformers' results.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ every_case = pytest.mark.parametrize("case", SAMPLING, ids=lambda case: case.id)
 
 
 def of(case: Case) -> tuple[dict[str, np.ndarray], np.ndarray, float]:
-    """Return the inputs, the probabilities, and how near float32 has to come."""
+    """Return the inputs, the probabilities, and the tolerance of float32."""
     arrays = SUITE.read(case)
     assert case.expected is not None
     tolerance = case.expected["probabilities"].tolerance["float32"]
@@ -39,7 +39,7 @@ def of(case: Case) -> tuple[dict[str, np.ndarray], np.ndarray, float]:
 
 
 @every_case
-def test_tinymistral_s_probabilities_are_near(case: Case) -> None:
+def test_the_probabilities_of_tinymistral_are_within_the_tolerances(case: Case) -> None:
     _, expected, tolerance = of(case)
     found = run_vectors(SUITE, case)["probabilities"]
     assert found.dtype == np.float32
@@ -69,7 +69,7 @@ def test_there_are_cases_for_each_parameter_alone_and_for_all_at_once() -> None:
 # ---- tolerances
 
 
-def test_a_tolerance_is_a_bound_that_one_can_work_out() -> None:
+def test_a_tolerance_worked_out_by_hand() -> None:
     """Of two equal logits each probability is 1/2 · (8 + 8 + 4) roundoffs off at most."""
     inputs = {"logits": np.zeros((1, 2)), "previous_ids": np.array([[0]])}
     found = tolerance(inputs, {}, np.array([[0.5, 0.5]]))
@@ -90,7 +90,9 @@ ONE_AFTER_THE_OTHER = "one after the other"
     sums=st.sampled_from(["pairs", ONE_AFTER_THE_OTHER]),
     reciprocal=st.booleans(),
 )
-def test_right_programs_in_float32_are_within_them(case, seed, base, sums, reciprocal) -> None:
+def test_correct_programs_in_float32_are_within_the_tolerances(
+    case, seed, base, sums, reciprocal
+) -> None:
     """Scores kept by the definition, then a softmax in another order and by other formulas."""
     inputs, expected, near = of(case)
     how, one = case.parameters, np.float32(1)
@@ -155,7 +157,7 @@ NONE = np.zeros((1, 0), dtype=np.int64)
         ({"temperature": 0.5, "min_p": 0.2}, [4 / 5, 1 / 5, 0, 0]),
     ],
 )
-def test_probabilities_that_one_can_work_out(parameters, expected) -> None:
+def test_probabilities_worked_out_by_hand(parameters, expected) -> None:
     found = definition.probabilities(HALVES, NONE, parameters)
     np.testing.assert_allclose(found, [expected], rtol=1e-14)
 
@@ -169,14 +171,14 @@ def test_a_penalty_divides_and_multiplies_once(ids) -> None:
 
 
 @pytest.mark.parametrize("parameters", [{"top_k": 3}, {"top_p": 0.8}, {"min_p": 1.0}])
-def test_equal_logits_at_a_boundary_are_nobody_s_truth(parameters) -> None:
+def test_equal_logits_at_a_boundary_are_refused(parameters) -> None:
     logits = HALVES if "min_p" not in parameters else np.zeros((1, 4))
     with pytest.raises(ValueError, match="choose other logits"):
         definition.probabilities(logits, NONE, parameters)
 
 
 @pytest.mark.parametrize("name", sorted(read_json("sampling.json")))
-def test_the_definition_is_that_of_transformers(name: str) -> None:
+def test_the_definition_agrees_with_transformers(name: str) -> None:
     tensors = load_file(FIXTURES / "sampling.safetensors")
     parameters = {"top_k": 50} | read_json("sampling.json")[name]
     scores = tensors[name].astype(np.float64)

@@ -7,14 +7,14 @@ import dataclasses
 
 import numpy as np
 import pytest
-from golden_maker import calls
+from golden_maker import truth
 from golden_maker.drafts import Draft
 from golden_maker.suite_files import DRAFTS
 from golden_maker.tolerances import Way, operation, ways_of, whole_text
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tinymistral.golden.compare.candidate import Given
+from tinymistral.golden.compare.candidate import CaseDump
 from tinymistral.golden.compare.cases import compare_case
 from tinymistral.golden.models import open_model, read_model
 from tinymistral.golden.rounding import CHOICES
@@ -42,13 +42,13 @@ def test_tinymistral_agrees(dtype: str) -> None:
 )
 def test_tinymistral_agrees_on_what_needs_no_model(case: str) -> None:
     found = run_vectors(SUITE, SUITE.case(case))
-    given = Given(document=found) if case.endswith("-demo") else Given(found)
+    given = CaseDump(document=found) if case.endswith("-demo") else CaseDump(found)
     result = compare_case(SUITE, SUITE.case(case), given)
     assert result.verdict == "agrees", result.first
     assert len(result.parts) == len(result.names)
 
 
-ROOM = 0.9  # of a tolerance: what a right program that was never tried may come to
+ROOM = 0.9  # of a tolerance: the largest error of correct programs that were not measured
 WAYS = {
     "seed": st.integers(100, 10**6),  # making v1 took 0 to 22
     "angles": st.sampled_from(["float32", "float64"]),
@@ -71,13 +71,13 @@ def held(draft: Draft, results: dict[str, np.ndarray], dtype: str) -> None:
     dtype=st.sampled_from(["float32", "float16", "bfloat16"]),
     way=st.builds(Way, **WAYS),
 )
-def test_sums_in_any_order_and_any_places_of_rounding_agree(
+def test_any_order_of_sums_and_any_places_of_rounding_agree(
     draft: Draft, dtype: str, way: Way
 ) -> None:
     config, tensors = read_model(SUITE, str(draft.model))
     (way,) = ways_of(draft, [way])
     whole = whole_text(config, tensors, draft.inputs, dtype, way)
-    held(draft, calls.cut(whole, draft.inputs), dtype)
+    held(draft, truth.cut(whole, draft.inputs), dtype)
 
 
 @pytest.mark.slow
@@ -87,12 +87,12 @@ def test_sums_in_any_order_and_any_places_of_rounding_agree(
     dtype=st.sampled_from(["float32", "float16", "bfloat16"]),
     way=st.builds(Way, **WAYS),
 )
-def test_so_do_they_in_an_operation(draft: Draft, dtype: str, way: Way) -> None:
+def test_any_order_and_rounding_agree_in_an_operation(draft: Draft, dtype: str, way: Way) -> None:
     (way,) = ways_of(draft, [way])
     held(draft, operation(draft, dtype, way), dtype)
 
 
-def test_another_theta_shows_in_the_first_turned_queries() -> None:
+def test_another_theta_shows_in_the_first_rotated_queries() -> None:
     case, backend = SUITE.case("plain"), NumpyBackend("float32")
     config, _ = read_model(SUITE, "plain")
     other = dataclasses.replace(config, rope_theta=config.rope_theta * 1.01)
@@ -106,7 +106,7 @@ def test_another_theta_shows_in_the_first_turned_queries() -> None:
 
 def test_a_key_too_many_shows_once_the_window_is_full() -> None:
     class Inclusive(NumpyBackend):
-        """Sees the key at distance W, as in Mistral's paper."""
+        """The key at distance W is visible, as in Mistral's paper."""
 
         def attention_weights(self, q, k, q_positions, k_positions, window):  # type: ignore
             return super().attention_weights(q, k, q_positions, k_positions, window + 1)

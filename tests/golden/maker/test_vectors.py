@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from golden_maker.documents import DOCUMENTS
+from golden_maker.suite_files import DOCUMENTS
 from goldens import DEMO
 
 from tinymistral.golden.files import document_text
@@ -160,7 +160,7 @@ def test_the_manifest_says_what_the_document_says(name: str) -> None:
 # ---- the vocabulary
 
 
-def test_the_real_vocabulary_is_asked_for() -> None:
+def test_the_real_vocabulary_is_requested() -> None:
     case = SUITE.case("tokenizer-v1")
     with pytest.raises(ValueError, match=r"'tokenizer\.model\.v1' .*mistral-common") as error:
         run_vectors(SUITE, case)
@@ -174,7 +174,7 @@ def test_another_vocabulary_is_refused() -> None:
     assert "\n" not in str(error.value)
 
 
-def test_what_a_backend_computes_is_refused() -> None:
+def test_cases_of_a_backend_are_refused() -> None:
     case = next(case for case in SUITE.manifest.cases.values() if case.kind == "operation")
     with pytest.raises(ValueError, match="computed by a backend"):
         run_vectors(SUITE, case)

@@ -1,4 +1,4 @@
-"""A recording that is interrupted anywhere goes on, and comes to the same bytes.
+"""A recording that is interrupted anywhere continues, and leads to the same bytes.
 
 Every file of a recording is renamed to its place, so the moments before and after each renaming are
 all the states that there are; a process that ends itself there leaves what a killed one would.
@@ -101,7 +101,7 @@ def test_killed_again_and_again(tmp_path: Path, whole: dict[str, bytes]) -> None
 
 
 class Stop(BaseException):
-    """What Ctrl-C and the end of a terminal come to."""
+    """The signals of Ctrl-C and of a terminal that closes."""
 
 
 @pytest.mark.slow
@@ -124,17 +124,17 @@ def test_stopped_anywhere_and_resumed(tmp_path: Path, whole: dict[str, bytes]) -
         assert files(out) == whole, n
 
 
-def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+def test_finished_steps_are_not_repeated(tmp_path: Path) -> None:
     kill(tmp_path, 11, True)  # the manifest, job.json, and of three steps three files each
     parts = tmp_path / "suite" / ".recording" / "prompt"
     before = {path: path.stat().st_mtime_ns for path in parts.glob("0*")}
     assert len(before) == 6
-    with patch("tinymistral.golden.record.files.Parts.remove"):
+    with patch("tinymistral.golden.record.files.UnfinishedCase.remove"):
         good(*command(tmp_path))
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_a_file_that_is_half_there_does_not_count(tmp_path: Path, whole: dict[str, bytes]) -> None:
+def test_a_partial_file_does_not_count(tmp_path: Path, whole: dict[str, bytes]) -> None:
     kill(tmp_path, 12, False)
     suite = tmp_path / "suite"
     for path in (suite / "cases" / "prompt", suite / "manifest", suite / ".recording/prompt/0001"):
@@ -148,7 +148,7 @@ def test_a_file_that_is_half_there_does_not_count(tmp_path: Path, whole: dict[st
     ("more", "model"),
     [(["--layers", "0"], "gqa"), (["--new", "4"], "gqa"), ([], "gqa copied")],
 )
-def test_another_recording_does_not_go_on_with_it(
+def test_another_recording_does_not_continue_it(
     tmp_path: Path, more: list[str], model: str
 ) -> None:
     kill(tmp_path, 12, True)

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from tinymistral.golden.compare.cases import compare_case
 from tinymistral.golden.models import open_model
 from tinymistral.golden.record import stages as selecting
-from tinymistral.golden.record.files import Parts
+from tinymistral.golden.record.files import UnfinishedCase
 from tinymistral.golden.record.recorder import HOW, Recorder
 from tinymistral.golden.run.tinymistral import run_case
 from tinymistral.golden.suite import V1, read_suite
@@ -99,17 +99,17 @@ def test_the_manifest_is_one_of_the_schema(recorded: Path) -> None:
     assert (recorded / "schema.json").read_bytes() == (V1 / "schema.json").read_bytes()
 
 
-def test_nothing_else_is_left(recorded: Path) -> None:
+def test_no_other_file_is_left(recorded: Path) -> None:
     names = {path.relative_to(recorded).as_posix() for path in recorded.rglob("*")}
     cases = {f"cases/{name}.safetensors" for name in ("text", "story", "story-greedy")}
     assert names == {"manifest.json", "schema.json", "cases", *cases}
 
 
-# how near one has to come
+# tolerances
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
-def test_right_programs_agree(recorded: Path, dtype: str) -> None:
+def test_correct_programs_agree(recorded: Path, dtype: str) -> None:
     """The numpy backend, with its cache and without the order of layers that a recording has."""
     code, out, _ = run(
         *("golden", "run", "tinymistral", "--suite", str(recorded), "--model", str(GQA)),
@@ -157,7 +157,7 @@ def test_some_layers_mean_all_their_stages(tmp_path: Path) -> None:
     assert len(found) == 3 + 16 + 2
 
 
-def test_a_large_recording_has_less_of_most_layers(
+def test_a_large_recording_has_fewer_stages_of_most_layers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(selecting, "ALL_AT_MOST", 100_000)
@@ -198,7 +198,7 @@ def test_a_prompt_is_encoded_with_its_beginning(tmp_path: Path) -> None:
         ("--prompt x", "not allowed with"),
     ],
 )
-def test_mistakes_are_told_and_nothing_is_written(
+def test_wrong_arguments_are_reported_and_nothing_is_written(
     tmp_path: Path, arguments: str, says: str
 ) -> None:
     out = tmp_path / "out"
@@ -213,7 +213,7 @@ def test_mistakes_are_told_and_nothing_is_written(
 # suites that grow
 
 
-def test_what_is_there_is_not_made_again(recorded: Path) -> None:
+def test_an_existing_case_is_not_computed_again(recorded: Path) -> None:
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in recorded.rglob("*.safetensors")}
     assert "text" in record(recorded, "--case", "text")
     record(recorded, "--case", "story", "--new", 64, "--stages", "logits", ids=PROMPT)
@@ -230,7 +230,7 @@ def test_what_is_there_is_not_made_again(recorded: Path) -> None:
         ("--case other --ways 2", IDS, "tolerances were made in another way"),
     ],
 )
-def test_what_does_not_belong_together_is_refused(
+def test_another_checkpoint_or_other_arguments_are_refused(
     recorded: Path, arguments: str, ids: list[int], says: str
 ) -> None:
     error = refused(
@@ -240,22 +240,22 @@ def test_what_does_not_belong_together_is_refused(
     assert says in error
 
 
-def test_tokens_that_were_drafted_wrongly_are_corrected(
+def test_wrongly_drafted_tokens_are_corrected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: Path
 ) -> None:
-    """The third token is drafted wrongly, until a first walk through all layers has seen it."""
-    draft, restart, seen = Recorder._draft, Parts.restart, []
+    """The third token is drafted wrongly, until a first walk through all layers."""
+    draft, restart, seen = Recorder._draft, UnfinishedCase.restart, []
 
-    def careless(self: Recorder, parts: Parts) -> list[int]:
+    def careless(self: Recorder, parts: UnfinishedCase) -> list[int]:
         tokens = draft(self, parts)
         return tokens if seen else [*tokens[:2], (tokens[2] + 1) % 67, *tokens[3:]]
 
-    def again(parts: Parts) -> None:
+    def again(parts: UnfinishedCase) -> None:
         seen.append(parts)
         restart(parts)
 
     monkeypatch.setattr(Recorder, "_draft", careless)
-    monkeypatch.setattr(Parts, "restart", again)
+    monkeypatch.setattr(UnfinishedCase, "restart", again)
     out = tmp_path / "recorded"
     record(out, "--case", "text")
     record(out, "--case", "story", "--new", 64, "--stages", "logits", ids=PROMPT)

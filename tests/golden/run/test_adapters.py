@@ -20,8 +20,9 @@ from cli_runner import good, refused, run
 from goldens import FIXTURES
 from safetensors.numpy import load_file
 
-from tinymistral.commands import golden_run_arguments
+from tinymistral.commands.golden import run as golden_run
 from tinymistral.files.safetensors import read_file
+from tinymistral.golden.calls import at_positions
 from tinymistral.golden.compare.candidate import open_candidate
 from tinymistral.golden.files import write_arrays
 from tinymistral.golden.run import (
@@ -36,7 +37,6 @@ from tinymistral.golden.run import (
 )
 from tinymistral.golden.run.llama_cpp import gguf_name
 from tinymistral.golden.run.transformers import (
-    at_positions,
     check_finite,
     check_padding,
     check_seen,
@@ -104,7 +104,7 @@ def test_only_what_is_expected_is_written(tmp_path: Path) -> None:
     assert {x.dtype for x in found.values()} == {np.dtype(np.float32)}
 
 
-def test_a_vocabulary_that_is_not_given_is_asked_for(tmp_path: Path) -> None:
+def test_a_missing_vocabulary_is_requested(tmp_path: Path) -> None:
     code, text, _ = run("golden", "run", "tinymistral", *only("tokenizer-v1"), "-o", str(tmp_path))
     assert code == 2
     assert text.startswith("not run: tokenizer-v1\n")
@@ -129,7 +129,7 @@ def test_a_command_is_run_for_every_case(tmp_path: Path) -> None:
     assert f"{len(norms) + 2} OK, 0 differ" in good("golden", "check", "v1", str(out))
 
 
-def test_a_command_of_somebody_else(tmp_path: Path) -> None:
+def test_a_command_of_another_program(tmp_path: Path) -> None:
     out, command = tmp_path / "dump", program(tmp_path, PROGRAM)
     cases = only("rms-norm", "silu-mul", "chat-v1")
     text = good("golden", "run", "--command", command, *cases, "-o", str(out))
@@ -163,7 +163,7 @@ def test_the_ten_lines_of_the_template(
     assert len(lines) == 10
 
 
-def test_texts_are_given_without_their_answers(tmp_path: Path) -> None:
+def test_texts_are_passed_without_their_answers(tmp_path: Path) -> None:
     template.write_case(SUITE, SUITE.case("tokenizer-demo"), tmp_path)
     asked = json.loads((tmp_path / "inputs.json").read_text("utf-8"))
     whole = SUITE.document(SUITE.case("tokenizer-demo"))
@@ -171,7 +171,7 @@ def test_texts_are_given_without_their_answers(tmp_path: Path) -> None:
     assert [set(entry) for entry in asked["decodings"]] == [{"ids"}] * len(whole["decodings"])
 
 
-def test_a_bfloat16_array_is_taken_for_one(tmp_path: Path) -> None:
+def test_a_bfloat16_array_is_recognized(tmp_path: Path) -> None:
     code = PROGRAM.replace("result.astype(np.float32)", "result.astype(ml_dtypes.bfloat16)")
     command = program(tmp_path, code.replace("import json", "import ml_dtypes, json", 1))
     good("golden", "run", "--command", command, *only("rms-norm"), "-o", str(tmp_path / "dump"))
@@ -185,7 +185,7 @@ FAILING = (
 
 
 @pytest.mark.parametrize("end", ["sys.exit(3)", "os.abort()", "(out / 'out.npy').unlink()", ""])
-def test_what_fails_leaves_nothing_not_even_what_was_there(tmp_path: Path, end: str) -> None:
+def test_a_failed_case_leaves_no_file(tmp_path: Path, end: str) -> None:
     """The last one ends well, but what it wrote is no array."""
     out = tmp_path / "dump"
     good("golden", "run", "tinymistral", *only("rms-norm", "silu-mul"), "-o", str(out))
@@ -212,7 +212,7 @@ def huge(descr: str, shape: str) -> str:
         (None, "it is no regular file"),
     ],
 )
-def test_what_a_command_wrote_is_told_in_one_line(
+def test_broken_results_are_reported_in_one_line(
     tmp_path: Path, header: str | None, says: str
 ) -> None:
     path = tmp_path / "out.npy"
@@ -237,7 +237,7 @@ def test_arrays_of_any_shape_and_dtype_are_passed_on(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found[name], x)
 
 
-def test_a_case_that_fails_does_not_keep_others_from_being_run(tmp_path: Path) -> None:
+def test_other_cases_run_after_one_that_fails(tmp_path: Path) -> None:
     def adapter(case: Case) -> Results:
         if case.id == "rms-norm":
             raise RuntimeError("out of\nregisters")
@@ -255,7 +255,7 @@ def test_a_case_that_fails_does_not_keep_others_from_being_run(tmp_path: Path) -
     assert list(load_file(tmp_path / "silu-mul.safetensors")) == ["out"]
 
 
-def test_a_disk_that_is_full_leaves_no_half_of_a_file(
+def test_a_full_disk_leaves_no_partial_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(self: Path, target: Path) -> NoReturn:
@@ -302,13 +302,15 @@ def test_a_peer_that_is_not_installed(
         ('--command "python \'{case} {out}"', "--command"),
     ],
 )
-def test_mistakes_are_told_in_one_line(tmp_path: Path, arguments: str, says: str) -> None:
+def test_wrong_arguments_are_reported_in_one_line(
+    tmp_path: Path, arguments: str, says: str
+) -> None:
     error = refused("golden", "run", *shlex.split(arguments), "-o", str(tmp_path / "dump"))
     assert says in error
 
 
 def test_the_help_names_all_peers() -> None:
-    assert golden_run_arguments.PEERS == PEERS
+    assert golden_run.PEERS == PEERS
     for peer in PEERS:
         name = peer.replace("-", "_")
         assert (Path(template.__file__).parent / f"{name}.py").exists()
@@ -317,12 +319,12 @@ def test_the_help_names_all_peers() -> None:
 # parts of the adapters that need no peer
 
 
-def test_what_a_cache_of_columns_holds_is_found_by_position() -> None:
-    """A row with two columns of padding, and one without, of which the last three are held."""
+def test_columns_are_found_by_position() -> None:
+    """A row with two columns of padding, and one without; the last three columns are stored."""
     columns = np.array([[-1, -1, 0, 1], [0, 1, 2, 3]])
     held = np.arange(6.0).reshape(2, 3, 1)  # of columns 1, 2, 3
     wanted = np.array([[-1, 0, 1], [0, 2, 3]])
-    found = at_positions(held, columns, wanted, lost=9.0)
+    found = at_positions(held, columns, wanted, missing=9.0)
     assert found[..., 0].tolist() == [[0, 1, 2], [9, 4, 5]]
 
 
@@ -349,8 +351,8 @@ def test_what_transformers_runs(
         assert runs
 
 
-def test_transformers_does_not_run_a_query_that_sees_nothing() -> None:
-    """In `attention-nothing-visible` one does, row 0's first; padding may, nobody looks at it."""
+def test_transformers_does_not_run_a_query_with_no_visible_key() -> None:
+    """In `attention-nothing-visible` that is row 0's first; padding is not compared."""
     keys = np.array([[3, 4, -1, 9]])
     for queries, window, runs in (
         ([[2, 3]], None, False),
@@ -363,7 +365,7 @@ def test_transformers_does_not_run_a_query_that_sees_nothing() -> None:
         if runs:
             check_seen(positions, window)
         else:
-            with pytest.raises(CannotRun, match="sees nothing gets the mean"):
+            with pytest.raises(CannotRun, match="no visible key gets the mean"):
                 check_seen(positions, window)
     case = SUITE.case("attention-nothing-visible")
     with pytest.raises(CannotRun):

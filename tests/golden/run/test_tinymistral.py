@@ -93,7 +93,7 @@ class AsTransformers(NumpyBackend):
 
 @pytest.mark.parametrize("case", COMPUTED)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_who_rounds_as_often_as_transformers_is_within_the_tolerances(case, dtype):
+def test_rounding_as_often_as_transformers_is_within_the_tolerances(case, dtype):
     if case.kind == "generate" and dtype not in case.expected["sequences"].dtypes:
         pytest.skip("rounding may lead elsewhere")
     if case.id in ("attention-hidden-nan", "attention-visible-nan"):
@@ -104,7 +104,7 @@ def test_who_rounds_as_often_as_transformers_is_within_the_tolerances(case, dtyp
     assert max(ratios.values()) <= 0.75, max(ratios, key=ratios.get)
 
 
-def test_a_case_of_another_kind_is_no_backends():
+def test_no_backend_computes_cases_of_other_kinds():
     case = dataclasses.replace(SUITE.case("rms-norm"), kind="sampling")
     with pytest.raises(ValueError, match="no backend computes cases of kind 'sampling'"):
         run_case(SUITE, case, NumpyBackend("float32"), inputs={})
@@ -190,7 +190,7 @@ def test_another_cache_that_has_lost_a_position():
     assert np.isfinite(results["calls.0.cache.layers.0.k"][:, :2]).all()
 
 
-def test_the_ring_turns_while_text_is_generated():
+def test_the_ring_wraps_while_text_is_generated():
     slots = []
 
     class Watched(RollingCache):
@@ -210,7 +210,7 @@ def test_the_ring_turns_while_text_is_generated():
 # Two layouts
 
 
-def test_a_raw_checkpoint_computes_what_its_twin_does():
+def test_a_raw_checkpoint_agrees_with_its_twin():
     raw, twin = (SUITE.read(SUITE.case(name)).expected for name in ("raw-layout", "raw-twin"))
     assert raw.keys() == twin.keys()
     for name in raw:
@@ -256,12 +256,12 @@ def test_padding_counts_nowhere():
     assert held[2].all(axis=(1, 2)).tolist() == [False, False, False, True]
 
 
-def test_a_window_of_1_has_nothing_to_hold():
+def test_a_window_of_1_caches_nothing():
     expected = SUITE.read(SUITE.case("window-1")).expected
     assert not [name for name in expected if "cache" in name]
 
 
-def test_calls_need_no_more_than_ids_positions_and_what_to_look_up():
+def test_calls_need_only_ids_and_positions():
     case = SUITE.case("plain")
     model = open_model(SUITE, "plain", NumpyBackend("float64"))
     inputs = SUITE.read(case).inputs

@@ -1,1 +1,1 @@
-"""Holding a candidate against a suite: reading its dump, comparing, telling."""
+"""Comparing a candidate, the dump of a program, with a suite."""

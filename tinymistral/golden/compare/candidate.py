@@ -1,14 +1,13 @@
-"""Reading a dump: what somebody's program computed of the cases of a suite.
+"""Reading a dump: what a program computed of the cases of a suite.
 
     FOLDER/CASE_ID.safetensors     tensors by the names of the case, such as calls.0.layers.0.q
     FOLDER/CASE_ID/NAME.npy        the same, one file each
     FOLDER/CASE_ID.json            of tokenizer and chat cases, in the form of the suite's
     FILE.safetensors               all in one file, named CASE_ID/NAME
 
-Where a case has one call, `calls.0.` may be left out; in which orders numbers may be is told in
-`layouts.py`. Nothing of a dump is trusted: names are matched with those expected, shapes are held
-against the expected ones before there is room for numbers, and no file is read through a link that
-leads out of the folder.
+Where a case has one call, `calls.0.` may be left out; `layouts.py` has the orders that numbers may
+be in. A dump is not trusted: names are matched with those expected, shapes are compared with the
+expected ones before numbers are allocated, and no file is read through a link out of the folder.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ from tinymistral.files import JSON_LIMIT, parse_json, read_bytes
 from tinymistral.files.safetensors import read_file
 from tinymistral.golden.compare import layouts
 from tinymistral.golden.compare.places import axes_of, shape_problem, token_too_many
-from tinymistral.golden.files import AnotherShapeError, read_npy, shape_of
-from tinymistral.golden.manifest import TEXTS, Case
-from tinymistral.golden.suite import Arrays, Suite
+from tinymistral.golden.files import AnotherShapeError, Arrays, npy_shape, read_npy
+from tinymistral.golden.manifest import TEXT_KINDS, Case
+from tinymistral.golden.suite import CaseArrays, Suite
 from tinymistral.text import one_line
 
 MANIFEST = "manifest.json"
@@ -37,21 +36,21 @@ COLUMNS_TAKEN = (
     "attention weights are taken to have a column for each token of the input, padding too; the "
     "suite has those of inputs.calls.N.key_positions"
 )
-
-Tensors = dict[str, np.ndarray]
+REMEDY = "give yourself the right to read it, or have it written anew"
+LOOKED_UP = 10  # unknown names for which a similar one is searched
 
 
 @dataclass
-class Given:
-    """What is given of one case."""
+class CaseDump:
+    """What a dump has of one case."""
 
-    arrays: Tensors = field(default_factory=dict)  # by their expected names
-    longer: Tensors = field(default_factory=dict)  # those of a token too many or too few, as given
+    arrays: Arrays = field(default_factory=dict)  # by their expected names
+    longer: Arrays = field(default_factory=dict)  # those of a token too many or too few, as given
     document: Any = None  # of tokenizer and chat cases
     problems: dict[str, str] = field(default_factory=dict)  # expected name -> why it is no array
     unknown: dict[str, str] = field(default_factory=dict)  # name -> the nearest expected one, or ""
     layout: str = "hf"  # "raw": queries and keys were in the order of a raw checkpoint
-    notes: tuple[str, ...] = ()  # in which other orders it was given, in words
+    notes: tuple[str, ...] = ()  # other orders that were recognized, in words
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,9 @@ class Candidate:
 
     path: Path
     suite: Suite
-    layout: str  # "hf", "raw", or "auto": where the model is a raw checkpoint that which is nearer
+    layout: str  # "hf", "raw", or "auto": for a raw model, whichever is nearer
     files: Mapping[str, list[Path]]  # case id -> its files, or the folder of them
-    arrays: Mapping[str, Tensors]  # case id -> its tensors in a single file
+    arrays: Mapping[str, Arrays]  # case id -> its tensors in a single file
     unknown: Mapping[str, str]  # what is no case -> the nearest case id, or ""
 
     @property
@@ -70,48 +69,43 @@ class Candidate:
         """The ids of the cases that are given, in the order of the suite."""
         return [n for n in self.suite.manifest.cases if n in self.files or n in self.arrays]
 
-    def read(
-        self,
-        case: Case,
-        expected: Tensors | None = None,
-        inputs: Mapping[str, np.ndarray] | None = None,
-    ) -> Given:
-        """Read what is given of a case; `expected` and `inputs` spare reading what the suite has.
+    def read(self, case: Case, arrays: CaseArrays | None = None) -> CaseDump:
+        """Read what is given of a case; `arrays` are the suite's, if they have been read.
 
-        Raises ValueError, in one line, where a file cannot be read at all or holds nothing; what
-        is wrong with one tensor is among the `problems`.
+        Raises ValueError, in one line, where a file cannot be read at all or is empty; what is
+        wrong with one tensor is among the `problems`.
         """
-        if case.kind in TEXTS:
-            return Given(document=self._document(case))
-        arrays = Arrays(dict(inputs or {}), expected or {})
-        if expected is None or inputs is None:
-            arrays = self.suite.read(case)
-        given = Given()
+        if case.kind in TEXT_KINDS:
+            return CaseDump(document=self._document(case))
+        arrays = self.suite.read(case) if arrays is None else arrays
+        given = CaseDump()
         for given_name, source in self._sources(case):
             name = full_name(case, given_name, arrays.expected)
             if name not in arrays.expected:
-                if not (is_of_a_cache(case, name) and 0 in self._shape(source)):
+                of_cache = case.kind == "model" and ".cache." in f".{name}"
+                if not (of_cache and 0 in self._shape(source)):  # an empty cache is no mistake
                     given.unknown[given_name] = ""
                 continue
             if name in given.arrays or name in given.problems:
                 raise ValueError(f"{self.path}: {case.id}: {name} is given twice")
             self._take(given, case, name, source, arrays)
         if not (given.arrays or given.problems or given.unknown):
-            raise ValueError(f"{self._where(case)}: there is no tensor in it")
+            where = ", ".join(map(str, self.files.get(case.id, [self.path])))
+            raise ValueError(f"{where}: there is no tensor in it")
         short = [n.removeprefix("calls.0.") for n in arrays.expected] if case.calls == 1 else []
         given.unknown = nearest(given.unknown, [*short, *arrays.expected])
-        self._settle(given, case, arrays)
+        self._convert(given, case, arrays)
         return given
 
     def _take(
         self,
-        given: Given,
+        given: CaseDump,
         case: Case,
         name: str,
         source: np.ndarray | Path,
-        arrays: Arrays,
+        arrays: CaseArrays,
     ) -> None:
-        """Take a tensor, or note why that cannot be."""
+        """Add a tensor, or the reason why it cannot be compared."""
         shapes = [arrays.expected[name].shape]
         columns = layouts.all_columns(case, arrays.inputs, name)
         if columns is not None and len(shapes[0]) == 4:
@@ -134,8 +128,8 @@ class Candidate:
             raise AnotherShapeError(source.shape)
         return source
 
-    def _settle(self, given: Given, case: Case, arrays: Arrays) -> None:
-        """Bring what is given into the orders of the suite."""
+    def _convert(self, given: CaseDump, case: Case, arrays: CaseArrays) -> None:
+        """Convert what is given to the orders of the suite."""
         model = self.suite.manifest.models.get(case.model or "")
         if self.layout == "auto" and model is not None and model.layout == "raw":
             given.layout = "raw" if layouts.is_raw(case, arrays, given.arrays) else "hf"
@@ -145,8 +139,8 @@ class Candidate:
             given.arrays = layouts.all_in_halves(case, given.arrays)
             given.longer = layouts.all_in_halves(case, given.longer)
             given.notes += (RAW_TAKEN,) if self.layout == "auto" else ()
-        given.arrays, brought = layouts.by_key(case, arrays, given.arrays)
-        given.notes += (COLUMNS_TAKEN,) if brought else ()
+        given.arrays, converted = layouts.by_key(case, arrays, given.arrays)
+        given.notes += (COLUMNS_TAKEN,) if converted else ()
 
     def _sources(self, case: Case) -> list[tuple[str, np.ndarray | Path]]:
         sources: list[tuple[str, np.ndarray | Path]] = [*self.arrays.get(case.id, {}).items()]
@@ -154,20 +148,17 @@ class Candidate:
             if path.suffix == ".safetensors":
                 sources += read_file(self._inside(path)).items()
             elif path.is_dir():
-                sources += [(file.name.removesuffix(".npy"), file) for file in npy_files(path)]
+                sources += [(file.name.removesuffix(".npy"), file) for file in _npy_files(path)]
             else:
                 raise ValueError(f"{path}: expected the numbers of {case.id} in safetensors or npy")
         return sources
-
-    def _where(self, case: Case) -> str:
-        return ", ".join(map(str, self.files.get(case.id, [self.path])))
 
     def _shape(self, source: np.ndarray | Path) -> tuple[int, ...]:
         """Return the shape of a tensor; () where it cannot be read."""
         if not isinstance(source, Path):
             return source.shape
         try:
-            return shape_of(self._inside(source))
+            return npy_shape(self._inside(source))
         except ValueError:
             return ()
 
@@ -196,9 +187,9 @@ def open_candidate(path: str | Path, suite: Suite, layout: str = "auto") -> Cand
     """Find what a dump holds; ValueError if nothing of it belongs to the suite."""
     path, cases = Path(path), suite.manifest.cases
     files: dict[str, list[Path]] = {}
-    arrays: dict[str, Tensors] = {}
-    if is_folder(path):
-        files = files_by_case(path, cases)
+    arrays: dict[str, Arrays] = {}
+    if _is_folder(path):
+        files = _files_by_case(path, cases)
         if not any(name in cases for name in files) and (path / MANIFEST).is_file():
             raise ValueError(
                 f"{path}: it is a suite, with a {MANIFEST}; expected as CANDIDATE the folder that "
@@ -210,84 +201,29 @@ def open_candidate(path: str | Path, suite: Suite, layout: str = "auto") -> Cand
         for name, array in read_file(path).items():
             case, _, rest = name.partition("/")
             arrays.setdefault(case, {})[rest] = array
-    unknown = [name for name in (*files, *arrays) if name not in cases]
-    candidate = Candidate(path, suite, layout, files, arrays, nearest(unknown, cases))
+    unknown = nearest((name for name in (*files, *arrays) if name not in cases), cases)
+    candidate = Candidate(path, suite, layout, files, arrays, unknown)
     if not candidate.cases:
-        raise ValueError(f"{path}: {_nothing(candidate.unknown, next(iter(cases), 'CASE'))}")
+        example, text = next(iter(cases), "CASE"), "nothing there is of any case"
+        for name, near in list(unknown.items())[:1]:
+            text += f": there is no case {one_line(name, 80)!r}"
+            text += f", is it {near!r}?" if near else ""
+        raise ValueError(
+            f"{path}: {text}; expected a folder with {example}.safetensors or {example}/NAME.npy, "
+            f"or a .safetensors file with tensors {example}/NAME; `tinymistral golden list` lists "
+            "the cases"
+        )
     return candidate
 
 
-def _nothing(unknown: Mapping[str, str], example: str) -> str:
-    """Say that nothing is given, and what might be."""
-    text = "nothing there is of any case"
-    for name, near in list(unknown.items())[:1]:
-        text += f": there is no case {one_line(name, 80)!r}"
-        text += f", is it {near!r}?" if near else ""
-    return (
-        f"{text}; expected a folder with {example}.safetensors or {example}/NAME.npy, or a "
-        f".safetensors file with tensors {example}/NAME; `tinymistral golden list` lists the cases"
-    )
-
-
-REMEDY = "give yourself the right to read it, or have it written anew"
-
-
-def files_by_case(path: Path, cases: Iterable[str]) -> dict[str, list[Path]]:
-    """Find the files of each case, and what else looks as if it were of one."""
-    files: dict[str, list[Path]] = {}
-    for file in _listed(path):
-        if file.suffix in (".safetensors", ".json"):
-            files.setdefault(file.stem, []).append(file)
-        elif is_folder(file) and (file.name in cases or _has_npy(file)):
-            files.setdefault(file.name, []).append(file)  # a case's even if it is empty
-    return files
-
-
-def _has_npy(folder: Path) -> bool:
-    try:
-        return bool(npy_files(folder))
-    except ValueError:  # who knows
-        return True
-
-
-def is_folder(path: Path) -> bool:
-    """Tell whether it is a folder; ValueError if one may not look."""
-    try:
-        return path.is_dir()
-    except OSError as error:
-        raise ValueError(f"{path}: it cannot be read: {error.strerror}; {REMEDY}") from None
-
-
-def npy_files(folder: Path) -> list[Path]:
-    """Return the arrays in a folder; ValueError if it cannot be read."""
-    return [file for file in _listed(folder) if file.suffix == ".npy"]
-
-
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except OSError as error:
-        raise ValueError(
-            f"{folder}: this folder cannot be read: {error.strerror}; {REMEDY}"
-        ) from None
-
-
-LOOKED_UP = 10  # unknown names, among the known ones
-
-
 def full_name(case: Case, name: str, expected: Iterable[str]) -> str:
-    """Return the expected name that a given one stands for; itself if it stands for none."""
+    """Return the expected name that a given one stands for, or the given one."""
     full = f"calls.0.{name}"
     return full if case.kind == "model" and case.calls == 1 and full in expected else name
 
 
-def is_of_a_cache(case: Case, name: str) -> bool:
-    """Tell whether a name is of what a cache holds, be it expected or not."""
-    return case.kind == "model" and ".cache." in f".{name}"
-
-
 def nearest(unknown: Iterable[str], known: Iterable[str]) -> dict[str, str]:
-    """Return for each unknown name the known one that it resembles, or ""; for the first few."""
+    """Return for each unknown name the most similar known one, or ""; for the first few."""
     known, found = list(known), {}
     without_call = {name.split(".", 2)[-1]: name for name in reversed(known)}
     for n, name in enumerate(unknown):
@@ -297,3 +233,44 @@ def nearest(unknown: Iterable[str], known: Iterable[str]) -> dict[str, str]:
             close = [n for n in close if ("cache." in n) == ("cache." in name)]
         found[name] = close[0] if close else ""
     return found
+
+
+# The folder of a dump
+
+
+def _files_by_case(path: Path, cases: Iterable[str]) -> dict[str, list[Path]]:
+    """Find the files of each case, and others that look as if they were of one."""
+    files: dict[str, list[Path]] = {}
+    for file in _listed(path):
+        if file.suffix in (".safetensors", ".json"):
+            files.setdefault(file.stem, []).append(file)
+        elif _is_folder(file) and (file.name in cases or _has_npy(file)):
+            files.setdefault(file.name, []).append(file)  # a case's even if it is empty
+    return files
+
+
+def _has_npy(folder: Path) -> bool:
+    try:
+        return bool(_npy_files(folder))
+    except ValueError:  # unreadable, so it may
+        return True
+
+
+def _npy_files(folder: Path) -> list[Path]:
+    return [file for file in _listed(folder) if file.suffix == ".npy"]
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise ValueError(f"{path}: it cannot be read: {error.strerror}; {REMEDY}") from None
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise ValueError(
+            f"{folder}: this folder cannot be read: {error.strerror}; {REMEDY}"
+        ) from None

@@ -1,9 +1,9 @@
-"""Orders in which what is right may be given, other than the suite's, and bringing it into that.
+"""Two orders of numbers other than the suite's that are right too, and converting them.
 
-A program that uses the weights of a raw checkpoint as they are has queries and keys in the order
-of these: it turns the numbers 2i and 2i+1 of a head together, the suite i and i + d/2. And one that
-pads has a column of attention weights for each token of the input, padding too; the suite, for each
-key. Either is right, and of a whole case that which comes nearer to what is expected is taken.
+A program that uses the weights of a raw checkpoint unchanged has queries and keys in that order: it
+rotates the numbers 2i and 2i+1 of a head together, the suite i and i + d/2. A program with padding
+may have a column of attention weights for each token of the input, padding included; the suite has
+one for each key. For a whole case the order that is nearer to the expected numbers is taken.
 """
 
 from __future__ import annotations
@@ -13,78 +13,77 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from tinymistral.golden.calls import at_positions
 from tinymistral.golden.compare.tensors import counted, errors_of
+from tinymistral.golden.files import Arrays
 from tinymistral.golden.manifest import Case
-from tinymistral.golden.suite import Arrays
+from tinymistral.golden.suite import CaseArrays
 
 _IN_PAIRS = re.compile(
     r"calls\.\d+\.(layers\.\d+\.(q|k|q_rotated|k_rotated)|cache\.layers\.\d+\.k)"
 )
 _WEIGHTS = re.compile(r"calls\.(\d+)\.layers\.\d+\.attention_weights")
 
-Tensors = dict[str, np.ndarray]
-
 
 # Queries and keys
 
 
 def in_pairs(case: Case, name: str) -> bool:
-    """Tell whether the numbers of an expected tensor are ordered otherwise in layout raw."""
+    """Return whether an expected tensor has another order in layout raw."""
     return case.kind == "model" and _IN_PAIRS.fullmatch(name) is not None
 
 
 def halves(x: np.ndarray) -> np.ndarray:
-    """Bring the numbers of each head (..., d) from the order of a raw checkpoint into halves."""
-    pairs = x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2)
-    return pairs.swapaxes(-1, -2).reshape(x.shape)
+    """Convert heads (..., d) from the order of a raw checkpoint, pairs, into halves."""
+    both = x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2)
+    return both.swapaxes(-1, -2).reshape(x.shape)
 
 
 def pairs(x: np.ndarray) -> np.ndarray:
-    """Undo `halves`."""
+    """Convert heads (..., d) from halves into pairs."""
     both = x.reshape(*x.shape[:-1], 2, x.shape[-1] // 2)
     return both.swapaxes(-1, -2).reshape(x.shape)
 
 
-def all_in_halves(case: Case, given: Mapping[str, np.ndarray]) -> Tensors:
-    """Bring all queries and keys of a case from the order of a raw checkpoint into halves."""
+def all_in_halves(case: Case, given: Mapping[str, np.ndarray]) -> Arrays:
+    """Convert all queries and keys of a case from pairs into halves."""
     return {name: halves(x) if in_pairs(case, name) else x for name, x in given.items()}
 
 
-def is_raw(case: Case, arrays: Arrays, given: Mapping[str, np.ndarray]) -> bool:
-    """Tell whether what is given of a case is in the order of a raw checkpoint.
+def is_raw(case: Case, arrays: CaseArrays, given: Mapping[str, np.ndarray]) -> bool:
+    """Return whether what is given of a case is in the order of a raw checkpoint.
 
-    It is if it comes nearer in it to what is expected. But raw weights are in that order too where
-    one has forgotten to bring them into halves, and turns halves all the same.
+    It is if that order is nearer to what is expected, unless the program rotates halves: then it
+    only forgot to convert raw weights.
     """
-    those = {
+    paired = {
         name: x
         for name, x in given.items()
         if in_pairs(case, name) and x.shape == arrays.expected[name].shape
     }
-    turned = all_in_halves(case, those)
-    return distance(case, arrays, turned) < distance(case, arrays, those) and not turns_halves(
-        those
-    )
+    converted = all_in_halves(case, paired)
+    nearer = distance(case, arrays, converted) < distance(case, arrays, paired)
+    return nearer and not rotates_halves(paired)
 
 
-def turns_halves(given: Mapping[str, np.ndarray]) -> bool:
-    """Tell whether rotation leaves the lengths of (i, i + d/2) as they are, not of (2i, 2i+1)."""
+def rotates_halves(given: Mapping[str, np.ndarray]) -> bool:
+    """Return whether rope preserves the lengths of (i, i + d/2) rather than of (2i, 2i+1)."""
     by_halves = by_pairs = 0.0
     for name, x in given.items():
         rotated = given.get(f"{name}_rotated")
         if rotated is not None:
-            by_halves += _stretched(pairs(x), pairs(rotated))
-            by_pairs += _stretched(x, rotated)
+            by_halves += _length_change(pairs(x), pairs(rotated))
+            by_pairs += _length_change(x, rotated)
     return by_halves < by_pairs
 
 
-def _stretched(x: np.ndarray, rotated: np.ndarray) -> float:
-    """Sum how much the lengths of the numbers 2i and 2i+1 are changed."""
+def _length_change(x: np.ndarray, rotated: np.ndarray) -> float:
+    """Return the sum of changes in the squared lengths of (2i, 2i+1)."""
     with np.errstate(all="ignore"):
-        lengths = [
+        before, after = (
             np.square(a.astype(np.float64)).reshape(-1, 2).sum(axis=-1) for a in (x, rotated)
-        ]
-        change = np.abs(lengths[0] - lengths[1])
+        )
+        change = np.abs(before - after)
     return float(change[np.isfinite(change)].sum())
 
 
@@ -92,59 +91,46 @@ def _stretched(x: np.ndarray, rotated: np.ndarray) -> float:
 
 
 def all_columns(case: Case, inputs: Mapping[str, np.ndarray], name: str) -> np.ndarray | None:
-    """Return the positions (B, C) of all tokens so far, where padding makes them no key_positions.
+    """Return the positions (B, C) of all tokens so far, if padding makes them not key_positions.
 
-    Of attention weights; None for other tensors.
+    None for tensors other than attention weights.
     """
     match = _WEIGHTS.fullmatch(name) if case.kind == "model" else None
     if match is None:
         return None
     calls = range(int(match[1]) + 1)
     columns = np.concatenate([inputs[f"calls.{n}.positions"] for n in calls], axis=1)
-    return None if np.array_equal(columns, inputs[keys_of(name)]) else columns
+    return None if np.array_equal(columns, inputs[_keys_of(name)]) else columns
 
 
-def keys_of(name: str) -> str:
-    """Name the input that has the positions of the columns of a case's attention weights."""
+def _keys_of(name: str) -> str:
     return f"calls.{name.split('.')[1]}.key_positions"
 
 
-def of_keys(weights: np.ndarray, columns: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Pick from (B, H, T, C), with columns at positions (B, C), those at keys (B, S), -1 for none.
+def by_key(case: Case, arrays: CaseArrays, given: Mapping[str, np.ndarray]) -> tuple[Arrays, bool]:
+    """Convert attention weights with a column for each token of the input to one for each key.
 
-    Where there is no column for a key, NaN.
+    Return what is given, and whether it was converted.
     """
-    out = np.full((*weights.shape[:3], keys.shape[1]), np.nan, dtype=weights.dtype)
-    for b, n in np.argwhere(keys >= 0):
-        for column in np.flatnonzero(columns[b] == keys[b, n]):
-            out[b, :, :, n] = weights[b, :, :, column]
-    out[np.broadcast_to((keys < 0)[:, None, None, :], out.shape)] = 0
-    return out
-
-
-def by_key(case: Case, arrays: Arrays, given: Mapping[str, np.ndarray]) -> tuple[Tensors, bool]:
-    """Bring attention weights that have a column for each token of the input into one for each key.
-
-    Return what is given, and whether it had to be brought.
-    """
-    picked: Tensors = {}
-    certain = False  # their shape says so
+    picked: Arrays = {}
+    certain = False  # by their shape
     for name, x in given.items():
         columns = all_columns(case, arrays.inputs, name)
         wanted = arrays.expected[name].shape
-        if columns is not None and x.shape == (*wanted[:3], columns.shape[1]):
-            if x.dtype.kind in "iub":
-                continue  # which cannot be compared
-            picked[name] = of_keys(x, columns, arrays.inputs[keys_of(name)])
-            certain = certain or x.shape != wanted
+        if columns is None or x.shape != (*wanted[:3], columns.shape[1]) or x.dtype.kind in "iub":
+            continue
+        keys = arrays.inputs[_keys_of(name)]
+        by_column = x.transpose(0, 3, 1, 2)  # (B, C, H, T)
+        picked[name] = at_positions(by_column, columns, keys, np.nan).transpose(0, 2, 3, 1)
+        certain = certain or x.shape != wanted
     as_given = {name: given[name] for name in picked}
     if certain or distance(case, arrays, picked) < distance(case, arrays, as_given):
         return {**given, **picked}, True
     return dict(given), False
 
 
-def distance(case: Case, arrays: Arrays, given: Mapping[str, np.ndarray]) -> float:
-    """Sum how far tensors are from those expected: of each the mean error, at most their size."""
+def distance(case: Case, arrays: CaseArrays, given: Mapping[str, np.ndarray]) -> float:
+    """Return the sum over tensors of the mean error, each error relative to the size, at most 1."""
     total = 0.0
     for name, x in given.items():
         expected = arrays.expected[name]

@@ -14,7 +14,7 @@ import numpy as np
 from tinymistral.golden.manifest import Case
 from tinymistral.text import one_line
 
-WORDS = {
+AXES = {
     "B": "row",
     "T": "token",
     "S": "key",
@@ -42,7 +42,7 @@ def axes_of(case: Case, stages: Mapping[str, str], name: str, dimensions: int) -
     elif case.kind in ("generate", "sampling"):
         letters = {"sequences": "B C", "logprobs": "B N", "probabilities": "B V"}.get(name, "")
     axes = tuple(letters.split())
-    if len(axes) != dimensions:  # none of those known
+    if len(axes) != dimensions:  # a stage that is not known here
         axes = ("B", "T", "D") if dimensions == 3 else ("?",) * dimensions
     return axes
 
@@ -50,7 +50,7 @@ def axes_of(case: Case, stages: Mapping[str, str], name: str, dimensions: int) -
 def in_order(stages: Mapping[str, str], names: Iterable[str]) -> list[str]:
     """Sort the names of a case's tensors in the order of computation: by call, layer and stage.
 
-    What a cache holds comes after the stage `k_rotated` of its layer, where it is written.
+    Cached keys and values come after the stage `k_rotated` of their layer, where they are written.
     """
     places = {stage.rpartition(".")[2]: n for n, stage in enumerate(stages)}
     of_layers = [n for n, stage in enumerate(stages) if stage.startswith("layers.")]
@@ -76,7 +76,10 @@ def spot(
     axes: tuple[str, ...],
     index: tuple[int, ...],
 ) -> str:
-    """Say in words where the number of a tensor at `index` is."""
+    """Return in words where the number of a tensor at `index` is."""
+    if case.kind == "generate" and name == "sequences":
+        new = index[1] - inputs["input_ids"].shape[1]
+        return f"row {index[0]}, " + (f"step {new}" if new >= 0 else f"column {index[1]}")
     words = []
     match = _NAME.fullmatch(name) if case.kind == "model" else None
     if match and case.calls > 1:
@@ -96,7 +99,7 @@ def spot(
 def _positions(
     case: Case, inputs: Mapping[str, np.ndarray], name: str, axis: str
 ) -> np.ndarray | None:
-    """Return the positions (B, length of the axis) of what lies along an axis."""
+    """Return the positions (B, length of the axis) along an axis; None where it has none."""
     if case.kind == "model":
         which = {"T": "positions", "S": "key_positions", "P": "cache_positions"}.get(axis)
         return inputs.get(f"calls.{name.split('.')[1]}.{which}")
@@ -106,23 +109,22 @@ def _positions(
 
 
 def extent(wrong: np.ndarray, counts: np.ndarray, axes: tuple[str, ...]) -> str:
-    """Say in words along which axes only some of what counts is wrong: "row 1; token 3-5"."""
+    """Return in words where numbers are wrong: "row 1; token 3-5"; "" if everywhere."""
     words = []
     for n, axis in enumerate(axes):
         others = tuple(m for m in range(len(axes)) if m != n)
         some, all_ = wrong.any(axis=others), counts.any(axis=others)
         if (some != all_).any():
-            at = np.flatnonzero(some).tolist()
-            words.append(f"{_word(axis, n)} {ranges(at)}")
+            words.append(f"{_word(axis, n)} {ranges(np.flatnonzero(some).tolist())}")
     return "; ".join(words)
 
 
 def _word(axis: str, n: int) -> str:
-    return f"axis {n} index" if axis == "?" else WORDS.get(axis, "dimension")
+    return f"axis {n} index" if axis == "?" else AXES.get(axis, "dimension")
 
 
 def ranges(numbers: list[int], most: int = 4) -> str:
-    """Write rising numbers as ranges: "0-3, 7, 9-10 and others"."""
+    """Return rising numbers as ranges: "0-3, 7, 9-10 and others"."""
     runs: list[list[int]] = []
     for n in numbers:
         if runs and n == runs[-1][1] + 1:
@@ -140,14 +142,13 @@ def shape_problem(
     found: tuple[int, ...],
     wanted: tuple[int, ...],
 ) -> str:
-    """Say what is wrong with the shape of an expected tensor; "" if it is the right one."""
+    """Say what is wrong with the shape of a tensor, with a hint; "" if nothing is."""
     if found == wanted:
         return ""
-    letters = " ".join(axes)
     text = f"its shape is {one_line(found, 80)}, expected {wanted}"
-    if letters.strip("? "):
-        text += f", which is {letters}"
-        text += "".join(f" ({axis} {meaning})" for axis, meaning in meanings(case, name, axes))
+    if " ".join(axes).strip("? "):
+        text += f", which is {' '.join(axes)}"
+        text += "".join(f" ({axis} {meaning})" for axis, meaning in _meanings(case, name, axes))
     new = (case.parameters or {}).get("max_new_tokens") if "C" in axes else None
     if new is not None and found == (wanted[0], new):
         text += "; it holds only what is new: put the prompt before it"
@@ -166,7 +167,7 @@ def shape_problem(
 
 
 def token_too_many(axes: tuple[str, ...], found: tuple[int, ...], wanted: tuple[int, ...]) -> int:
-    """Return 1 if a shape is that of a text with a token too many, -1 of one too few, else 0."""
+    """Return 1 for the shape of a text with one token too many, -1 with one too few, else 0."""
     if len(found) != len(wanted) or found == wanted:
         return 0
     steps = {a: n - m for a, n, m in zip(axes, found, wanted, strict=True) if n != m}
@@ -174,8 +175,8 @@ def token_too_many(axes: tuple[str, ...], found: tuple[int, ...], wanted: tuple[
     return values.pop() if set(steps) <= {"T", "S", "C"} and values in ({1}, {-1}) else 0
 
 
-def meanings(case: Case, name: str, axes: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Return the letters of axes that no glossary explains, and what they mean in a case."""
+def _meanings(case: Case, name: str, axes: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Return the letters of axes that the glossary of `model.py` lacks, and their meaning."""
     call = f"inputs.calls.{name.split('.')[1]}" if case.kind == "model" else ""
     known = {
         "C": "being the tokens of the prompt, padding too, then the new ones",

@@ -1,4 +1,4 @@
-"""Holding one tensor against what is expected: how near it is, and where it is farthest."""
+"""Comparing one tensor: which of its numbers count, the largest error, and where that is."""
 
 from __future__ import annotations
 
@@ -19,26 +19,43 @@ DTYPES = ("float32", "float16", "bfloat16")  # that have tolerances, the finest 
 
 @dataclass(frozen=True)
 class Tensor:
-    """What is expected of a tensor of a case."""
+    """The expected numbers of a tensor of a case."""
 
     case: Case
     inputs: Mapping[str, np.ndarray]
     name: str
     axes: tuple[str, ...]  # their letters, see `places.axes_of`
     numbers: np.ndarray
-    counts: np.ndarray  # which of them count
+    counts: np.ndarray  # which of them are compared
 
-    def place(self, index: tuple[int, ...]) -> str:
-        """Say in words where a number is."""
-        if self.case.kind == "generate" and self.name == "sequences":
-            prompt = self.inputs["input_ids"].shape[1]
-            new = index[1] - prompt
-            return f"row {index[0]}, " + (f"step {new}" if new >= 0 else f"column {index[1]}")
-        return spot(self.case, self.inputs, self.name, self.axes, index)
+
+def counted(
+    case: Case, inputs: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Return a mask of the numbers of an expected tensor that are compared: no padding is.
+
+    `inputs` are those of the case; -1 among their positions marks padding.
+    """
+    rows = columns = None
+    if case.kind == "model":
+        calls, n, stage = name.split(".", 2)
+        which = "cache_positions" if stage.startswith("cache.") else "positions"
+        rows = inputs[f"{calls}.{n}.{which}"]
+        if stage.endswith("attention_weights"):
+            columns = inputs[f"{calls}.{n}.key_positions"]
+    elif case.kind == "operation":
+        rows = inputs.get("q_positions", inputs.get("positions"))
+        columns = inputs["k_positions"] if name == "weights" else None
+    mask = np.ones(shape, dtype=bool)
+    if columns is not None and rows is not None:  # weights (B, H, T, S)
+        mask &= (rows >= 0)[:, None, :, None] & (columns >= 0)[:, None, None, :]
+    elif rows is not None:  # (B, T, ...)
+        mask &= (rows >= 0).reshape(*rows.shape, *[1] * (len(shape) - 2))
+    return mask
 
 
 def own_dtype(arrays: Iterable[np.ndarray]) -> str:
-    """Return whose tolerances fit arrays: the coarsest dtype of theirs, float32 for wider ones."""
+    """Return the dtype whose tolerances apply: the coarsest of the arrays; float32 if wider."""
     found = {
         "bfloat16" if x.dtype == BFLOAT16 else "float16" if x.dtype.itemsize == 2 else "float32"
         for x in arrays
@@ -50,8 +67,7 @@ def own_dtype(arrays: Iterable[np.ndarray]) -> str:
 def compare_tensor(tensor: Tensor, got: np.ndarray, how: Expected, dtype: str) -> Part:
     """Compare numbers with those expected, by the tolerance of a dtype, or exactly."""
     problem = shape_problem(tensor.case, tensor.name, tensor.axes, got.shape, tensor.numbers.shape)
-    integers = got.dtype.kind in "iu"
-    if not problem and how.exact != integers:
+    if not problem and how.exact != (got.dtype.kind in "iu"):
         problem = f"it holds {got.dtype}, expected {'integers' if how.exact else 'floating point'}"
     if not problem and not how.exact and dtype not in how.tolerance:
         problem = f"there is no tolerance for {dtype}, but for {', '.join(how.tolerance)}"
@@ -61,10 +77,7 @@ def compare_tensor(tensor: Tensor, got: np.ndarray, how: Expected, dtype: str) -
 
 
 def errors_of(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Return how far numbers are from those expected.
-
-    What is not finite is right where the same is expected, and infinitely far elsewhere.
-    """
+    """Return the absolute errors of numbers; for NaN and infinity 0 if equal, else infinity."""
     with np.errstate(all="ignore"):
         wide = got.astype(np.float64)
         errors = np.abs(wide - expected)
@@ -74,7 +87,7 @@ def errors_of(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
 
 def differences(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Tell which integers, of any width, are not those expected, which are int64."""
+    """Return which integers, of any width, differ from the expected ones, which are int64."""
     if got.dtype == np.uint64:
         return (got > np.uint64(2**63 - 1)) | (got.astype(np.int64) != expected)
     return np.asarray(got != expected)
@@ -84,7 +97,6 @@ def _nearly(tensor: Tensor, got: np.ndarray, how: Expected, dtype: str) -> Part:
     errors = np.where(tensor.counts, errors_of(got, tensor.numbers), 0.0)
     largest = float(errors.max(initial=0.0))
     tolerance = how.tolerance[dtype]
-    fits = tuple(name for name in DTYPES if largest <= how.tolerance.get(name, -1))
     part = Part(
         tensor.name,
         AGREES if largest <= tolerance else DIFFERS,
@@ -92,7 +104,7 @@ def _nearly(tensor: Tensor, got: np.ndarray, how: Expected, dtype: str) -> Part:
         tolerance,
         largest,
         counted=int(tensor.counts.sum()),
-        fits=fits,
+        fits=tuple(name for name in DTYPES if largest <= how.tolerance.get(name, -1)),
     )
     if not part.counted:
         return part
@@ -125,39 +137,9 @@ def _with_place(
     return replace(
         part,
         index=at,
-        where=tensor.place(at),
+        where=spot(tensor.case, tensor.inputs, tensor.name, tensor.axes, at),
         expected=tensor.numbers[at].item(),
         got=got[at].item() if part.tolerance == 0 else float(got[at]),
         wrong=int(wrong.sum()),
         extent=extent(wrong, tensor.counts, tensor.axes) if wrong.any() else "",
     )
-
-
-def counted(
-    case: Case, inputs: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]
-) -> np.ndarray:
-    """Tell which numbers of the expected tensor `name`, of this shape, count: a mask like it.
-
-    `inputs` are those of the case; -1 among their positions says where nothing is.
-    """
-    rows = columns = None
-    if case.kind == "model":
-        calls, n, rest = name.split(".", 2)
-        which = "cache_positions" if rest.startswith("cache.") else "positions"
-        rows = inputs[f"{calls}.{n}.{which}"]
-        if rest.endswith("attention_weights"):
-            columns = inputs[f"{calls}.{n}.key_positions"]
-    elif case.kind == "operation":
-        rows = inputs.get("q_positions", inputs.get("positions"))
-        columns = inputs["k_positions"] if name == "weights" else None
-    mask = np.ones(shape, dtype=bool)
-    if rows is not None:  # (B, T, ...), weights (B, H, T, S)
-        real = rows >= 0
-        mask &= real[:, None, :, None] if columns is not None else _as_wide(real, shape)
-    if columns is not None:
-        mask &= (columns >= 0)[:, None, None, :]
-    return mask
-
-
-def _as_wide(real: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return real.reshape(*real.shape, *[1] * (len(shape) - 2))

@@ -1,10 +1,11 @@
-"""Holding the ids of texts and conversations against what is expected of them.
+"""Comparing the ids of texts and conversations with those expected.
 
     {"strings": [{"text": "a", "ids": [264], "decoded": "a"}, ...],
      "decodings": [{"ids": [264], "decoded": "a"}, ...]}
     {"conversations": [{"messages": [...], "ids": [...]}, ...]}
 
-Entries are matched by what they ask, so they may come in any order, and some may be missing.
+Entries are matched by their question (text, ids or messages), so they may come in any order, and
+some may be missing.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from tinymistral.golden.manifest import Case
 
 ASKED = {"strings": "text", "decodings": "ids", "conversations": "messages"}
 ANSWERS = ("ids", "decoded")
-UNKNOWN_MOST = 20  # entries that are told of
+UNKNOWN_MOST = 20  # entries that are reported
 
 Entry = Mapping[str, Any]
 
 
 def compare_texts(case: Case, document: Mapping[str, Any], given: Any) -> Compared:
-    """Compare a document, as it was parsed, with that of the suite."""
+    """Compare a parsed document with the suite's."""
     names, parts, unknown = [], [], {}
     problem = "" if isinstance(given, dict) else f"expected a JSON object, got {shown(given, 40)}"
     if not problem:
@@ -62,7 +63,7 @@ def compare_texts(case: Case, document: Mapping[str, Any], given: Any) -> Compar
 def match(
     expected: list[dict[str, Any]], given: Any, asked: str
 ) -> tuple[dict[int, Entry], list[Entry]]:
-    """Return which entry is given for each expected one, by its number, and those for none."""
+    """Return the given entry for each expected one, by its number, and the entries for none."""
     if not isinstance(given, list):
         raise ValueError(f"expected a list, got {shown(given, 40)}")
     places = {key(entry[asked]): n for n, entry in reversed(list(enumerate(expected)))}
@@ -103,7 +104,7 @@ def compare_answer(name: str, expected: Entry, given: Entry, asked: str, answer:
 
 
 def key(value: Any) -> str:
-    """Return what is equal for equal JSON values; "" for those nested too deep to be in a suite."""
+    """Return a key that is equal for equal JSON values; "" for those nested too deeply."""
     try:
         return json.dumps(value, sort_keys=True)
     except RecursionError:
@@ -111,7 +112,7 @@ def key(value: Any) -> str:
 
 
 def shown(value: Any, most: int = 100) -> str:
-    """Write a value from a file on one line, no space of it lost, cut where it is too long."""
+    """Return a value from a file on one line, with all its spaces, shortened if too long."""
     try:
         text = repr(value)
     except RecursionError:

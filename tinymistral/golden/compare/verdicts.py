@@ -1,4 +1,4 @@
-"""What came of a comparison: of a tensor, or a text; of a case; of all."""
+"""Results of a comparison: of a tensor or a text, of a case, of all cases."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from tinymistral.golden.manifest import Case
 AGREES, DIFFERS, INCOMPARABLE = "agrees", "differs", "incomparable"
 UNPROVEN = "unproven"  # other tokens, in a dtype whose rounding may be the cause
 ABSENT = "absent"  # nothing is given
-INCOMPLETE = "incomplete"  # of all cases: some are absent that have to be there
+INCOMPLETE = "incomplete"  # of all cases: required ones are absent
 
 
 @dataclass(frozen=True)
 class Part:
-    """How one tensor of a case compares, or one text of a case that has texts."""
+    """How one tensor of a case compares, or one text of a tokenizer or chat case."""
 
     name: str
     verdict: str
-    dtype: str = ""  # whose tolerance counts
+    dtype: str = ""  # whose tolerance applies
     tolerance: float = 0.0  # absolute; 0 where it has to be exact
-    error: float = 0.0  # the largest one; inf where it is no number, or exactly another one
+    error: float = 0.0  # the largest; inf where it is not a number, or an exact value differs
     index: tuple[int, ...] = ()  # of that error
     where: str = ""  # the same in words
-    expected: Any = None  # what is there
+    expected: Any = None  # the value there
     got: Any = None
-    wrong: int = 0  # how many numbers differ, of those that count
-    counted: int = 0
-    extent: str = ""  # where these are, in words; "" if everywhere
-    says: str = ""  # why it cannot be compared, or what else is to be known
+    wrong: int = 0  # how many of the compared numbers differ
+    counted: int = 0  # how many were compared
+    extent: str = ""  # where they differ, in words; "" if everywhere
+    says: str = ""  # why it cannot be compared, or a hint
     fits: tuple[str, ...] = ()  # the dtypes by whose tolerances it agrees
 
     @property
@@ -45,16 +45,16 @@ class Compared:
     """How a case compares."""
 
     case: Case
-    parts: tuple[Part, ...] = ()  # those that are given, in the order of computation
-    names: tuple[str, ...] = ()  # of all that are expected, in that order
-    unknown: Mapping[str, str] = field(default_factory=dict)  # name -> the nearest one, or ""
+    parts: tuple[Part, ...] = ()  # what is given, in the order of computation
+    names: tuple[str, ...] = ()  # of all that is expected, in that order
+    unknown: Mapping[str, str] = field(default_factory=dict)  # name -> the nearest known one, or ""
     problem: str = ""  # why nothing of it can be compared
-    layout: str = "hf"  # "raw": its queries and keys are taken in the order of a raw checkpoint
-    notes: tuple[str, ...] = ()  # how else than as expected it is taken
+    layout: str = "hf"  # "raw": its queries and keys are in the order of a raw checkpoint
+    notes: tuple[str, ...] = ()  # other orders that were recognized, in words
 
     @property
     def verdict(self) -> str:
-        """DIFFERS if anything does; else INCOMPARABLE if anything is; else AGREES, or ABSENT."""
+        """DIFFERS if any part does; else INCOMPARABLE if any is; else AGREES, or ABSENT."""
         verdicts = {part.verdict for part in self.parts}
         if DIFFERS in verdicts:
             return DIFFERS
@@ -69,19 +69,19 @@ class Compared:
 
     @property
     def worst(self) -> float:
-        """The largest error of what need not be exact, in units of its tolerance."""
+        """The largest error of parts that have a tolerance, in units of it."""
         return max((part.worst for part in self.parts if part.tolerance), default=0.0)
 
     @property
     def before(self) -> tuple[Part | None, list[str]]:
-        """The last part before the first one that differs, and what is not given in between."""
+        """The last part that agrees before the first that differs, and missing names in between."""
         if self.first is None:
             return None, []
-        given = {part.name: part for part in self.parts if part.verdict == AGREES}
+        agreeing = {part.name: part for part in self.parts if part.verdict == AGREES}
         between: list[str] = []
         for name in reversed(self.names[: self.names.index(self.first.name)]):
-            if name in given:
-                return given[name], between[::-1]
+            if name in agreeing:
+                return agreeing[name], between[::-1]
             between.append(name)
         return None, between[::-1]
 
@@ -94,9 +94,9 @@ class Compared:
 
 
 def verdict_of_all(results: Iterable[Compared], complete: bool = False) -> str:
-    """AGREES if all that is given does, DIFFERS if anything does; INCOMPLETE where all has to be.
+    """DIFFERS if any case does; else INCOMPLETE if one is absent that must be there (`complete`).
 
-    INCOMPARABLE if something given cannot be compared, or nothing is given.
+    Else INCOMPARABLE if a case cannot be compared or none is given; else AGREES.
     """
     verdicts = {result.verdict for result in results}
     if DIFFERS in verdicts:
@@ -107,14 +107,11 @@ def verdict_of_all(results: Iterable[Compared], complete: bool = False) -> str:
 
 
 def exit_code(results: Iterable[Compared], complete: bool = False) -> int:
-    """0 if all agrees, 1 if something differs or is missing, 2 if nothing does, but more unknown.
-
-    See `verdict_of_all`.
-    """
+    """0 if all agree, 1 if something differs or is missing, 2 if something cannot be compared."""
     codes = {AGREES: 0, DIFFERS: 1, INCOMPLETE: 1, INCOMPARABLE: 2}
     return codes[verdict_of_all(results, complete)]
 
 
 def finite(x: float) -> float | None:
-    """Return a number as JSON can have it."""
+    """Return a number, or None where JSON has none for it."""
     return x if math.isfinite(x) else None

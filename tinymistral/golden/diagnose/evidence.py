@@ -24,7 +24,7 @@ from tinymistral.golden.compare.verdicts import (
 )
 from tinymistral.golden.diagnose.predictions import ROUNDED, Predictions
 from tinymistral.golden.rounding import FACTOR
-from tinymistral.golden.suite import Arrays, Case
+from tinymistral.golden.suite import Case, CaseArrays
 from tinymistral.mistakes import Mistake
 from tinymistral.numpy_backend import NumpyBackend
 from tinymistral.tap import STAGES
@@ -99,7 +99,7 @@ class Evidence(Comparison):
         cls,
         compared: Compared,
         found: Numbers,
-        arrays: Arrays,
+        arrays: CaseArrays,
         dtype: str | None,
         stages: Mapping[str, str] = STAGES,
         raw: bool = False,
@@ -275,7 +275,7 @@ SAYS = {1: "it is of a token too many", -1: "it is of a token too few"}
 
 
 def of_another_length(
-    compared: Compared, found: Numbers, arrays: Arrays, stages: Mapping[str, str], dtype: str
+    compared: Compared, found: Numbers, arrays: CaseArrays, stages: Mapping[str, str], dtype: str
 ) -> dict[str, Part]:
     """Return the parts that are of a text of another length, as parts that differ; {} if none is.
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from tinymistral.config import MistralConfig
 from tinymistral.golden.models import read_model
-from tinymistral.golden.rounding import CHOICES, TRANSFORMERS, Elsewhere
+from tinymistral.golden.rounding import CHOICES, TRANSFORMERS, RoundingBackend
 from tinymistral.golden.run.tinymistral import open_vocabulary, run_case
-from tinymistral.golden.suite import Arrays, Case, Suite
+from tinymistral.golden.suite import Case, CaseArrays, Suite
 from tinymistral.heads import MistralForCausalLM
 from tinymistral.mistakes import Mistake
 from tinymistral.mistakes.inputs import Undo, positions_of
@@ -30,14 +30,14 @@ Results = dict[str, np.ndarray]
 _NO_RESULT = (ValueError, IndexError, TypeError, AttributeError)
 
 
-class RoundedEverywhere(Elsewhere):
+class RoundedEverywhere(RoundingBackend):
     """The numpy backend that rounds each step of an operation."""
 
     def __init__(self, dtype: str | None = None):
         super().__init__(dtype or "float32", choices=CHOICES)
 
 
-class AsTransformers(Elsewhere):
+class AsTransformers(RoundingBackend):
     """The numpy backend that rounds where transformers does, and makes angles in float32.
 
     But not of positions past 2^24, where that is a mistake of its own.
@@ -70,13 +70,13 @@ class Predictions:
         """Take a suite, and the files of vocabularies that do not come with tinymistral."""
         self.suite = suite
         self._vocabularies = vocabularies
-        self._arrays: dict[str, Arrays] = {}
+        self._arrays: dict[str, CaseArrays] = {}
         self._models: dict[str, tuple[MistralConfig, Results]] = {}
         self._found: dict[str, dict[tuple[Any, ...], Results | None]] = {}
         self._tokenizers: dict[str, MistralTokenizer | None] = {}
         self._documents: dict[tuple[str, str], Mapping[str, Any] | None] = {}
 
-    def arrays(self, case: Case) -> Arrays:
+    def arrays(self, case: Case) -> CaseArrays:
         """Return the inputs of a case, and what is expected of it."""
         if case.id not in self._arrays:
             self._arrays[case.id] = self.suite.read(case)

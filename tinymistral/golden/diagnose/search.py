@@ -17,7 +17,7 @@ from tinymistral.golden.compare.cases import compare_case
 from tinymistral.golden.compare.verdicts import Compared
 from tinymistral.golden.diagnose.evidence import AnyEvidence, Evidence, Fit, TextEvidence
 from tinymistral.golden.diagnose.predictions import Predictions
-from tinymistral.golden.manifest import TEXTS
+from tinymistral.golden.manifest import TEXT_KINDS
 from tinymistral.golden.suite import Case
 from tinymistral.mistakes import Mistake
 from tinymistral.text import one_line
@@ -77,13 +77,13 @@ def one(
     """Compare one case, and add what can be compared to the evidence."""
     suite = candidate.suite
     found: AnyEvidence | None
-    if case.kind in TEXTS:
+    if case.kind in TEXT_KINDS:
         given = candidate.read(case)
         compared = compare_case(suite, case, given)
         found = TextEvidence.of(compared, suite.document(case))
     else:
         arrays = predictions.arrays(case)
-        given = candidate.read(case, arrays.expected, arrays.inputs)
+        given = candidate.read(case, arrays)
         compared = compare_case(suite, case, given, dtype, arrays)
         every, raw = {**given.arrays, **given.longer}, given.layout == "raw"
         found = Evidence.of(compared, every, arrays, dtype, suite.manifest.stages, raw)

@@ -1,4 +1,15 @@
-"""The manifest of a suite that grows: a case is added when its file is there."""
+"""The files of a recording: the suite, to which finished cases are added, and unfinished cases.
+
+OUT/.recording/CASE holds what has been computed of an unfinished case:
+
+    job.json                  what is being recorded; only the same job may continue
+    tokens.json               of a continuation: the tokens so far
+    0007.safetensors, .json   of step 7: the expected numbers, and the errors of the variants
+    state.safetensors         how many steps are done, and the hidden states of all variants then
+
+Files appear whole or not at all, and the state last: the steps that it counts are complete. Any
+other file was interrupted, and is written again.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +32,19 @@ from tinymistral.golden.record.steps import FACTOR, Errors, Step, Walk
 from tinymistral.golden.suite import V1, read_suite
 from tinymistral.tap import STAGES
 
-_LEFT_BEHIND = re.compile(r"\..+\.[0-9a-f]{16}")  # what `files.whole_file` had not finished
+UNFINISHED = ".recording"  # the folder of unfinished cases
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")  # an interrupted `files.whole_file`
 
 
 class RecordedSuite:
-    """A suite in a folder, with one model whose weights are elsewhere."""
+    """A suite in a folder, whose models' weights are not part of it."""
 
     def __init__(self, folder: Path, says: str):
-        """Open it, or begin it; ValueError if tolerances were made otherwise than `says`."""
+        """Open or begin it; ValueError if its tolerances were made in another way than `says`."""
         self.folder = folder
         make_folder(folder / "cases")
         for path in [*folder.iterdir(), *(folder / "cases").iterdir()]:
-            if _LEFT_BEHIND.fullmatch(path.name):
+            if _TEMPORARY.fullmatch(path.name):
                 path.unlink()
         self._path = folder / "manifest.json"
         if not self._path.exists():
@@ -57,9 +69,10 @@ class RecordedSuite:
             )
 
     def add_model(self, entry: dict[str, Any], weights: Callable[[bool], dict[str, Any]]) -> None:
-        """Add a model, or see that it is the one that is there.
+        """Add a model, or check that it is the one that is there.
 
-        `weights(last)` returns what the manifest says of them; what takes long only if `last`.
+        `weights(complete)` returns their entry in the manifest; with the sha256 of files only if
+        `complete`.
         """
         found = weights(False)
         known = next((m for m in self.fields["models"] if m["id"] == entry["id"]), None)
@@ -82,7 +95,7 @@ class RecordedSuite:
     def has(
         self, entry: Mapping[str, Any], inputs: Mapping[str, np.ndarray], expected: set[str]
     ) -> bool:
-        """Tell whether a case is there; ValueError if another one is that has its id."""
+        """Return whether a case is there; ValueError if another one has its id."""
         case = entry["id"]
         known = next((c for c in self.fields["cases"] if c["id"] == case), None)
         if known is None:
@@ -105,7 +118,7 @@ class RecordedSuite:
         expected: Mapping[str, np.ndarray],
         how: Mapping[str, Any],
     ) -> None:
-        """Write the file of a case, then name it in the manifest."""
+        """Write the file of a case, then add it to the manifest."""
         file = f"cases/{entry['id']}.safetensors"
         arrays = {f"inputs.{name}": x for name, x in inputs.items()}
         arrays |= {f"expected.{name}": x for name, x in expected.items()}
@@ -127,17 +140,14 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:100].strip("-") or "recorded"
 
 
-FOLDER = ".recording"
-
-
-class Parts:
-    """The folder of one unfinished case."""
+class UnfinishedCase:
+    """The folder of a case that is being computed."""
 
     def __init__(self, out: Path, case: str):
-        self.folder = out / FOLDER / case
+        self.folder = out / UNFINISHED / case
 
     def begin(self, job: Mapping[str, Any]) -> None:
-        """Make the folder, or go on with what is there; ValueError if that is another job."""
+        """Make the folder, or continue with it; ValueError if it is of another job."""
         make_folder(self.folder)
         path, wanted = self.folder / "job.json", json.loads(json.dumps(job))
         if path.exists() and read_json(path) != wanted:
@@ -157,41 +167,41 @@ class Parts:
         write_text(self.folder / "tokens.json", json.dumps({"tokens": tokens}))
 
     def resume(self, walk: Walk) -> int:
-        """Give all ways their hidden states; return how many steps are done."""
+        """Restore the hidden states of all variants; return how many steps are done."""
         path = self.folder / "state.safetensors"
         if not path.exists():
             return 0
         state = read_file(path)
-        for n, way in enumerate(walk.ways):
-            way.hidden = np.array(state[f"hidden.{n}"])
+        for n, variant in enumerate(walk.variants):
+            variant.hidden = np.array(state[f"hidden.{n}"])
         return int(state["done"][0])
 
     def keep(self, number: int, step: Step, walk: Walk) -> None:
-        """Write what came of a step."""
-        write_arrays(self._part(number, ".safetensors"), step.expected)
-        write_text(self._part(number, ".json"), json.dumps(step.errors))  # inf as Python has it
-        state = {f"hidden.{n}": way.hidden for n, way in enumerate(walk.ways)}
+        """Write the results of a step."""
+        write_arrays(self._file(number, ".safetensors"), step.expected)
+        write_text(self._file(number, ".json"), json.dumps(step.errors))  # inf as Python has it
+        state = {f"hidden.{n}": variant.hidden for n, variant in enumerate(walk.variants)}
         state["done"] = np.array([number + 1], dtype=np.int64)
         write_arrays(self.folder / "state.safetensors", state)
 
     def restart(self) -> None:
-        """Forget all steps."""
+        """Start again at step 0."""
         (self.folder / "state.safetensors").unlink(missing_ok=True)
 
     def collect(self, steps: int) -> Step:
-        """Return what came of all steps; the numbers are mapped, not read."""
+        """Return the results of all steps; the numbers are mapped, not read."""
         whole = Step({}, {})
         for number in range(steps):
-            whole.expected |= read_file(self._part(number, ".safetensors"))
-            errors: Errors = read_json(self._part(number, ".json"))
+            whole.expected |= read_file(self._file(number, ".safetensors"))
+            errors: Errors = read_json(self._file(number, ".json"))
             whole.errors |= errors
         return whole
 
     def remove(self) -> None:
-        """Remove the folder, if it is there, and that of all unfinished cases if it is empty."""
+        """Remove the folder, and the one above it if no other case is unfinished."""
         shutil.rmtree(self.folder, ignore_errors=True)
         with suppress(OSError):
             self.folder.parent.rmdir()
 
-    def _part(self, number: int, suffix: str) -> Path:
+    def _file(self, number: int, suffix: str) -> Path:
         return self.folder / f"{number:04}{suffix}"

@@ -1,7 +1,7 @@
-"""Recording: the golden outputs of any checkpoint, a suite whose weights stay where they are.
+"""Recording golden outputs of any checkpoint: a suite that only refers to the weights.
 
-Expected numbers are the numpy backend's in float64, computed layer by layer. A recording that was
-interrupted goes on after the last layer that it finished, and comes to the same files.
+Expected numbers are the numpy backend's in float64, computed layer by layer. An interrupted
+recording continues after the last layer that it finished, and leads to the same files.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 from tinymistral.checkpoint import find_checkpoint, load_checkpoint
 from tinymistral.config import MistralConfig
 from tinymistral.golden.calls import inputs_of
+from tinymistral.golden.files import Arrays
 from tinymistral.golden.models import describe
-from tinymistral.golden.record.files import Parts, RecordedSuite, slug
-from tinymistral.golden.record.layerwise import Tensors
+from tinymistral.golden.record.files import RecordedSuite, UnfinishedCase, slug
 from tinymistral.golden.record.stages import select
 from tinymistral.golden.record.steps import FEW, MANY, SMALL, Job, Step, Walk, tolerances
 from tinymistral.heads import MistralForCausalLM
@@ -33,6 +33,25 @@ HOW = (
     "largest expected magnitude. A dtype that does not hold the numbers has none. Expected "
     "numbers: the numpy backend's in {dtype}."
 )
+
+
+Progress = Callable[[str, int, int], None]  # what is counted, done, total
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to record of a checkpoint."""
+
+    case: str  # the id
+    says: str
+    ids: tuple[int, ...]
+    stages: Sequence[str] | None = None  # patterns, see `stages.select`
+    layers: Sequence[int] | None = None
+    new: int = 0  # tokens to continue the text by, greedily
+    dtype: str = "float64"  # of the expected numbers
+    ways: int | None = (
+        None  # number of variants in each dtype; None: MANY or FEW, by the model's size
+    )
 
 
 def record(
@@ -50,7 +69,7 @@ def record(
     suite = RecordedSuite(out, HOW.format(ways=ways, dtype=request.dtype))
     name = slug(folder.resolve().name if Path(checkpoint).is_dir() else str(checkpoint))
 
-    def tell(done: int, total: int) -> None:
+    def count(done: int, total: int) -> None:
         progress("bytes hashed", done, total)
 
     suite.add_model(
@@ -61,7 +80,7 @@ def record(
             "layout": "hf",
             "dtype": stored_dtype(tensors),
         },
-        lambda last: describe(folder, tensors, tell if hashed and last else None),
+        lambda complete: describe(folder, tensors, count if hashed and complete else None),
     )
     return Recorder(suite, name, config, tensors, request, ways, progress).run()
 
@@ -82,27 +101,10 @@ def check(request: Request, config: MistralConfig) -> None:
         raise ValueError(f"--case: expected a name like {proper!r}, got {request.case!r:.90}")
 
 
-def stored_dtype(tensors: Tensors) -> str:
+def stored_dtype(tensors: Arrays) -> str:
     """Return the dtype that weights are stored in; the widest of several."""
     found = {tensor.dtype.name for tensor in tensors.values()}
     return next(dtype for dtype in ("float32", "float16", "bfloat16") if dtype in found)
-
-
-Progress = Callable[[str, int, int], None]  # what is counted, how many are done, of how many
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is to be recorded of a checkpoint."""
-
-    case: str  # the id
-    says: str
-    ids: tuple[int, ...]
-    stages: Sequence[str] | None = None  # patterns, see `selecting.select`
-    layers: Sequence[int] | None = None
-    new: int = 0  # tokens to continue the text by, greedily
-    dtype: str = "float64"  # in which the expected numbers are computed
-    ways: int | None = None  # by which tolerances are measured; None: MANY or FEW, by its size
 
 
 class Recorder:
@@ -113,7 +115,7 @@ class Recorder:
         suite: RecordedSuite,
         model: str,
         config: MistralConfig,
-        tensors: Tensors,
+        tensors: Arrays,
         request: Request,
         ways: int,
         progress: Progress,
@@ -130,75 +132,88 @@ class Recorder:
         return [*made, self._continuation()] if self.request.new else made
 
     def _stages(self) -> str:
-        about = self._about(self.request.case, "model", self.request.says, calls=1)
-        T = self.row.shape[1]
-        positions = np.arange(T, dtype=np.int64)[None]
-        inputs = inputs_of(self.row, positions, [T], self.config.sliding_window)
-        parts = Parts(self.suite.folder, about["id"])
-        if not self.suite.has(about, inputs, {f"calls.0.{name}" for name in self.job.stages}):
-            done = self._walk(self._begin(parts), self.job)
+        positions = np.arange(self.row.shape[1], dtype=np.int64)[None]
+        widths = [self.row.shape[1]]
+        inputs = inputs_of(self.row, positions, widths, self.config.sliding_window)
+        names = {f"calls.0.{name}": name for name in self.job.stages}
+
+        def compute(unfinished: UnfinishedCase) -> tuple[Arrays, dict[str, Any]]:
+            done = self._walk(unfinished, self.job)
             near = tolerances(done.expected, done.errors)
-            self.suite.add_case(
-                about,
-                inputs,
-                {f"calls.0.{name}": done.expected[name] for name in self.job.stages},
-                {f"calls.0.{name}": {"tolerance": near[name]} for name in self.job.stages},
+            return (
+                {full: done.expected[name] for full, name in names.items()},
+                {full: {"tolerance": near[name]} for full, name in names.items()},
             )
-        parts.remove()  # also where a recording ended before it could
-        return str(about["id"])
+
+        entry = {"id": self.request.case, "kind": "model", "model": self.model, "calls": 1}
+        return self._make(entry, self.request.says, inputs, set(names), compute)
 
     def _continuation(self) -> str:
         """Tokens are drafted in float32, and must be those that the expected logits choose."""
-        says = f"{self.request.says}; continued by the likeliest token each time"
-        parameters = {"max_new_tokens": self.request.new}
-        about = self._about(f"{self.request.case}-greedy", "generate", says, parameters=parameters)
         inputs = {"input_ids": self.row, "attention_mask": np.ones_like(self.row)}
-        parts = Parts(self.suite.folder, about["id"])
-        if not self.suite.has(about, inputs, {"sequences", "logprobs"}):
-            tokens, done = self._draft(self._begin(parts)), None
+
+        def compute(unfinished: UnfinishedCase) -> tuple[Arrays, dict[str, Any]]:
+            tokens, done = self._draft(unfinished), None
             while done is None:
                 job = replace(self.job, ids=(*self.job.ids, *tokens), stages=(), new=len(tokens))
-                done = self._walk(parts, job)
+                done = self._walk(unfinished, job)
                 chosen = done.expected["scores"][0].argmax(axis=-1)
                 if wrong := np.flatnonzero(chosen != tokens).tolist():
                     done = None
-                    parts.restart()
-                    parts.keep_tokens(chosen[: wrong[0] + 1].tolist())
-                    tokens = self._draft(parts)
+                    unfinished.restart()
+                    unfinished.keep_tokens(chosen[: wrong[0] + 1].tolist())
+                    tokens = self._draft(unfinished)
             logprobs = {"logprobs": done.expected["logprobs"]}
             near = tolerances(logprobs, done.errors)["logprobs"]
-            self.suite.add_case(
-                about,
-                inputs,
-                {**logprobs, "sequences": np.array([[*self.job.ids, *tokens]], dtype=np.int64)},
+            sequences = np.array([[*self.job.ids, *tokens]], dtype=np.int64)
+            return (
+                {**logprobs, "sequences": sequences},
                 {
                     "logprobs": {"tolerance": near},
                     "sequences": {"exact": True, "dtypes": safe_dtypes(done)},
                 },
             )
-        parts.remove()  # also where a recording ended before it could
-        return str(about["id"])
 
-    def _about(self, case: str, kind: str, says: str, **of_kind: Any) -> dict[str, Any]:
-        entry = {"id": case, "kind": kind, "model": self.model, **of_kind}
-        return {**entry, "says": says, "catches": []}
+        entry = {
+            "id": f"{self.request.case}-greedy",
+            "kind": "generate",
+            "model": self.model,
+            "parameters": {"max_new_tokens": self.request.new},
+        }
+        says = f"{self.request.says}; continued by the likeliest token each time"
+        return self._make(entry, says, inputs, {"sequences", "logprobs"}, compute)
 
-    def _begin(self, parts: Parts) -> Parts:
-        weights = next(m for m in self.suite.fields["models"] if m["id"] == self.model)["weights"]
-        parts.begin({**asdict(self.job), "new": self.request.new, "of": weights["fingerprint"]})
-        return parts
+    def _make(
+        self,
+        entry: dict[str, Any],
+        says: str,
+        inputs: Arrays,
+        names: set[str],
+        compute: Callable[[UnfinishedCase], tuple[Arrays, dict[str, Any]]],
+    ) -> str:
+        """Compute a case, unless it is there: its expected arrays and how they are compared."""
+        entry = {**entry, "says": says, "catches": []}
+        unfinished = UnfinishedCase(self.suite.folder, entry["id"])
+        if not self.suite.has(entry, inputs, names):
+            models = self.suite.fields["models"]
+            weights = next(m for m in models if m["id"] == self.model)["weights"]
+            job = {**asdict(self.job), "new": self.request.new, "of": weights["fingerprint"]}
+            unfinished.begin(job)
+            self.suite.add_case(entry, inputs, *compute(unfinished))
+        unfinished.remove()  # also if an earlier run was interrupted just before this
+        return str(entry["id"])
 
-    def _walk(self, parts: Parts, job: Job) -> Step:
+    def _walk(self, unfinished: UnfinishedCase, job: Job) -> Step:
         walk = Walk(job, self.config, self.tensors)
         steps = job.steps(self.config)
-        for number in range(parts.resume(walk), steps):
+        for number in range(unfinished.resume(walk), steps):
             self.progress("layers", max(0, number - 1), self.config.num_hidden_layers)
-            parts.keep(number, walk.step(number), walk)
-        return parts.collect(steps)
+            unfinished.keep(number, walk.step(number), walk)
+        return unfinished.collect(steps)
 
-    def _draft(self, parts: Parts) -> list[int]:
-        """Continue the text, or go on with what was drafted, a token at a time."""
-        tokens = parts.tokens()
+    def _draft(self, unfinished: UnfinishedCase) -> list[int]:
+        """Continue the text a token at a time, from what was drafted before."""
+        tokens = unfinished.tokens()
         if left := self.request.new - len(tokens):
             backend = NumpyBackend("float32")
             model = MistralForCausalLM(self.config, backend=backend, tensors=self.tensors)
@@ -207,13 +222,13 @@ class Recorder:
                 text, max_new_tokens=left, do_sample=False, eos_token_id=[]
             ):
                 tokens.append(int(step.tokens[0]))
-                parts.keep_tokens(tokens)
+                unfinished.keep_tokens(tokens)
                 self.progress("tokens", len(tokens), self.request.new)
         return tokens
 
 
 def safe_dtypes(done: Step) -> list[str]:
-    """Return the dtypes in which no two logits can change places by the errors that there were."""
+    """Return the dtypes whose measured errors cannot change which token is the likeliest."""
     best = np.sort(done.expected["scores"], axis=-1)[..., -2:]
     gap = float((best[..., 1] - best[..., 0]).min())
     return [dtype for dtype, error in done.errors["scores"].items() if gap > 2 * error]

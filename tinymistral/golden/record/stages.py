@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from tinymistral.config import MistralConfig
 from tinymistral.tap import STAGES
 
-CACHED = ("cache.layers.N.k", "cache.layers.N.v")  # what a cache must still hold after a text
-# A recording of all stages that would be larger has only some, unless asked for.
-ALL_AT_MOST = 64_000_000  # bytes
+CACHED = ("cache.layers.N.k", "cache.layers.N.v")  # keys and values that a cache must still hold
+ALL_AT_MOST = 64_000_000  # bytes; of a larger recording only some stages, unless asked for
 
 
 def select(
@@ -20,12 +19,12 @@ def select(
     patterns: Sequence[str] | None = None,
     layers: Sequence[int] | None = None,
 ) -> tuple[str, ...]:
-    """Name the stages of a text of so many tokens that are recorded, in the order of computation.
+    """Return the stages to record of a text of so many tokens, in the order of computation.
 
-    `patterns` are names as `fnmatch` knows them, such as logits, layers.*.output, cache.*;
-    `layers` says of which layers. With neither: all stages, or, where these would take more than
-    ALL_AT_MOST, those of layer 0, the outputs of all layers, and what lies outside the layers.
-    Raises ValueError for a pattern or layer that there is none of.
+    `patterns` are names for `fnmatch`, such as logits, layers.*.output, cache.*; `layers` limits
+    them to some layers. With neither: all stages, or, if these were larger than ALL_AT_MOST, those
+    of layer 0, the outputs of all layers, and what lies outside the layers. Raises ValueError for a
+    pattern without a match, or an unknown layer.
     """
     count = config.num_hidden_layers
     for n in layers or ():
@@ -33,32 +32,35 @@ def select(
             raise ValueError(
                 f"--layers: there is no layer {n}; the model has layers 0 to {count - 1}"
             )
-    names = [
-        name for name in all_names(config) if layers is None or layer_of(name) in (None, *layers)
-    ]
-    if patterns is None:
-        size = sum(8 * math.prod(shape_of(config, name, tokens)) for name in names)
-        if layers is not None or size <= ALL_AT_MOST:
-            return tuple(name for name in names if math.prod(shape_of(config, name, tokens)))
-        return tuple(
+    sizes = {
+        name: math.prod(shape_of(config, name, tokens))
+        for name in all_names(config)
+        if layers is None or layer_of(name) in (None, *layers)
+    }
+    names = [name for name in sizes if sizes[name]]
+    if patterns is not None:
+        chosen = set()
+        for pattern in patterns:
+            matches = fnmatch.filter(sizes, pattern)
+            if not matches:
+                raise ValueError(
+                    f"--stages: {pattern!r:.60} matches no stage; expected names such as logits, "
+                    f"layers.0.q, layers.*.output, cache.*; the stages are {', '.join(STAGES)}"
+                )
+            chosen.update(matches)
+        return tuple(name for name in names if name in chosen)
+    if layers is None and 8 * sum(sizes.values()) > ALL_AT_MOST:
+        names = [
             name
             for name in names
             if layer_of(name) in (None, 0) or name.endswith(".output")
             if not name.startswith("cache.")
-        )
-    chosen = {name for pattern in patterns for name in fnmatch.filter(names, pattern)}
-    for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
-            raise ValueError(
-                f"--stages: {pattern!r:.60} matches no stage; expected names such as logits, "
-                f"layers.0.q, layers.*.output, cache.*; the stages are {', '.join(STAGES)}"
-            )
-    recorded = (name for name in names if name in chosen)
-    return tuple(name for name in recorded if math.prod(shape_of(config, name, tokens)))
+        ]
+    return tuple(names)
 
 
 def all_names(config: MistralConfig) -> list[str]:
-    """Name all stages, and what a cache holds, in the order of computation."""
+    """Return all stages, and the cached keys and values, in the order of computation."""
     before, *after = [name for name in STAGES if not name.startswith("layers.")]
     of_layers = [name for name in STAGES if name.startswith("layers.")]
     at = of_layers.index("layers.N.k_rotated") + 1
@@ -68,7 +70,7 @@ def all_names(config: MistralConfig) -> list[str]:
 
 
 def layer_of(name: str) -> int | None:
-    """Return the layer of a stage; None if it is of none."""
+    """Return the layer of a stage; None if it belongs to none."""
     parts = name.removeprefix("cache.").split(".")
     return int(parts[1]) if parts[0] == "layers" else None
 

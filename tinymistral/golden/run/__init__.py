@@ -1,34 +1,37 @@
-"""Programs that compute the cases of a suite: each module makes one program's dump.
+"""Programs that compute the cases of a suite, and writing what they compute: a dump.
 
-An adapter is a function of a case that returns its results, arrays by the names of `expected` or a
-JSON document, or raises `CannotRun`, whose message says why the program does not compute this case.
-A module has `open_peer`, which returns such a function. Copy one for a program of your own in
+Each module here is an adapter for one program: `open_peer` returns a function of a case that
+returns its results, or raises `CannotRun` with the reason. Copy one for a program of your own in
 Python; for any other program there is `template.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from tinymistral.files import make_folder
 from tinymistral.golden.files import document_text, write_arrays, write_text
-from tinymistral.golden.manifest import TEXTS
+from tinymistral.golden.manifest import TEXT_KINDS
 from tinymistral.golden.suite import Case, Suite
+from tinymistral.text import one_line
 
 PEERS = ("tinymistral", "transformers", "llama-cpp")  # each in the module of its name
 
-Results = dict[str, Any]  # arrays by name, or of a tokenizer or chat case a document
+Results = dict[str, Any]  # arrays by the names of `expected`; of a tokenizer or chat case, its JSON
 Adapter = Callable[[Case], Results]
+
+WRITTEN, NOT_RUN, FAILED = "written", "not run", "failed"
 
 
 class CannotRun(ValueError):  # noqa: N818, as it is read after `raise`
-    """A program does not compute a case, and why."""
+    """A program does not compute a case; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -41,38 +44,47 @@ class Settings:
     command: str | None = None  # of `template.py`
 
 
-def open_adapter(peer: str | None, suite: Suite, settings: Settings) -> Adapter:
-    """Return the adapter of a peer, or of the command in `settings`; ValueError if it is absent."""
-    name = "template" if peer is None else peer.replace("-", "_")
-    module = import_module(f"{__name__}.{name}")
-    adapter: Adapter = module.open_peer(suite, settings)
-    return adapter
-
-
-def missing(peer: str, error: ImportError, extra: str) -> ValueError:
-    """Return the error that says how a peer that cannot be imported is installed."""
-    return ValueError(
-        f"{peer} cannot be imported ({error}); install it: pip install 'tinymistral[{extra}]'"
-    )
-
-
-WRITTEN, NOT_RUN, FAILED = "written", "not run", "failed"
-
-
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a case."""
+    """How running a case ended."""
 
     case: Case
     what: str  # WRITTEN, NOT_RUN or FAILED
     says: str = ""  # why
 
 
-def dump(suite: Suite, adapter: Adapter, out: Path, only: Sequence[str] = ()) -> Iterator[Outcome]:
-    """Compute the cases of a suite, or `only` these, and write each when it is done.
+def open_adapter(peer: str | None, suite: Suite, settings: Settings) -> Adapter:
+    """Return the adapter of a peer, or of the command in `settings`; ValueError if unavailable."""
+    name = "template" if peer is None else peer.replace("-", "_")
+    adapter: Adapter = import_module(f"{__name__}.{name}").open_peer(suite, settings)
+    return adapter
 
-    What an earlier run wrote of a case is removed first: a dump never holds results of two
-    programs. Raises ValueError for a case that is not there, or a folder that is none.
+
+def not_installed(peer: str, error: ImportError, extra: str) -> ValueError:
+    """Return the error that says how to install a peer that cannot be imported."""
+    return ValueError(
+        f"{peer} cannot be imported ({error}); install it: pip install 'tinymistral[{extra}]'"
+    )
+
+
+def check_counted(positions: np.ndarray) -> None:
+    """Raise CannotRun for positions that float32 angles cannot count."""
+    if positions.max(initial=0) > 2**24:
+        raise CannotRun("its angles are float32, which cannot count positions past 2^24")
+
+
+def dump(
+    suite: Suite,
+    adapter: Adapter,
+    out: Path,
+    only: Sequence[str] = (),
+    unavailable: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Outcome]:
+    """Compute the cases of a suite, or `only` these; write a file for each as soon as it is done.
+
+    `unavailable` has the models whose cases are not run, and why. An earlier file of a case is
+    removed first, so that a dump never mixes the results of two programs. Raises ValueError for
+    an unknown case, or a folder that cannot be made.
     """
     cases = [suite.case(name) for name in only] or list(suite.manifest.cases.values())
     make_folder(out)
@@ -80,18 +92,20 @@ def dump(suite: Suite, adapter: Adapter, out: Path, only: Sequence[str] = ()) ->
         for suffix in (".safetensors", ".json"):
             (out / f"{case.id}{suffix}").unlink(missing_ok=True)
         try:
+            if case.model is not None and case.model in unavailable:
+                raise CannotRun(unavailable[case.model])
             write(out, case, adapter(case))
         except CannotRun as error:
             yield Outcome(case, NOT_RUN, str(error))
-        except Exception as error:  # whatever another's program raises: the next case may do
+        except Exception as error:  # anything, from another program; the next case may work
             yield Outcome(case, FAILED, f"{type(error).__name__}: {error}")
         else:
             yield Outcome(case, WRITTEN)
 
 
 def write(out: Path, case: Case, results: Results) -> None:
-    """Write the results of a case: those tensors that are expected, or a document."""
-    if case.kind in TEXTS:
+    """Write the results of a case: a document, or those tensors that are expected."""
+    if case.kind in TEXT_KINDS:
         write_text(out / f"{case.id}.json", document_text(results))
         return
     known = {name: np.asarray(x) for name, x in results.items() if name in (case.expected or {})}
@@ -100,7 +114,15 @@ def write(out: Path, case: Case, results: Results) -> None:
     write_arrays(out / f"{case.id}.safetensors", known)
 
 
-def check_counted(positions: np.ndarray) -> None:
-    """Raise CannotRun where float32, in which angles are made there, cannot count positions."""
-    if positions.max(initial=0) > 2**24:
-        raise CannotRun("its angles are float32, which cannot count positions past 2^24")
+def outcomes_text(outcomes: Sequence[Outcome], out: Path) -> str:
+    """List the cases that were not written, by reason, and count all."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for outcome in outcomes:
+        if outcome.what != WRITTEN:
+            reasons.setdefault((outcome.what, outcome.says), []).append(outcome.case.id)
+    lines = [
+        f"{what}: {one_line(', '.join(cases), 500)}\n    {one_line(says, 500)}\n"
+        for (what, says), cases in reasons.items()
+    ]
+    written = sum(outcome.what == WRITTEN for outcome in outcomes)
+    return f"{''.join(lines)}{written} of {len(outcomes)} cases written to {out}\n"

@@ -1,13 +1,13 @@
-"""llama.cpp, by llama-cpp-python: logits, and greedy continuations made of them, in float32.
+"""llama.cpp, by llama-cpp-python: logits, and greedy continuations by them, in float32.
 
 A model of the suite becomes a GGUF file of the `llama` architecture, as llama.cpp's own
 convert_hf_to_gguf.py writes Mistral: wq and wk in pairs again (2i and 2i + 1), all weights in F32,
 no vocabulary. Keys and values are cached in F32 too, and attention is the plain one.
 
-That architecture has no window, whatever the file says. So past a window tokens go through one at
-a time, and before each what it must not see is removed from the cache: in llama.cpp by itself these
-cases differ, in every call that goes past the window. It shows nothing but logits. Its angles are
-float32, so positions past 2^24 are not run.
+That architecture has no window, whatever the file says. So past a window tokens are sent one at a
+time, and before each the keys that have left the window are removed from the cache; llama.cpp by
+itself differs in every call that goes past the window. It returns nothing but logits. Its angles
+are float32, so positions past 2^24 are not run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from tinymistral.checkpoint.tensors import pair_rows
 from tinymistral.config import MistralConfig
 from tinymistral.golden.calls import calls_of, logprobs
 from tinymistral.golden.models import read_model
-from tinymistral.golden.run import Adapter, CannotRun, Results, Settings, check_counted, missing
+from tinymistral.golden.run import (
+    Adapter,
+    CannotRun,
+    Results,
+    Settings,
+    check_counted,
+    not_installed,
+)
 from tinymistral.golden.suite import Case, Suite
 
 Inputs = Mapping[str, np.ndarray]
@@ -37,7 +44,7 @@ def open_peer(suite: Suite, settings: Settings) -> Adapter:
         import gguf  # noqa: F401
         import llama_cpp
     except ImportError as error:
-        raise missing("llama-cpp", error, "llama-cpp") from None
+        raise not_installed("llama-cpp", error, "llama-cpp") from None
     if settings.dtype != "float32":
         raise ValueError(f"llama-cpp is run in float32; leave --dtype {settings.dtype} out")
     models: dict[str, Model] = {}
@@ -75,34 +82,34 @@ class Model:
             raise ValueError("llama.cpp does not load the model")
 
     def calls(self, inputs: Inputs) -> Results:
-        """Make the calls of a case, one after the other."""
+        """Make the calls of a case, which follow each other."""
         calls = calls_of(inputs)
         check_counted(np.concatenate([call["positions"] for call in calls], axis=1))
         rows, most = len(calls[0]["positions"]), sum(x["positions"].shape[1] for x in calls)
-        text = Text(self, rows, most)
+        context = Context(self, rows, most)
         return {
-            f"calls.{n}.logits": text.logits(call["input_ids"], call["positions"])
+            f"calls.{n}.logits": context.logits(call["input_ids"], call["positions"])
             for n, call in enumerate(calls)
         }
 
     def generate(self, inputs: Inputs, new: int) -> Results:
         """Continue prompts, padded on the left, by the likeliest token each time."""
         mask, ids = inputs["attention_mask"], inputs["input_ids"]
-        text = Text(self, len(mask), mask.shape[1] + new)
+        context = Context(self, len(mask), mask.shape[1] + new)
         positions = np.where(mask == 1, np.cumsum(mask, axis=1) - 1, -1)
-        scores = [text.logits(ids, positions)[:, -1]]
+        scores = [context.logits(ids, positions)[:, -1]]
         tokens = [scores[-1].argmax(axis=-1)]
         for n in range(1, new):
             at = positions[:, -1:] + n
-            scores.append(text.logits(tokens[-1][:, None], at)[:, -1])
+            scores.append(context.logits(tokens[-1][:, None], at)[:, -1])
             tokens.append(scores[-1].argmax(axis=-1))
         chosen = np.stack(tokens, axis=1)
         found = logprobs(np.stack(scores, axis=1), chosen).astype(np.float32)
         return {"sequences": np.concatenate([ids, chosen], axis=1), "logprobs": found}
 
 
-class Text:
-    """Rows of tokens that go on, in a context of their own."""
+class Context:
+    """A context of llama.cpp: rows of tokens that are continued."""
 
     def __init__(self, model: Model, rows: int, most: int):
         self.library, self.V = model.library, model.config.vocab_size
@@ -116,18 +123,18 @@ class Text:
         self.batch = self.library.llama_batch_init(rows * most, 0, 1)
 
     def logits(self, ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Send more tokens (B, T) through; return logits (B, T, V), 0 where there is padding."""
+        """Continue with tokens (B, T) -> logits (B, T, V), 0 at padding."""
         if self.window is None or positions.max() < self.window:
             return self._logits(ids, positions)
         columns = []
         for column in range(ids.shape[1]):
             one = slice(column, column + 1)
-            self._forget(positions[:, column] - self.window)
+            self._remove(positions[:, column] - self.window)
             columns.append(self._logits(ids[:, one], positions[:, one]))
         return np.concatenate(columns, axis=1)
 
-    def _forget(self, last: np.ndarray) -> None:
-        """Remove what rows have up to their last positions (B,), if there is such."""
+    def _remove(self, last: np.ndarray) -> None:
+        """Remove the keys of rows up to positions (B,); none where that is negative."""
         memory = self.library.llama_get_memory(self.context)
         for row in np.flatnonzero(last >= 0):
             self.library.llama_memory_seq_rm(memory, int(row), 0, int(last[row]) + 1)
@@ -152,7 +159,7 @@ class Text:
 
 
 def _quiet(library: Any) -> Any:
-    """Return a callback that drops llama.cpp's log; it is kept, since C does not keep it."""
+    """Return a callback that drops llama.cpp's log; a global keeps it alive, as C does not."""
     global _LOG
     _LOG = library.llama_log_callback(lambda level, text, data: None)
     return _LOG

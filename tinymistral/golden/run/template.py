@@ -1,20 +1,19 @@
 """Any other program: a command that is run for each case, in ten lines of its own language.
 
 `tinymistral golden run --command "python mine.py {case} {out}" -o dump` writes a folder for each
-case, runs the command with the two paths in the place of {case} and {out}, and takes what it wrote:
+case, runs the command with the two paths in place of {case} and {out}, and reads what it wrote:
 
     {case}/case.json            the case's entry of the manifest: id, kind, parameters, ...
     {case}/inputs.safetensors   its inputs, by name; ids and positions I64, numbers F64
-    {case}/inputs.json          of tokenizer and chat cases, in their place: texts without the ids
+    {case}/inputs.json          of tokenizer and chat cases instead: texts without the ids
     {case}/model/               of kinds model and generate, a checkpoint: config.json (or
                                 params.json) and the weights
-    {out}/NAME.npy              what the program computed of it, by the names of `expected`; all
-                                or some
-    {out}/results.safetensors   or all of it in one file
+    {out}/NAME.npy              some or all of the tensors named in `expected`
+    {out}/results.safetensors   or all of them in one file
     {out}/results.json          of tokenizer and chat cases
 
-A program that writes nothing does not know the case; one that fails has its message told. Ten
-lines for a model that does as transformers' do:
+A program that writes nothing does not support the case; where it fails, the last line of its error
+output is reported. Ten lines for a model with the interface of transformers:
 
     import json, pathlib, sys
     import numpy as np
@@ -48,7 +47,7 @@ from tinymistral.files.safetensors import SINGLE_FILE, read_file
 from tinymistral.golden.compare.candidate import full_name
 from tinymistral.golden.compare.texts import ASKED
 from tinymistral.golden.files import read_npy, write_arrays
-from tinymistral.golden.manifest import TEXTS
+from tinymistral.golden.manifest import TEXT_KINDS
 from tinymistral.golden.run import Adapter, CannotRun, Results, Settings
 from tinymistral.golden.suite import Case, Suite
 from tinymistral.text import one_line
@@ -70,12 +69,12 @@ def open_peer(suite: Suite, settings: Settings) -> Adapter:
 
     def run(case: Case) -> Results:
         with tempfile.TemporaryDirectory(prefix="golden-") as scratch:
-            given, out = Path(scratch) / "case", Path(scratch) / "out"
-            given.mkdir()
+            inputs, out = Path(scratch) / "case", Path(scratch) / "out"
+            inputs.mkdir()
             out.mkdir()
-            write_case(suite, case, given)
+            write_case(suite, case, inputs)
             command = [
-                word.replace("{case}", str(given)).replace("{out}", str(out)) for word in words
+                word.replace("{case}", str(inputs)).replace("{out}", str(out)) for word in words
             ]
             done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
             if done.returncode:
@@ -90,9 +89,9 @@ def open_peer(suite: Suite, settings: Settings) -> Adapter:
 
 
 def write_case(suite: Suite, case: Case, folder: Path) -> None:
-    """Write what a program is told of a case."""
+    """Write the folder {case} of a case."""
     (folder / "case.json").write_text(json.dumps(asdict(case)), encoding="utf-8")
-    if case.kind in TEXTS:
+    if case.kind in TEXT_KINDS:
         entries = suite.document(case)
         document = {
             kind: [{asked: entry[asked]} for entry in entries.get(kind, [])]
@@ -106,7 +105,7 @@ def write_case(suite: Suite, case: Case, folder: Path) -> None:
 
 
 def write_model(suite: Suite, name: str, folder: Path) -> None:
-    """Make a checkpoint's folder of a model, or a link to the one that is no part of the suite."""
+    """Write a model as a checkpoint, or a link to the checkpoint that the suite only refers to."""
     model = suite.manifest.models[name]
     if model.weights is not None:
         folder.symlink_to(find_checkpoint(suite.checkpoint or "").resolve())
@@ -119,8 +118,8 @@ def write_model(suite: Suite, name: str, folder: Path) -> None:
 
 
 def read_results(case: Case, out: Path) -> Results:
-    """Read what a program wrote; CannotRun if that is nothing."""
-    if case.kind in TEXTS:
+    """Read what a program wrote; CannotRun if it wrote nothing."""
+    if case.kind in TEXT_KINDS:
         path = out / "results.json"
         if not path.exists():
             raise CannotRun("the command wrote no results.json")
@@ -129,14 +128,13 @@ def read_results(case: Case, out: Path) -> Results:
     if (out / "results.safetensors").exists():
         found |= {n: np.array(x) for n, x in read_file(out / "results.safetensors").items()}
     for path in sorted(out.glob("*.npy")):
-        found[path.name.removesuffix(".npy")] = read_array(path)
+        found[path.name.removesuffix(".npy")] = _read_array(path)
     if not found:
         raise CannotRun("the command wrote no results.safetensors and no .npy files")
     return {full_name(case, name, case.expected or ()): x for name, x in found.items()}
 
 
-def read_array(path: Path) -> np.ndarray:
-    """Read numbers of any shape; ValueError, in one line, for anything else."""
+def _read_array(path: Path) -> np.ndarray:
     try:
         return read_npy(path)
     except ValueError as error:

@@ -2,17 +2,18 @@
 
 Where it differs from the suite, and why (transformers 5.24):
 
-* Its windows, and its caches for them, count columns, padding too; the suite counts positions.
-  That is the same unless padding stands between a row's tokens (`ragged-chunks`, which is not
-  run), and but for a cache after padding on the right, which has lost tokens and is left out.
-* A cache for a window of W keeps W - 1 columns, but all where W is 1: `window-1` is not run.
-* A query that sees nothing reads all keys alike, where it should read none: padding of a text,
-  which nobody looks at, and `attention-nothing-visible`, which is not run.
-* Hidden values are multiplied by 0, and 0 times NaN is NaN: what holds NaN is not run. Nor are
-  positions past 2^24, for its angles are float32, but in attention alone, which makes none.
-* In 16 bits it rounds on the way what the suite's tolerances leave room for: cosines, softmax. In
-  float64 its norms, softmax and angles are float32 all the same, and padding is not run: masked
-  scores, the lowest number of float64, are -inf to that softmax, and a row of them is NaN.
+* Its windows, and its caches for them, count columns, padding included; the suite counts positions.
+  Both are the same unless padding stands between a row's tokens (`ragged-chunks`, which is not
+  run), except for a cache after padding on the right, which has lost tokens and is left out.
+* A cache for a window of W keeps W - 1 columns, but all of them where W is 1: `window-1` is not
+  run.
+* A query to which no key is visible attends to all keys alike instead of none. That concerns
+  padding, which is not compared, and `attention-nothing-visible`, which is not run.
+* Masked values are multiplied by 0, and 0 times NaN is NaN: cases with NaN are not run. Nor are
+  positions past 2^24, since its angles are float32; attention alone makes no angles.
+* In 16 bits it rounds cosines and softmax too; the suite's tolerances allow for that. In float64
+  its norms, softmax and angles are float32 all the same, and padding is not run: masked scores,
+  the lowest number of float64, are -inf to that softmax, and a row of them is NaN.
 """
 
 from __future__ import annotations
@@ -25,12 +26,22 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from tinymistral.golden.calls import calls_of
+from tinymistral.golden.calls import at_positions, calls_of
+from tinymistral.golden.files import Arrays
+from tinymistral.golden.manifest import TEXT_KINDS
 from tinymistral.golden.models import read_model
-from tinymistral.golden.run import Adapter, CannotRun, Results, Settings, check_counted, missing
+from tinymistral.golden.run import (
+    Adapter,
+    CannotRun,
+    Results,
+    Settings,
+    check_counted,
+    not_installed,
+)
 from tinymistral.golden.suite import Case, Suite
 
 Inputs = Mapping[str, np.ndarray]
+Stages = dict[str, Any]  # tensors of the latest call, by name
 
 
 def open_peer(suite: Suite, settings: Settings) -> Adapter:
@@ -39,13 +50,13 @@ def open_peer(suite: Suite, settings: Settings) -> Adapter:
         import torch
         from transformers.models.mistral import modeling_mistral
     except ImportError as error:
-        raise missing("transformers", error, "transformers") from None
+        raise not_installed("transformers", error, "transformers") from None
     dtype = getattr(torch, settings.dtype)
     torch.set_grad_enabled(False)
     models: dict[str, Model] = {}
 
     def run(case: Case) -> Results:
-        if case.kind in ("tokenizer", "chat"):
+        if case.kind in TEXT_KINDS:
             raise CannotRun(
                 "its tokenizers read other files; tokenizer.model alone is no checkpoint"
             )
@@ -55,7 +66,7 @@ def open_peer(suite: Suite, settings: Settings) -> Adapter:
         if case.kind == "operation":
             return run_operation(str(case.operation), inputs, case.parameters or {}, dtype)
         name = str(case.model)
-        if name not in models:
+        if name not in models:  # one at a time is in memory
             models.clear()
             models[name] = Model(suite, name, dtype, modeling_mistral)
         if case.kind == "generate":
@@ -66,7 +77,7 @@ def open_peer(suite: Suite, settings: Settings) -> Adapter:
 
 
 class Model:
-    """A model of a suite in transformers, and what is seen of its calls."""
+    """A model of a suite in transformers, and the stages of its latest call."""
 
     def __init__(self, suite: Suite, name: str, dtype: Any, modeling: Any):
         import torch
@@ -79,12 +90,12 @@ class Model:
             config=transformers.MistralConfig(**config.to_dict()),
             state_dict={n: to_torch(x).to(dtype) for n, x in tensors.items()},
             dtype=dtype,
-            attn_implementation=watched_attention(modeling.eager_attention_forward),
+            attn_implementation=recorded_attention(modeling.eager_attention_forward),
         ).eval()
         self.window, self.dtype = config.sliding_window, torch.zeros((), dtype=dtype).dtype
-        self._seen = watch(self.model, config.head_dim)
-        takes = inspect.signature(self.model.forward).parameters
-        self._cache = "cache" if "cache" in takes else "past_key_values"  # renamed in 5.24
+        self._stages = record_stages(self.model, config.head_dim)
+        accepted = inspect.signature(self.model.forward).parameters
+        self._cache = "cache" if "cache" in accepted else "past_key_values"  # renamed in 5.24
 
     def calls(self, inputs: Inputs) -> Results:
         """Make the calls of a case, which follow each other with one cache."""
@@ -100,7 +111,7 @@ class Model:
         for n, call in enumerate(calls):
             columns += call["positions"].shape[1]
             positions = everything[:, :columns]
-            self._seen.clear()
+            self._stages.clear()
             self.model(
                 torch.tensor(call["input_ids"]),
                 attention_mask=torch.tensor(positions >= 0).long(),
@@ -108,15 +119,15 @@ class Model:
                 use_cache=True,
                 **{self._cache: cache},
             )
-            found = {name: to_numpy(tensor) for name, tensor in self._seen.items()}
+            found = {name: to_numpy(tensor) for name, tensor in self._stages.items()}
             for name in [name for name in found if name.endswith("attention_weights")]:
                 by_column = found[name].transpose(0, 3, 1, 2)  # (B, S, H, T)
-                by_token = at_positions(by_column, positions, call["key_positions"], lost=0)
+                by_token = at_positions(by_column, positions, call["key_positions"], missing=0)
                 found[name] = by_token.transpose(0, 2, 3, 1)
             for layer, held in enumerate(cache.layers if call["cache_positions"].size else ()):
                 for name, tensor in (("k", held.keys), ("v", held.values)):
                     array = to_numpy(tensor.transpose(1, 2))  # (B, S, K, d)
-                    array = at_positions(array, positions, call["cache_positions"], lost=np.nan)
+                    array = at_positions(array, positions, call["cache_positions"], missing=np.nan)
                     if not np.isnan(array).any():
                         found[f"cache.layers.{layer}.{name}"] = array
             results |= {f"calls.{n}.{name}": array for name, array in found.items()}
@@ -147,13 +158,15 @@ class Model:
 
 
 def check_padding(positions: np.ndarray, window: int | None, calls: int, float64: bool) -> None:
-    """Raise CannotRun where columns of padding would count as tokens, or give NaN."""
+    """Raise CannotRun where columns of padding would count as tokens, or lead to NaN."""
     if float64 and (positions < 0).any():
-        raise CannotRun("in float64 what sees nothing is NaN, and from padding it spreads")
+        raise CannotRun(
+            "in float64 a query with no visible key is NaN, and from padding it spreads"
+        )
     if window is None:
         return
     if window == 1 and calls > 1:
-        raise CannotRun("its cache for a window of 1 keeps every key, and shows them all")
+        raise CannotRun("its cache for a window of 1 keeps every key, and all are visible")
     for row in positions:
         real = np.flatnonzero(row >= 0)
         if len(real) and not (row[real[0] : real[-1] + 1] >= 0).all():
@@ -162,29 +175,13 @@ def check_padding(positions: np.ndarray, window: int | None, calls: int, float64
             )
 
 
-def at_positions(
-    array: np.ndarray, columns: np.ndarray, positions: np.ndarray, lost: float
-) -> np.ndarray:
-    """Pick from (B, S, ...), of the last S columns, what is at positions (B, n), or `lost`.
-
-    0 where the position is -1.
-    """
-    columns = columns[:, columns.shape[1] - array.shape[1] :]
-    out = np.full((*positions.shape, *array.shape[2:]), lost, dtype=array.dtype)
-    out[positions < 0] = 0
-    for b, n in np.argwhere(positions >= 0):
-        for column in np.flatnonzero(columns[b] == positions[b, n]):
-            out[b, n] = array[b, column]
-    return out
-
-
-Arrays = dict[str, np.ndarray]
+# Operations and sampling
 
 
 def run_operation(
     name: str, inputs: Mapping[str, np.ndarray], parameters: Mapping[str, Any], dtype: Any
 ) -> Arrays:
-    """Compute an operation by what transformers' modules do it with."""
+    """Compute an operation with the code of transformers' modules."""
     import torch
     from transformers.activations import ACT2FN
     from transformers.models.mistral import modeling_mistral as mistral
@@ -216,25 +213,25 @@ def run_operation(
 
 
 def check_seen(inputs: Mapping[str, np.ndarray], window: int | None) -> None:
-    """Raise CannotRun where a query that is no padding sees nothing."""
-    nothing = ~seen_keys(inputs["q_positions"], inputs["k_positions"], window).any(axis=-1)
+    """Raise CannotRun where no key is visible to a query that is not padding."""
+    nothing = ~visible_keys(inputs["q_positions"], inputs["k_positions"], window).any(axis=-1)
     if (nothing & (inputs["q_positions"] >= 0)).any():
         raise CannotRun(
-            "a query that sees nothing gets the mean of all values there, and zeros in the suite"
+            "a query with no visible key gets the mean of all values there, and zeros in the suite"
         )
 
 
 def check_finite(inputs: Mapping[str, np.ndarray]) -> None:
-    """Raise CannotRun where a key or value is NaN or infinite, which somebody may not see."""
+    """Raise CannotRun where a key or value is NaN or infinite: it may be masked for some query."""
     if not all(np.isfinite(inputs[name]).all() for name in "kv"):
-        raise CannotRun("NaN in keys and values that are hidden reaches its sums: 0 times NaN")
+        raise CannotRun("NaN in masked keys and values reaches its sums: 0 times NaN")
 
 
-def seen_keys(q_positions: Any, k_positions: Any, window: int | None) -> Any:
-    """Tell which keys each query sees (B, T, S), by positions (B, T) and (B, S), -1 for padding."""
+def visible_keys(q_positions: Any, k_positions: Any, window: int | None) -> Any:
+    """Return which keys are visible to each query (B, T, S); positions are (B, T) and (B, S)."""
     distance = q_positions[:, :, None] - k_positions[:, None, :]
-    seen = (k_positions >= 0)[:, None, :] & (distance >= 0)
-    return seen if window is None else seen & (distance < window)
+    visible = (k_positions >= 0)[:, None, :] & (distance >= 0)
+    return visible if window is None else visible & (distance < window)
 
 
 def _rope(mistral: Any, x: Any, positions: Any, theta: float) -> Any:
@@ -244,17 +241,17 @@ def _rope(mistral: Any, x: Any, positions: Any, theta: float) -> Any:
         head_dim=x.shape[-1], rope_parameters={"rope_type": "default", "rope_theta": theta}
     )
     cos, sin = mistral.MistralRotaryEmbedding(config)(x, positions.clamp(min=0))
-    turned, _ = mistral.apply_rotary_pos_emb(x.transpose(1, 2), x.transpose(1, 2), cos, sin)
-    return turned.transpose(1, 2)
+    rotated, _ = mistral.apply_rotary_pos_emb(x.transpose(1, 2), x.transpose(1, 2), cos, sin)
+    return rotated.transpose(1, 2)
 
 
 def _attention(mistral: Any, x: Mapping[str, Any], window: int | None) -> dict[str, Any]:
-    """Attend with a mask made here, by positions: transformers makes masks by columns alone."""
+    """Attend with a mask by positions; transformers itself makes masks by columns."""
     import torch
 
-    seen = seen_keys(x["q_positions"], x["k_positions"], window)[:, None]
+    visible = visible_keys(x["q_positions"], x["k_positions"], window)[:, None]
     q, k, v = (x[name].transpose(1, 2) for name in "qkv")
-    mask = torch.zeros(seen.shape, dtype=q.dtype).masked_fill(~seen, torch.finfo(q.dtype).min)
+    mask = torch.zeros(visible.shape, dtype=q.dtype).masked_fill(~visible, torch.finfo(q.dtype).min)
     module = SimpleNamespace(num_key_value_groups=q.shape[1] // k.shape[1], training=False)
     mix, weights = mistral.eager_attention_forward(module, q, k, v, mask, q.shape[-1] ** -0.5)
     return {"out": mix, "weights": weights}
@@ -263,7 +260,7 @@ def _attention(mistral: Any, x: Mapping[str, Any], window: int | None) -> dict[s
 def run_sampling(
     inputs: Mapping[str, np.ndarray], parameters: Mapping[str, Any], dtype: Any
 ) -> Arrays:
-    """Process logits as `_get_logits_processor` of transformers' generation/utils.py would."""
+    """Process logits as `_get_logits_processor` of transformers' generation/utils.py does."""
     import torch
     from transformers.generation import logits_process as process
 
@@ -281,45 +278,42 @@ def run_sampling(
     return {"probabilities": to_numpy(torch.softmax(scores, dim=-1).to(dtype))}
 
 
-Seen = dict[str, Any]  # the stages of the latest call, by name
-
-
-def watch(model: Any, head_dim: int) -> Seen:
-    """Let every module of a MistralForCausalLM tell what goes in or comes out of it."""
-    seen: Seen = {}
-    _out(model.model.embed_tokens, "embedding", seen)
+def record_stages(model: Any, head_dim: int) -> Stages:
+    """Hook the modules of a MistralForCausalLM; return the dict that each call fills."""
+    stages: Stages = {}
+    _out(model.model.embed_tokens, "embedding", stages)
     for n, layer in enumerate(model.model.layers):
         at, attention, mlp = f"layers.{n}.", layer.self_attn, layer.mlp
-        attention.golden_seen = seen  # for `watched_attention`
-        _out(layer.input_layernorm, f"{at}input_layernorm", seen)
+        attention.golden_stages = stages  # for `recorded_attention`
+        _out(layer.input_layernorm, f"{at}input_layernorm", stages)
         for name in "qkv":
-            _out(getattr(attention, f"{name}_proj"), at + name, seen, (-1, head_dim))
-        _out(attention.o_proj, f"{at}attention_output", seen)
-        _into(layer.post_attention_layernorm, f"{at}attention_residual", seen)
-        _out(layer.post_attention_layernorm, f"{at}post_attention_layernorm", seen)
-        _out(mlp.gate_proj, f"{at}gate", seen)
-        _out(mlp.up_proj, f"{at}up", seen)
-        _into(mlp.down_proj, f"{at}silu_mul", seen)
-        _out(mlp, f"{at}mlp_output", seen)
-        _out(layer, f"{at}output", seen)
-    _out(model.model.norm, "norm", seen)
-    _out(model.lm_head, "logits", seen)
-    return seen
+            _out(getattr(attention, f"{name}_proj"), at + name, stages, (-1, head_dim))
+        _out(attention.o_proj, f"{at}attention_output", stages)
+        _into(layer.post_attention_layernorm, f"{at}attention_residual", stages)
+        _out(layer.post_attention_layernorm, f"{at}post_attention_layernorm", stages)
+        _out(mlp.gate_proj, f"{at}gate", stages)
+        _out(mlp.up_proj, f"{at}up", stages)
+        _into(mlp.down_proj, f"{at}silu_mul", stages)
+        _out(mlp, f"{at}mlp_output", stages)
+        _out(layer, f"{at}output", stages)
+    _out(model.model.norm, "norm", stages)
+    _out(model.lm_head, "logits", stages)
+    return stages
 
 
-def watched_attention(eager: Callable[..., Any]) -> str:
-    """Register transformers' eager attention, watched; return the name that it goes by."""
+def recorded_attention(eager: Callable[..., Any]) -> str:
+    """Register transformers' eager attention with its stages recorded; return its name."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
 
     def attend(module: Any, q: Any, k: Any, v: Any, mask: Any, **how: Any) -> Any:
-        """Attend with q (B, H, T, d), k and v (B, K, S, d)."""
+        """Take q (B, H, T, d), k and v (B, K, S, d)."""
         mix, weights = eager(module, q, k, v, mask, scaling=how["scaling"], dropout=0.0)
-        at, seen = f"layers.{module.layer_idx}.", module.golden_seen
-        seen[f"{at}q_rotated"] = q.transpose(1, 2)
-        seen[f"{at}k_rotated"] = k[:, :, -q.shape[2] :].transpose(1, 2)
-        seen[f"{at}attention_weights"] = weights
-        seen[f"{at}attention_mix"] = mix
+        at, stages = f"layers.{module.layer_idx}.", module.golden_stages
+        stages[f"{at}q_rotated"] = q.transpose(1, 2)
+        stages[f"{at}k_rotated"] = k[:, :, -q.shape[2] :].transpose(1, 2)
+        stages[f"{at}attention_weights"] = weights
+        stages[f"{at}attention_mix"] = mix
         return mix, weights
 
     AttentionInterface.register("golden", attend)
@@ -327,15 +321,15 @@ def watched_attention(eager: Callable[..., Any]) -> str:
     return "golden"
 
 
-def _out(module: Any, name: str, seen: Seen, heads: tuple[int, ...] = ()) -> None:
-    def see(module: Any, given: Any, result: Any) -> None:
-        seen[name] = result.reshape(*result.shape[:2], *heads) if heads else result
+def _out(module: Any, name: str, stages: Stages, heads: tuple[int, ...] = ()) -> None:
+    def hook(module: Any, given: Any, result: Any) -> None:
+        stages[name] = result.reshape(*result.shape[:2], *heads) if heads else result
 
-    module.register_forward_hook(see)
+    module.register_forward_hook(hook)
 
 
-def _into(module: Any, name: str, seen: Seen) -> None:
-    module.register_forward_pre_hook(lambda module, given: seen.update({name: given[0]}))
+def _into(module: Any, name: str, stages: Stages) -> None:
+    module.register_forward_pre_hook(lambda module, given: stages.update({name: given[0]}))
 
 
 def to_torch(array: np.ndarray) -> Any:

@@ -17,10 +17,10 @@ DTYPES = (*FLOATS, np.dtype(np.int32), np.dtype(np.int64))
 
 
 class ndarray:  # noqa: N801, cupy's name
-    """What the backend, its kernels and the model do with an array, and nothing else."""
+    """An array on the card, with few methods and basic slices."""
 
     def __init__(self, shape: Any, dtype: Any = float, memptr: MemoryPointer | None = None):
-        """Make one with garbage in it, or of the memory that is there."""
+        """Make an array of new memory, which holds garbage, or of memory at `memptr`."""
         dtype = np.dtype(dtype)
         if dtype not in DTYPES:
             raise TypeError(f"the stand-in has no arrays of {dtype}")
@@ -115,12 +115,12 @@ class ndarray:  # noqa: N801, cupy's name
         return self._copy(self._host + other._host)
 
     def get(self) -> np.ndarray:
-        """Return a copy on the host, after all that was asked for before."""
+        """Wait for all copies so far, and return a copy on the host."""
         STREAM.wait()
         return self._host.copy()
 
     def set(self, arr: np.ndarray) -> None:
-        """Copy a NumPy array of this very shape and dtype into it, while the host goes on."""
+        """Copy a NumPy array of the same shape and dtype into it, while the host goes on."""
         if type(arr) is not np.ndarray:
             raise TypeError("Only numpy.ndarray can be set to cupy.ndarray")
         if self.dtype != arr.dtype:
@@ -139,7 +139,7 @@ class ndarray:  # noqa: N801, cupy's name
         )
 
     def __iter__(self) -> NoReturn:
-        """Refuse what is slow on a GPU: an element at a time."""
+        """Refuse to go element by element, which is slow on a GPU."""
         raise TypeError("an array on the card is not iterated over")
 
     __bool__ = __float__ = __int__ = __len__ = __iter__
@@ -205,10 +205,10 @@ def matmul(x1: ndarray, x2: ndarray, /) -> ndarray:
 
 
 class MemoryPool:
-    """CuPy's pool of freed memory; here whatever is freed is gone."""
+    """CuPy's pool of freed memory; here none is kept."""
 
     def free_bytes(self) -> int:
-        """Return how many bytes it holds that nothing uses: none."""
+        """Return how many unused bytes it holds: none."""
         return 0
 
 

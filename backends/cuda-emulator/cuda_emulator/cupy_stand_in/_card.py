@@ -1,4 +1,4 @@
-"""The card that is pretended to be there: its architecture, its memory, and what of it is used."""
+"""The emulated card: its architecture, its memory, and its one stream of copies."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Block:
     """An allocation: its `address`, its `size`, and its `bytes` on the host; freed when it dies."""
 
     def __init__(self, card: Card, nbytes: int):
-        """Allocate; the caller has seen that there is room."""
+        """Allocate; the caller has checked that there is room."""
         self.size = nbytes
         card.allocations += 1
         if nbytes == 0:  # as on a GPU: no memory, and the address 0

@@ -31,7 +31,7 @@ def _compiled(code: str, options: tuple[str, ...], arch: str) -> ptx.Module:
 
 
 class RawModule:
-    """A CUDA source, compiled when its first kernel is asked for; once a process."""
+    """A CUDA source, compiled when its first kernel is asked for, and once in a process."""
 
     def __init__(self, *, code: str, options: tuple[str, ...] = (), backend: str = "nvrtc"):
         """Take a source and options for NVRTC."""
@@ -58,7 +58,7 @@ class RawKernel:
 
     @property
     def max_dynamic_shared_size_bytes(self) -> int:
-        """The most dynamic shared memory of a block; beyond 48 KiB it has to be set before."""
+        """The most dynamic shared memory of a block; more than 48 KiB has to be set first."""
         return self._most_shared
 
     @max_dynamic_shared_size_bytes.setter
@@ -99,13 +99,13 @@ def _three(size: Any) -> tuple[int, int, int]:
 
 
 def _argument(n: int, value: Any) -> Span | np.generic:
-    """Turn an argument into what the interpreter takes, as wide as cupy passes it on."""
+    """Convert an argument for the interpreter, with the width that cupy gives it."""
     name = f"argument {n}"
     if value is None:
         return Span(0, 0, name)
     if isinstance(value, ndarray):
         if not value.flags.c_contiguous:
-            raise ValueError(f"{name} has gaps, which cupy would not tell the kernel of")
+            raise ValueError(f"{name} has gaps, which cupy does not pass to the kernel")
         return Span(value.data.ptr, value.nbytes, name)
     if isinstance(value, MemoryPointer):
         return Span(value.ptr, value._left, name)

@@ -42,7 +42,7 @@ def saturate(x: Values) -> Values:
 
 
 def fma(a: Values, b: Values, c: Values) -> Values:
-    """Give a · b + c in float32, rounded once to nearest even."""
+    """Return a · b + c in float32, rounded once to nearest even."""
     product = a.astype(np.float64) * b.astype(np.float64)
     c = c.astype(np.float64)
     total = product + c
@@ -60,14 +60,14 @@ def fma_subnormal(a: Values, b: Values, c: Values) -> Values:
 
 
 def fma_odd(a: Values, b: Values, c: Values) -> Values:
-    """Give a · b + c of float32 values, as float64 rounded to odd."""
+    """Return a · b + c of float32 values, as float64 rounded to odd."""
     product = a.astype(np.float64) * b.astype(np.float64)
     c = c.astype(np.float64)
     return _to_odd(product + c, product, c)
 
 
 def fma_directed(a: Values, b: Values, c: Values, mode: str) -> Values:
-    """Give a · b + c in float32, rounded down (rm), up (rp) or towards zero (rz)."""
+    """Return a · b + c in float32, rounded down (rm), up (rp) or towards zero (rz)."""
     product = a.astype(np.float64) * b.astype(np.float64)
     c = c.astype(np.float64)
     total = product + c
@@ -78,7 +78,7 @@ def fma_directed(a: Values, b: Values, c: Values, mode: str) -> Values:
 
 
 def product_directed(a: Values, b: Values, mode: str) -> Values:
-    """Give a · b in float32, rounded down (rm), up (rp) or towards zero (rz)."""
+    """Return a · b in float32, rounded down (rm), up (rp) or towards zero (rz)."""
     return _directed(a.astype(np.float64) * b.astype(np.float64), np.float64(0), mode)
 
 
@@ -97,7 +97,7 @@ def _directed(total: Values, error: Values, mode: str) -> Values:
 
 
 def _untie(total: Values, a: Values, b: Values, tie: Values) -> Values:
-    """Round a + b to odd where it lies between two float32 values, as far as float64 can tell."""
+    """Round a + b to odd where it lies between two float32 values, as far as float64 shows it."""
     if not total.ndim:
         return _to_odd(total, a, b)
     lanes = np.flatnonzero(tie)
@@ -107,7 +107,7 @@ def _untie(total: Values, a: Values, b: Values, tie: Values) -> Values:
 
 
 def _error(total: Values, a: Values, b: Values) -> Values:
-    """What was lost in total = a + b, exactly (Knuth's two-sum); 0 where not finite."""
+    """Return the error of total = a + b, exactly (Knuth's two-sum); 0 where not finite."""
     part = total - a
     error = (a - (total - part)) + (b - part)
     return np.where(np.isfinite(error), error, 0.0)
@@ -125,7 +125,7 @@ def _to_odd(total: Values, a: Values, b: Values) -> Values:
 
 
 def fma_f64(a: Values, b: Values, c: Values) -> Values:
-    """Give a · b + c in float64, rounded once, by exact fractions: slow, and rarely used."""
+    """Return a · b + c in float64, rounded once, by exact fractions: slow, and rarely used."""
     a, b, c = np.broadcast_arrays(a, b, c)
     out = np.array(a * b + c)
     finite = np.isfinite(a) & np.isfinite(b) & np.isfinite(c)
@@ -282,7 +282,7 @@ HALF_OPERATIONS: dict[str, Callable[..., Values]] = {
 
 
 def half(name: str, kind: str, *operands: Values) -> Values:
-    """One operation on float16 or bfloat16 bits (int16), or on pairs of them (int32)."""
+    """Apply an operation to float16 or bfloat16 bits (int16), or to pairs of them (int32)."""
     if kind.endswith("x2"):
         return _pairs(lambda *parts: half(name, kind[:-2], *parts), *operands)
     if name == "neg":
@@ -296,7 +296,7 @@ def half(name: str, kind: str, *operands: Values) -> Values:
 
 
 def pack(low: Values, high: Values) -> Values:
-    """Two 16-bit values to one of 32."""
+    """Pack two 16-bit values into one of 32."""
     low, high = low.view(np.uint16).astype(np.int32), high.view(np.uint16).astype(np.int32)
     return low | high << 16
 

@@ -14,14 +14,14 @@ Values = Any  # an array over lanes, or a NumPy scalar
 
 
 def shift_left(a: Values, amount: Values) -> Values:
-    """Give a << amount (uint32); 0 from the width on."""
+    """Return a << amount (uint32); 0 from the width on."""
     unsigned = a.view(f"u{a.dtype.itemsize}")
     amount = np.minimum(amount, np.uint32(8 * a.dtype.itemsize))
     return (unsigned << amount.astype(unsigned.dtype)).view(a.dtype)
 
 
 def shift_right(a: Values, amount: Values) -> Values:
-    """Give a >> amount (uint32), signed or unsigned as a's dtype is; all sign from the width on."""
+    """Return a >> amount (uint32), signed as a's dtype is; only the sign from the width on."""
     width = 8 * a.dtype.itemsize
     shifted = a >> np.minimum(amount, np.uint32(width - 1)).astype(a.dtype)
     return shifted if a.dtype.kind == "i" else np.where(amount >= width, a.dtype.type(0), shifted)
@@ -57,7 +57,7 @@ def divide(a: Values, b: Values) -> Values:
 
 
 def remainder(a: Values, b: Values) -> Values:
-    """What a quotient towards zero leaves; a where b is 0, which the manual leaves open."""
+    """The remainder of a quotient towards zero; a where b is 0, which the manual leaves open."""
     return np.where(b == 0, a, a - b * divide(a, b)).astype(a.dtype)
 
 

@@ -1,7 +1,7 @@
-"""What the lanes of a warp, or the threads of a block, do together.
+"""What the lanes of a warp, or the threads of a block, do together: shuffles, votes, `mma`.
 
-Called from the functions of a kernel with the state S of the launch; `lanes` is the mask that an
-instruction names (bit i: lane i), `m` the booleans of the lanes that are here, None for all.
+Called from the functions of a kernel with the state S of the launch. `lanes` is the member mask of
+the instruction (bit i: lane i); `m` is the mask of active lanes, None for all.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ Mask = Any  # booleans over lanes, or None
 _ALL = -1
 
 
-def meet(S: Any, lanes: Values, m: Mask, instruction: Instruction, orders: bool = True) -> None:
-    """Check that the lanes that an instruction names are here.
+def sync_lanes(
+    S: Any, lanes: Values, m: Mask, instruction: Instruction, orders: bool = True
+) -> None:
+    """Check that the lanes that an instruction names are active.
 
-    Where it `orders`, what they did before to memory comes before what they do afterwards.
+    Where it `orders`, their accesses to memory before it come before those after it.
     """
     if not orders:
         tick, clocks = S.tick, S.clocks
-        meet(S, lanes, m, instruction)
+        sync_lanes(S, lanes, m, instruction)
         S.tick, S.clocks = tick, clocks
         return
     S.tick += 1
@@ -71,7 +73,7 @@ def meet(S: Any, lanes: Values, m: Mask, instruction: Instruction, orders: bool 
 
 
 def complete(S: Any, lanes: Values, m: np.ndarray) -> np.ndarray:
-    """Of the lanes that are here, those whose warp's named lanes are all here too."""
+    """Return the active lanes for which all named lanes of the warp are active too."""
     if S.whole_warps and not lanes.ndim and lanes == _ALL:
         whole = m.reshape(-1, 32).all(axis=1)
         if 32 * np.count_nonzero(whole) == np.count_nonzero(m):
@@ -82,7 +84,7 @@ def complete(S: Any, lanes: Values, m: np.ndarray) -> np.ndarray:
 
 
 def _here(S: Any, present: np.ndarray) -> np.ndarray:
-    """For each lane, the bits of its warp's lanes that are here."""
+    """Return for each lane the bits of its warp's active lanes."""
     bits = np.where(present, S.layout.bit, np.uint32(0))
     return np.bitwise_or.reduceat(bits, S.layout.warp_starts)[S.layout.warp]
 
@@ -90,7 +92,7 @@ def _here(S: Any, present: np.ndarray) -> np.ndarray:
 def _check_agreement(
     S: Any, named: np.ndarray, present: np.ndarray, instruction: Instruction
 ) -> None:
-    """Lanes that meet must name the same mask."""
+    """Check that lanes that synchronize name the same mask."""
     masks = by_warp(S, np.where(present, named, np.uint32(0)))
     bits = np.uint32(1) << np.arange(32, dtype=np.uint32)
     sees = (masks[:, :, None] & bits != 0) & (masks[:, None, :] != masks[:, :, None])
@@ -134,7 +136,7 @@ def shuffle(
         if key not in plans:
             plans[key] = _sources(S, mode, b, c)
         source, valid = plans[key]
-    if lanes.ndim or lanes != _ALL:  # else all lanes are there, as they have met
+    if lanes.ndim or lanes != _ALL:  # else all lanes are there, as they have synchronized
         named = np.broadcast_to(lanes, S.N).view(np.uint32)
         lost = named >> source.astype(np.uint32) & np.uint32(1) == 0
         if m is not None:
@@ -192,7 +194,7 @@ def vote(S: Any, how: str, predicate: Values, lanes: Values) -> Values:
 
 
 def match(S: Any, how: str, value: Values, lanes: Values) -> tuple[Values, Values]:
-    """Which of the lanes named have the same value (`match.sync`), and whether all have."""
+    """Return which of the lanes named have the same value (`match.sync`), and whether all have."""
     values, named = by_warp(S, value), by_warp(S, lanes.view(np.uint32))
     bits = np.uint32(1) << np.arange(32, dtype=np.uint32)
     same = np.where(values[:, :, None] == values[:, None, :], bits, np.uint32(0))
@@ -230,7 +232,7 @@ def reduce_warp(S: Any, how: str, value: Values, lanes: Values) -> Values:
 
 
 def active_lanes(S: Any, m: Mask) -> Values:
-    """The lanes of the warp that are here, as bits."""
+    """Return the active lanes of the warp, as bits."""
     return _here(S, np.ones(S.N, dtype=bool) if m is None else m).view(np.int32)
 
 
@@ -244,7 +246,7 @@ def reduce_block(S: Any, how: str, predicate: Values, m: Mask) -> Values:
 
 
 def chosen(S: Any, predicate: Values, m: Mask) -> Mask:
-    """The lanes that a predicate holds for, of those that are here."""
+    """Return the active lanes for which a predicate holds."""
     if not predicate.ndim:
         return m if predicate else np.zeros(S.N, dtype=bool)
     return predicate if m is None else predicate & m
@@ -274,7 +276,7 @@ _G, _T = _LANE // 4, _LANE % 4
 
 
 def places(matrix: str, elements: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns (32, elements) of what each lane holds of a, b or c."""
+    """Return rows and columns (32, elements) of the elements of a, b or c that each lane holds."""
     i = np.arange(elements)
     if matrix == "a":
         return _G + 8 * (i // 2 % 2), 2 * _T + i % 2 + 8 * (i // 4)

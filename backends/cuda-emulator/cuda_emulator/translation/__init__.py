@@ -1,1 +1,1 @@
-"""PTX translated to Python: `kernel.py` first; `writer.py` has what all instructions need."""
+"""PTX translated to Python. Start with `kernel.py`; all instructions are written by `writer.py`."""

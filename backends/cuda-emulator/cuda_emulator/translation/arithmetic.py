@@ -92,7 +92,7 @@ def _product(w: Writer, ins: Instruction, given: set[str], type_: str) -> tuple[
 
 
 def emit_mul(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
-    """Products, whole or half of them."""
+    """Products: whole, or the upper or lower half."""
     given, type_ = _split(w, modifiers, "rn rm rp rz ftz sat lo hi wide")
     if type_ in HALVES:
         _half(w, ins, given, "mul", type_)
@@ -185,7 +185,7 @@ def _function(template: str, allowed: str = "approx ftz", f64: str = "") -> Emit
 
 
 def _sign(name: str, template: str) -> Emitter:
-    """Abs and neg."""
+    """Return the emitter of abs or neg."""
 
     def emit(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
         given, type_ = _split(w, modifiers, "ftz")
@@ -231,7 +231,7 @@ OPPOSITE = {"neu": "eq", "ltu": "ge", "leu": "gt", "gtu": "le", "geu": "lt"}
 
 
 def comparison(w: Writer, how: str, a: str, b: str, floating: bool) -> str:
-    """An expression for a comparison; with `floating`, ordered unless it ends in u."""
+    """Return an expression for a comparison; a `floating` one is ordered unless it ends in u."""
     if how in ORDERED:
         return f"({a} {ORDERED[how]} {b})"
     if not floating:
@@ -256,7 +256,7 @@ BOOLEAN = {"and": "&", "or": "|", "xor": "^"}
 
 
 def emit_setp(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
-    """Comparisons to predicates, p and, after a bar, its opposite."""
+    """Compare to a predicate p, or to p|q with q its negation."""
     how, *rest, type_ = modifiers
     boolean = next((m for m in rest if m in BOOLEAN), None)
     given = set(rest) - {boolean}
@@ -314,7 +314,7 @@ def _logic(sign: str) -> Emitter:
 
 
 def emit_not(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
-    """All bits, or a predicate, turned."""
+    """Negate all bits, or a predicate."""
     _, type_ = _split(w, modifiers, "")
     w.set(ins.operands[0], f"~{w.value(ins.operands[1], type_)}", type_)
 

@@ -1,4 +1,4 @@
-"""Loads, stores, atomics and what lanes exchange, as calls of Python (see `writer.py`)."""
+"""Loads, stores, atomics, shuffles, votes and `mma` as Python calls (see `writer.py`)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _access(w: Writer, modifiers: list[str], kind: str) -> tuple[Site, str]:
 
 
 def address_of(w: Writer, operand: Operand) -> str:
-    """The address as an expression: of 32 bits, where the register has so many, or of 64."""
+    """Return the address as an expression, of 32 or 64 bits as the register is."""
     if operand.kind != "address":
         raise w.unknown()
     if not operand.parts:
@@ -98,14 +98,14 @@ def emit_st(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
 
 
 def emit_atom(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
-    """Atomic operations that give the old value."""
+    """Atomic operations that return the old value."""
     site, type_ = _access(w, modifiers, "atomic")
     target, address, *sources = ins.operands
     _atomic(w, site, type_, target, address, sources)
 
 
 def emit_red(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
-    """Atomic operations that give nothing."""
+    """Atomic operations that return nothing."""
     if modifiers[0] == "async":
         raise w.unknown()
     site, type_ = _access(w, modifiers, "atomic")
@@ -128,11 +128,11 @@ def _atomic(
     w.set(target, old, type_)
 
 
-def _meeting(w: Writer, ins: Instruction) -> str:
-    """Write the check that the lanes meet that the last operand names; return it."""
+def _sync_members(w: Writer, ins: Instruction) -> str:
+    """Write the check that the lanes named by the last operand are active; return that operand."""
     lanes = w.value(ins.operands[-1], "b32")
     name = w.names.name("at", ins)
-    w.lines.append(f"meet(S, {lanes}, m, {name})")
+    w.lines.append(f"sync_lanes(S, {lanes}, m, {name})")
     return lanes
 
 
@@ -140,7 +140,7 @@ def emit_shfl(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
     """Read another lane's register."""
     if len(modifiers) != 3 or modifiers[0] != "sync" or modifiers[2] != "b32":
         raise w.unknown()
-    lanes = _meeting(w, ins)
+    lanes = _sync_members(w, ins)
     target, a, b, c = ins.operands[:4]
     value, lane, clamp = (w.value(operand, "b32") for operand in (a, b, c))
     at = w.names.name("at", ins)
@@ -153,10 +153,10 @@ def emit_shfl(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
 
 
 def emit_vote(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
-    """Ask all lanes of a warp."""
+    """Reduce a predicate over a warp."""
     if modifiers[:1] != ["sync"] or modifiers[1] not in ("all", "any", "uni", "ballot"):
         raise w.unknown()
-    lanes = _meeting(w, ins)
+    lanes = _sync_members(w, ins)
     call = f'vote(S, "{modifiers[1]}", {w.predicate(ins.operands[1])}, {lanes})'
     w.set(ins.operands[0], call, "b32" if modifiers[1] == "ballot" else "pred")
 
@@ -165,7 +165,7 @@ def emit_match(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
     """Find the lanes with the same value."""
     if modifiers[1:2] != ["sync"] or modifiers[0] not in ("any", "all"):
         raise w.unknown()
-    lanes = _meeting(w, ins)
+    lanes = _sync_members(w, ins)
     value = w.value(ins.operands[1], modifiers[2])
     result = w.temporary(f'match(S, "{modifiers[0]}", {value}, {lanes})')
     target = ins.operands[0]
@@ -181,20 +181,20 @@ def emit_redux(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
         raise w.unknown()
     if modifiers[1] not in ("add", "min", "max", "and", "or", "xor"):
         raise w.unknown()
-    lanes = _meeting(w, ins)
+    lanes = _sync_members(w, ins)
     value = w.value(ins.operands[1], modifiers[2])
     w.set(ins.operands[0], f'reduce_warp(S, "{modifiers[1]}", {value}, {lanes})', modifiers[2])
 
 
 def emit_activemask(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
-    """Tell which lanes are here."""
+    """Return which lanes are active."""
     w.set(ins.operands[0], "active_lanes(S, m)", "b32")
 
 
 def emit_bar(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
     """`bar.warp.sync`, or the result of `bar.red` once all threads have arrived."""
     if modifiers[0] == "warp":
-        _meeting(w, ins)
+        _sync_members(w, ins)
         return
     while modifiers[0] in ("cta", "aligned"):
         modifiers = modifiers[1:]
@@ -209,7 +209,7 @@ def emit_bar(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
 
 
 def emit_nothing(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
-    """Fences: lanes see each other's writes at once here, and races are told by barriers."""
+    """Fences do nothing: here every write is visible at once, and races are found by barriers."""
 
 
 # Matrix instructions and asynchronous copies
@@ -227,7 +227,7 @@ def emit_mma(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
     d, a, b, c = (operand.parts for operand in ins.operands)
     if (len(a), len(b), len(c), len(d)) != (*SHAPES[modifiers[2]], 4, 4):
         raise w.unknown()
-    _meet(w, ins)
+    _sync_warp(w, ins)
     groups = []
     for parts, type_ in ((a, "b32"), (b, "b32"), (c, "f32")):
         groups.append(f"({', '.join(w.value(part, type_) for part in parts)},)")
@@ -246,7 +246,7 @@ def emit_ldmatrix(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
     parts = target.parts if target.kind == "vector" else (target,)
     if rest[3] not in ("x1", "x2", "x4") or len(parts) != int(rest[3][1]):
         raise w.unknown()
-    _meet(w, ins)
+    _sync_warp(w, ins)
     site = _site(w, "load", "shared", "i4", 4)
     name = w.names.name("site", site)
     call = f"load_matrices(S, {name}, {len(parts)}, {transposed}, {address_of(w, address)}, m)"
@@ -289,10 +289,10 @@ def _site(w: Writer, kind: str, space: str, dtype: str, vector: int) -> Site:
     return site
 
 
-def _meet(w: Writer, ins: Instruction) -> None:
-    """All lanes must be here; what they did to memory before is not ordered by it."""
+def _sync_warp(w: Writer, ins: Instruction) -> None:
+    """Write the check that all lanes are active. This does not order their accesses to memory."""
     at = w.names.name("at", ins)
-    w.lines.append(f"meet(S, {w.names.constant(-1, 'i4')}, m, {at}, orders=False)")
+    w.lines.append(f"sync_lanes(S, {w.names.constant(-1, 'i4')}, m, {at}, orders=False)")
 
 
 DATA_MOVEMENT = {

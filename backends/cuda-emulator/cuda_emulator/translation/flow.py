@@ -1,8 +1,8 @@
-"""Cut a kernel's instructions into segments: what threads execute without a choice or a wait.
+"""Cut a kernel's instructions into segments: straight pieces without a branch or a wait.
 
-A segment ends before a label or an instruction at which the lanes of a warp meet (a shuffle, a
+A segment ends before a label or an instruction that synchronizes the lanes of a warp (a shuffle, a
 vote), and after a branch, a barrier or an exit. The program counter of a thread is the number of
-a segment; `Flow.exit` is where the threads go that have ended.
+a segment; threads that have ended are at `Flow.exit`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cuda_emulator.ptx import Instruction, Kernel, Operand
 
 ENDS = {"bra": "jump", "ret": "exit", "exit": "exit", "trap": "trap"}
 BARRIERS = ("bar.sync", "bar.red", "barrier.sync", "barrier.red", "bar.cta", "barrier.cta")
-MEETINGS = ("shfl", "vote", "match", "redux", "mma", "ldmatrix", "elect")  # with `.sync`
+WARP_SYNCS = ("shfl", "vote", "match", "redux", "mma", "ldmatrix", "elect")  # with `.sync`
 WHOLE_WARP = Operand("integer", value=-1)
 
 
@@ -33,7 +33,7 @@ class Segment:
     end: str = "fall"
     target: int = -1
     last: Instruction | None = None  # the instruction that ends it, if it is one of control
-    members: Operand | None = None  # the lanes that meet at its first instruction
+    members: Operand | None = None  # the lanes that synchronize at its first instruction
     after: Instruction | None = None  # the barrier with a result that comes before it
 
     @cached_property
@@ -63,11 +63,11 @@ def registers(operands: tuple[Operand, ...]) -> list[str]:
 
 
 def members(ins: Instruction) -> Operand | None:
-    """The operand that says which lanes meet at an instruction; None where none do."""
+    """Return the operand that names the lanes an instruction synchronizes, if it does."""
     if ins.opcode.startswith("bar.warp.sync"):
         return ins.operands[0]
     root = ins.opcode.split(".", 1)[0]
-    if root not in MEETINGS:
+    if root not in WARP_SYNCS:
         return None
     if root in ("mma", "ldmatrix"):
         return WHOLE_WARP
@@ -75,7 +75,7 @@ def members(ins: Instruction) -> Operand | None:
 
 
 def is_barrier(ins: Instruction) -> bool:
-    """Tell whether all threads of a block wait for each other here."""
+    """Return whether all threads of a block wait for each other here."""
     return ins.opcode.startswith(BARRIERS)
 
 

@@ -1,4 +1,4 @@
-"""What is made of a kernel once, at its first launch: functions, addresses, tables."""
+"""A kernel translated, once, at its first launch: its functions, addresses and tables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VARIABLE_BITS = 28  # variables in constant and global memory lie so far apart
 # The function that writes each opcode as Python.
 EMIT: dict[str, Callable[..., None]] = {**ARITHMETIC, **CONVERSIONS, **DATA_MOVEMENT}
 
-# The functions that what is written may call, by name.
+# The functions that the written code may call, by name.
 FUNCTIONS: dict[str, Any] = {
     **{name: getattr(floating, name) for name in (
         "flush saturate fma fma_subnormal fma_directed product_directed fma_f64 minimum maximum "
@@ -35,8 +35,8 @@ FUNCTIONS: dict[str, Any] = {
         "find_highest reverse extract insert permute funnel lookup sized"
     ).split()},
     **{name: getattr(warps, name) for name in (
-        "meet shuffle vote match reduce_warp active_lanes reduce_block chosen multiply_matrices "
-        "load_matrices"
+        "sync_lanes shuffle vote match reduce_warp active_lanes reduce_block chosen "
+        "multiply_matrices load_matrices"
     ).split()},
     **floating.ROUNDINGS,
     "start_copy": accesses.start_copy,
@@ -55,7 +55,7 @@ FUNCTIONS: dict[str, Any] = {
 
 
 class Translation:
-    """A kernel as functions, each compiled when it is first needed, and what is known of it."""
+    """A kernel as functions, each compiled when it is first needed."""
 
     def __init__(self, kernel: Kernel):
         self.name, self.source = kernel.name, kernel.source
@@ -96,7 +96,7 @@ class Translation:
         return counts
 
     def _known(self) -> dict[str, Operand]:
-        """Registers that are given a constant and nothing else, ever."""
+        """Registers that are assigned once, and a constant."""
         counts = self._definitions()
         return {
             ins.operands[0].name: ins.operands[1]
@@ -109,10 +109,10 @@ class Translation:
         }
 
     def _normal(self) -> set[str]:
-        """32-bit registers that never hold a subnormal float, whatever is done with them.
+        """32-bit registers that never hold a subnormal float.
 
-        All are taken for such at first; then those are struck out that something else is written
-        to, until nothing changes.
+        All are assumed to be so at first; those that something else is written to are removed until
+        nothing changes.
         """
         normal = {name for name, type_ in self.registers.items() if type_ in ("f32", "b32")}
         writes = [
@@ -152,7 +152,7 @@ class Translation:
     # Variables
 
     def _place_variables(self, kernel: Kernel) -> None:
-        """Give addresses: in shared and local memory from 0 on, what a launch sizes at the end."""
+        """Assign addresses; in shared and local memory from 0 on, dynamic ones last."""
         used = {name for ins in kernel.instructions for name in _symbols(ins.operands)}
         self.static_shared = self.local_bytes = 0
         dynamic = []
@@ -208,7 +208,7 @@ class Translation:
         return scope["run"]
 
     def chain(self, number: int) -> list[Segment]:
-        """A segment and those that it falls through to only because lanes meet there."""
+        """A segment and those that it falls through to only because lanes synchronize there."""
         segments = [self.flow.segments[number]]
         while segments[-1].end == "fall" and segments[-1].number + 1 < self.flow.exit:
             following = self.flow.segments[segments[-1].number + 1]
@@ -218,19 +218,19 @@ class Translation:
         return segments
 
     def whole_function(self, number: int) -> Any:
-        """The function of a chain of segments, for when all threads are here."""
+        """The function of a chain of segments, for when all threads are active."""
         if self.whole[number] is None:
             self.whole[number] = self.compile(number, some=False)
         return self.whole[number]
 
     def some_function(self, number: int) -> Any:
-        """The function of a segment, for when only some lanes are here."""
+        """The function of a segment, for when only some lanes are active."""
         if self.some[number] is None:
             self.some[number] = self.compile(number, some=True)
         return self.some[number]
 
     def members(self, segment: Segment, R: list[Any]) -> Any:
-        """The lanes that meet at the start of a segment, as the registers say."""
+        """Return the lanes that synchronize at the start of a segment, from the registers."""
         operand = segment.members
         assert operand is not None
         operand = self.known.get(operand.name, operand)
@@ -240,7 +240,7 @@ class Translation:
 
 
 def _stays(ins: Instruction, normal: set[str]) -> bool:
-    """Tell whether an instruction writes no subnormal float32, if `normal` registers hold none."""
+    """Return whether an instruction writes no subnormal float32 if `normal` registers hold none."""
     root, *modifiers = ins.opcode.split(".")
     if "ftz" in modifiers and modifiers[-1] in ("f32", "f64"):
         return True

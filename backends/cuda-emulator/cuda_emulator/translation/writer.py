@@ -1,11 +1,11 @@
 """Write segments of a kernel as Python functions over arrays, to be compiled once.
 
 A register is an array over the lanes, or a NumPy scalar where all lanes share the value. A segment
-is written in two forms. `whole` is for when all threads that have not ended are here: it assigns
+is written in two forms. `whole` is for when all threads that have not ended are active: it assigns
 registers outright, and goes on through the following segments as far as nothing branches. `some`
-is for when only the lanes of a mask are here: the others keep their values, unless nobody else
-reads the register. Both are called with (S, R, m): the state of the launch, the registers, and
-the mask of the lanes that memory accesses are made for, None for all.
+is for when only the lanes of a mask are active: the others keep their values, unless the register
+is used in no other segment. Both are called with (S, R, m): the state of the launch, the registers,
+and the mask of the lanes that memory accesses are made for, None for all.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def seen_as(type_: str) -> str:
 
 
 class Namespace:
-    """What the functions of a kernel see as globals: constants, access sites, functions."""
+    """The globals of a kernel's functions: constants, access sites, functions."""
 
     def __init__(self, functions: dict[str, Any]):
         self.globals: dict[str, Any] = dict(functions)
@@ -115,7 +115,7 @@ class Writer:
         emit(self, instruction, modifiers)
 
     def unknown(self, why: str = "") -> UnknownInstruction:
-        """Say that the instruction at hand is not known."""
+        """Return the error for an instruction that is not known."""
         return UnknownInstruction(
             f"{self.instruction.text!r} is not known to the emulator{why and ': ' + why}",
             self.kernel.name,
@@ -199,7 +199,7 @@ class Writer:
         return self._flushed[operand.name]
 
     def temporary(self, expression: str) -> str:
-        """Give a value a name, for as long as the function runs."""
+        """Assign an expression to a temporary variable; return its name."""
         self._temporaries += 1
         self.lines.append(f"t{self._temporaries} = {expression}")
         return f"t{self._temporaries}"

@@ -1,4 +1,4 @@
-"""The stand-in's `cupy.cuda`: one device, and what a program waits with."""
+"""The stand-in's `cupy.cuda`: one device, its events and pinned memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAGE = 512  # CuPy rounds what it allocates up to a multiple
 
 
 class Device:
-    """The card that is pretended to be there."""
+    """The emulated card."""
 
     id = 0
     cublas_handle = 1
@@ -34,12 +34,12 @@ class Device:
 
     @property
     def mem_info(self) -> tuple[int, int]:
-        """Bytes that are free, and bytes that there are."""
+        """Free bytes, and all bytes."""
         return _card.CARD.total - _card.CARD.used, _card.CARD.total
 
     @property
     def attributes(self) -> dict[str, int]:
-        """What kernels are launched by, under CUDA's names."""
+        """Its limits, under CUDA's names."""
         return {
             "MultiProcessorCount": _card.model().multiprocessors,
             "MaxSharedMemoryPerBlock": _card.SHARED_BYTES,
@@ -53,18 +53,18 @@ class Event:
     """A mark in the order of copies, to wait for those before it."""
 
     def __init__(self, *, disable_timing: bool = False):
-        """Make one that stands before all."""
+        """Make an event before all copies."""
         self._copies = 0
 
     def record(self) -> None:
-        """Stand after what was asked for until now."""
+        """Move it after all copies so far."""
         self._copies = STREAM.begun
 
     def synchronize(self) -> None:
-        """Wait for what was asked for before `record`; Overwritten if a copy was disturbed."""
+        """Wait for the copies before `record`; Overwritten if the source of one has changed."""
         STREAM.wait(self._copies)
 
 
 def alloc_pinned_memory(size: int) -> PinnedMemory:
-    """Return memory on the host, with garbage in it, and perhaps more than was asked for."""
+    """Return host memory that holds garbage, of at least `size` bytes."""
     return PinnedMemory(b"\xc1" * (-(-size // PAGE) * PAGE))

@@ -8,10 +8,10 @@ __all__ = ["MemoryPointer", "OutOfMemoryError", "alloc"]
 
 
 class OutOfMemoryError(MemoryError):
-    """The card has less memory left than was asked for."""
+    """The card has less free memory than was asked for."""
 
     def __init__(self, size: int, total: int, limit: int = 0):
-        """Say how many bytes were asked for, and how many there are in use."""
+        """`size` bytes were asked for, and `total` are in use."""
         super().__init__(
             f"Out of memory allocating {size:,} bytes (allocated so far: {total:,} bytes)."
         )

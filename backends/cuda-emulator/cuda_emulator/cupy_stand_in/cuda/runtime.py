@@ -10,10 +10,10 @@ __all__ = ["CUDARuntimeError", "getDeviceCount", "getDeviceProperties"]
 
 
 class CUDARuntimeError(RuntimeError):
-    """What CUDA answers where something fails; `status` is its number."""
+    """An error of CUDA; `status` is its number."""
 
     def __init__(self, status: int):
-        """Make one of a number."""
+        """Make the error of a number."""
         self.status = status
         super().__init__(f"CUDA error {status}")
 

@@ -1,4 +1,4 @@
-"""Reading what is no plain file, or too much of one; writing whole files; sizes as text."""
+"""Reading files that are too large or not regular; writing whole files; sizes as text."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from goldens import DEMO
 from strategies import config, tiny_model
 
 from tinymistral import MistralConfig, MistralTokenizer, files
-from tinymistral.conversation import is_instruct
+from tinymistral.chat import is_instruct
 from tinymistral.sampling import read_generation_config
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="no pipes in folders there")
@@ -63,7 +63,7 @@ def said(function, *arguments) -> str:
 
 
 def said_soon(function, *arguments) -> str:
-    """As `said`; what waits fails the test, rather than stopping all of them."""
+    """As `said`; a read that blocks fails the test, instead of stopping all of them."""
     messages: list[str] = []
     thread = threading.Thread(
         target=lambda: messages.append(said(function, *arguments)), daemon=True
@@ -77,7 +77,7 @@ def said_soon(function, *arguments) -> str:
 @posix
 @pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize(("make", "says"), NO_PLAIN_FILES)
-def test_what_is_no_plain_file_is_refused_rather_than_waited_for(tmp_path, make, says, name):
+def test_anything_but_a_regular_file_is_refused_without_reading_it(tmp_path, make, says, name):
     make(tmp_path / name)
     message = said_soon(READERS[name], tmp_path)
     assert message.startswith(f"{tmp_path / name}: cannot be read: ")
@@ -85,7 +85,7 @@ def test_what_is_no_plain_file_is_refused_rather_than_waited_for(tmp_path, make,
 
 
 @posix
-def test_a_chat_template_is_not_waited_for(tmp_path):
+def test_a_chat_template_that_is_a_pipe_is_not_read(tmp_path):
     make_pipe(tmp_path / "tokenizer_config.json")
     assert "no regular file" in said_soon(is_instruct, tmp_path)
 
@@ -107,7 +107,7 @@ def test_a_file_may_be_as_large_as_the_limit(tmp_path):
         (f'{{"{"x" * 9999}": 1, "{"x" * 9999}": 2}}', "'xxx"),
     ],
 )
-def test_a_name_that_stands_twice_is_refused(tmp_path, name, content, twice):
+def test_a_name_that_appears_twice_is_refused(tmp_path, name, content, twice):
     (tmp_path / name).write_text(content, encoding="utf-8")
     message = said(READERS[name], tmp_path)
     assert message.startswith(f"{tmp_path / name}: not valid JSON: the name {twice}")
@@ -123,7 +123,7 @@ def test_a_file_has_the_permissions_that_the_umask_leaves(tmp_path, monkeypatch)
     umask = os.umask(0o027)
     try:
         with monkeypatch.context() as patch:
-            # The mask is the whole process's: to set it is to set it for other threads too.
+            # The mask belongs to the process: setting it sets it for other threads too.
             patch.setattr(os, "umask", lambda mask: pytest.fail("sets the umask"))
             files.write_json(tmp_path / "a.json", {})
     finally:
@@ -145,7 +145,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
 
 
 @posix
-def test_a_pipe_is_written_to_and_stays_one(tmp_path):
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
     path = tmp_path / "pipe"
     make_pipe(path)
     end = os.open(path, os.O_RDWR | os.O_NONBLOCK)
@@ -160,7 +160,7 @@ def test_a_pipe_is_written_to_and_stays_one(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_is_saved_where_a_file_is_in_the_way_is_one_line(tmp_path):
+def test_saving_to_a_folder_that_is_a_file_is_an_error_in_one_line(tmp_path):
     (tmp_path / "file").touch()
     for thing in (MistralConfig(), MistralTokenizer.from_pretrained(DEMO), tiny_model(config())):
         message = said(thing.save_pretrained, tmp_path / "file")
@@ -201,7 +201,7 @@ def test_a_size_is_bytes_or_a_text(size, expected):
         *(0, -1, True, None, 5e9, [5], b"5GB"),
     ],
 )
-def test_what_is_no_size_is_refused(size):
+def test_a_wrong_size_is_refused(size):
     message = said(files.parse_size, size)
     assert message.startswith("a size is ")
     assert "'5GB'" in message

@@ -10,7 +10,7 @@ import pytest
 import safetensors
 from handmade_pth import ORDERED_DICT, error_of, pickled, pth, read, tensor, whole
 
-from tinymistral.checkpoint import read_pth
+from tinymistral.files.pth import read_pth
 
 FILES = Path(__file__).parents[1] / "fixtures" / "raw" / "files"
 DTYPES = {
@@ -88,11 +88,11 @@ TORCH_REFUSED = {
 
 
 @pytest.mark.parametrize("path", sorted(FILES.glob("refused/*.pth")), ids=lambda path: path.stem)
-def test_what_torch_saves_and_is_no_dict_of_plain_tensors_is_refused(tmp_path, path):
+def test_anything_but_a_dict_of_plain_tensors_is_refused(tmp_path, path):
     assert TORCH_REFUSED[path.stem] in error_of(tmp_path, path.read_bytes())
 
 
-def test_attributes_of_a_state_dict_are_passed_over(tmp_path):
+def test_attributes_of_a_state_dict_are_ignored(tmp_path):
     attributes = {"_metadata": {"": {"version": 1, "lr": [b"G" + struct.pack(">d", 0.5)]}}}
     items = b"(" + pickled("a") + tensor() + b"u"
     content = whole(ORDERED_DICT + items + pickled(attributes) + b"b")

@@ -1,4 +1,4 @@
-"""Laws of reading .pth files: whatever is done to one, it is refused or reads as tensors."""
+"""Laws of reading .pth files: an edited file is refused or reads as tensors."""
 
 import subprocess
 import sys
@@ -11,7 +11,8 @@ from handmade_pth import ORDERED_DICT, name, pickled, pth, storage, tensor
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tinymistral.checkpoint import CheckpointError, read_pth
+from tinymistral.checkpoint import CheckpointError
+from tinymistral.files.pth import read_pth
 
 FILES = Path(__file__).parents[1] / "fixtures" / "raw" / "files"
 WHOLE = (FILES / "views.pth").read_bytes()
@@ -49,7 +50,7 @@ edits = st.tuples(
 @given(edits=st.lists(edits, min_size=1, max_size=2))
 @example(edits=[(len(WHOLE) // 2, len(WHOLE), b"")])
 def test_an_edited_file_is_refused_or_has_the_same_names_and_shapes(path, edits):
-    # An edit takes a range away and puts bytes there: truncations, flips, deletions, insertions.
+    # An edit replaces a range by bytes: truncations, flips, deletions, insertions.
     content = WHOLE
     for start, length, inserted in edits:
         content = content[:start] + inserted + content[start + length :]

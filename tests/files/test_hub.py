@@ -23,7 +23,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def download(cache: Path, name: str, revision: str = "main", commit: str = COMMIT) -> Path:
-    """Leave what a download leaves: a blob, a link to it, a reference."""
+    """Make what a download makes: a blob, a link to it, a reference."""
     repository = cache / f"models--{name.replace('/', '--')}"
     snapshot = repository / "snapshots" / commit
     snapshot.mkdir(parents=True)
@@ -46,7 +46,7 @@ def error_of(name, revision="main") -> str:
     return str(caught.value)
 
 
-def test_an_existing_folder_is_itself(cache, tmp_path):
+def test_an_existing_folder_is_returned(cache, tmp_path):
     (tmp_path / "model").mkdir()
     assert find_checkpoint(tmp_path / "model") == tmp_path / "model"
     assert find_checkpoint("model") == Path("model")
@@ -62,7 +62,7 @@ def test_a_folder_comes_before_a_hub_name(cache, tmp_path):
 @pytest.mark.parametrize(
     "name", ["mistralai/Mistral-7B-v0.1", "gpt2", "a/b", "o_1/x.y-z", "a" * 96]
 )
-def test_a_hub_name_is_its_snapshot(cache, name):
+def test_a_hub_name_gives_its_snapshot(cache, name):
     snapshot = download(cache, name)
     assert find_checkpoint(name) == snapshot
     assert (find_checkpoint(name) / "config.json").read_text("utf-8") == "{}"
@@ -76,7 +76,7 @@ def test_a_revision_is_looked_up_in_refs(cache, revision):
     assert find_checkpoint("org/name") == snapshot.with_name(COMMIT)
 
 
-def test_a_commit_is_its_own_revision(cache):
+def test_a_commit_is_a_revision(cache):
     snapshot = download(cache, "org/name", commit=OTHER)
     assert find_checkpoint("org/name", OTHER) == snapshot
     assert "is not in the local Hugging Face cache" in error_of("org/name", COMMIT)
@@ -111,7 +111,7 @@ def test_the_cache_is_where_huggingface_hub_has_it(monkeypatch, tmp_path, variab
     assert find_checkpoint("org/name") == snapshot
 
 
-def test_what_is_not_there_is_named_with_the_command_that_downloads_it(cache):
+def test_the_error_for_a_missing_download_has_the_command_for_it(cache):
     assert error_of("org/name") == (
         "'org/name' is no folder, and its revision 'main' is not in the local Hugging Face cache "
         f"{cache}; to download it, run: hf download org/name"
@@ -120,13 +120,13 @@ def test_what_is_not_there_is_named_with_the_command_that_downloads_it(cache):
     assert error_of("org/name", "v2").endswith("run: hf download org/name --revision v2")
 
 
-def test_a_reference_without_its_snapshot_is_not_there(cache):
+def test_a_reference_without_its_snapshot_counts_as_missing(cache):
     (download(cache, "org/name") / "config.json").unlink()
     (cache / "models--org--name" / "snapshots" / COMMIT).rmdir()
     assert error_of("org/name").endswith("run: hf download org/name")
 
 
-def test_an_incomplete_download_is_named_as_such(cache):
+def test_an_incomplete_download_is_reported_as_such(cache):
     snapshot = download(cache, "org/name")
     (cache / "models--org--name" / "blobs" / "5d6f").unlink()
     (snapshot / "config.json").unlink()
@@ -177,7 +177,7 @@ def test_a_file_is_not_a_checkpoint(cache, tmp_path):
         "~/nowhere",
     ],
 )
-def test_what_is_no_hub_name_is_refused(cache, name):
+def test_a_wrong_hub_name_is_refused(cache, name):
     message = error_of(name)
     if not name.startswith("a" * 100_000):  # the operating system refuses that one
         assert "is neither an existing folder nor a name on the Hugging Face hub" in message
@@ -207,7 +207,7 @@ def test_what_is_no_hub_name_is_refused(cache, name):
         "\ud800",
     ],
 )
-def test_what_is_no_revision_is_refused(cache, revision):
+def test_a_wrong_revision_is_refused(cache, revision):
     download(cache, "org/name")
     assert "is no branch, tag or commit" in error_of("org/name", revision)
 
@@ -227,7 +227,7 @@ def test_what_is_no_revision_is_refused(cache, revision):
         b"\xff" * 40,
     ],
 )
-def test_a_reference_that_holds_no_commit_is_refused(cache, content):
+def test_a_reference_without_a_commit_is_refused(cache, content):
     download(cache, "org/name")
     (cache / "models--org--name" / "refs" / "main").write_bytes(content)
     message = error_of("org/name")
@@ -237,7 +237,7 @@ def test_a_reference_that_holds_no_commit_is_refused(cache, content):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pipes in folders there")
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
-def test_a_reference_that_is_no_file_is_not_waited_for(cache, make):
+def test_a_reference_that_is_a_pipe_or_a_folder_is_not_read(cache, make):
     download(cache, "org/name")
     reference = cache / "models--org--name" / "refs" / "main"
     reference.unlink()

@@ -1,4 +1,4 @@
-"""Writing checkpoints: the files transformers would write, whole or not at all."""
+"""Writing checkpoints: the files that transformers would write, whole or not at all."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_one_file_holds_little_and_safetensors_reads_it(tmp_path):
+def test_a_small_checkpoint_is_one_file_that_safetensors_reads(tmp_path):
     folder = tmp_path / "new" / "folder"
     write_tensors(
         folder,
@@ -92,7 +92,7 @@ def test_a_shard_exceeds_the_limit_only_with_a_single_tensor(tmp_path_factory, c
         assert sum(sizes) <= limit or len(sizes) == 1
 
 
-def test_strided_and_big_endian_arrays_are_written_right(tmp_path):
+def test_strided_and_big_endian_arrays_are_written_correctly(tmp_path):
     grid = np.arange(12, dtype=np.float32).reshape(3, 4)
     brain = grid.astype(ml_dtypes.bfloat16)
     write_tensors(
@@ -127,10 +127,10 @@ def test_strided_and_big_endian_arrays_are_written_right(tmp_path):
     st.dictionaries(
         st.text(max_size=20).filter(lambda name: name != "__metadata__"),
         st.tuples(
-            st.sampled_from([np.float32, np.float16, ml_dtypes.bfloat16]),
+            st.sampled_from(list(writing.DTYPES.values())),
             st.lists(st.integers(0, 3), max_size=3),
         ),
-        max_size=6,
+        max_size=16,
     )
 )
 @example(
@@ -142,10 +142,10 @@ def test_a_file_has_the_bytes_that_safetensors_writes(tmp_path_factory, entries)
         name: np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype)
         for name, (dtype, shape) in entries.items()
     }
-    folder = tmp_path_factory.mktemp("checkpoint")
-    write_tensors(folder, tensors)
+    path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
+    writing.write_file(path, tensors)
     expected = safetensors.numpy.save(tensors, metadata={"format": "pt"})
-    assert (folder / "model.safetensors").read_bytes() == expected
+    assert path.read_bytes() == expected
 
 
 def test_one_tensor_at_a_time_is_in_memory(tmp_path):
@@ -161,19 +161,19 @@ def test_one_tensor_at_a_time_is_in_memory(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
-def test_a_full_disk_is_told_as_such():
+def test_a_full_disk_is_reported_as_such():
     with pytest.raises(OSError, match="No space left on device"):
         writing.write_file(Path("/dev/full"), {"x": floats(100_000)})
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.int64, ml_dtypes.float8_e5m2, ">f8"])
-def test_types_that_would_not_be_read_are_not_written(tmp_path, dtype):
+def test_types_that_cannot_be_read_are_not_written(tmp_path, dtype):
     with pytest.raises(CheckpointError, match=r"cannot write 'x' as .* convert it to float32"):
         write_tensors(tmp_path / "new", {"x": np.zeros(1, dtype)})
     assert not (tmp_path / "new").exists()
 
 
-def test_the_name_that_the_format_keeps_for_itself_is_refused(tmp_path):
+def test_the_name_that_the_format_reserves_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="no tensor can be named '__metadata__'"):
         write_tensors(tmp_path, {"__metadata__": floats(1)})
 
@@ -186,7 +186,7 @@ def test_a_limit_below_one_byte_is_an_error(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="a mapped file cannot be replaced there")
 @pytest.mark.parametrize("before", [12, 1000])
 @pytest.mark.parametrize("after", [12, 1000])
-def test_a_checkpoint_may_be_written_over_itself(tmp_path, before, after):
+def test_a_checkpoint_can_be_written_over_itself(tmp_path, before, after):
     write_tensors(tmp_path, {"a": floats(3, 1.0), "b": floats(3, 2.0)}, max_shard_size=before)
     mapped = read_tensors(tmp_path)
     swapped = {"a": mapped["b"], "b": mapped["a"][::-1]}
@@ -238,7 +238,7 @@ def test_a_failed_save_leaves_the_folder_as_it_was(tmp_path, monkeypatch, failur
 @pytest.mark.parametrize("before", [4, 8, 100])
 @pytest.mark.parametrize("after", [4, 8, 100])
 @pytest.mark.parametrize("step", range(7))
-def test_stopped_at_any_rename_or_removal_a_folder_reads_whole_or_not(
+def test_a_save_stopped_at_any_rename_or_removal_never_reads_wrongly(
     tmp_path, monkeypatch, before, after, step
 ):
     write_tensors(tmp_path, {name: floats(1, 1) for name in "abc"}, max_shard_size=before)
@@ -278,8 +278,8 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
-def test_files_can_be_read_by_whom_the_umask_allows(tmp_path):
-    # safetensors alone would make them readable by their owner only.
+def test_files_have_the_permissions_of_the_umask(tmp_path):
+    # The library would make them readable by their owner only.
     umask = os.umask(0o027)
     try:
         write_tensors(tmp_path, {"a": floats(1), "b": floats(1)}, max_shard_size=4)

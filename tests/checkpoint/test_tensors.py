@@ -1,4 +1,4 @@
-"""Holding what a checkpoint has against what its config calls for."""
+"""Comparing a checkpoint's tensors with those that its configuration calls for."""
 
 import ml_dtypes
 import numpy as np
@@ -49,13 +49,13 @@ def test_everything_that_does_not_fit_is_in_one_line():
     )
 
 
-def test_the_harmless_are_passed_over_whatever_they_hold():
+def test_ignorable_tensors_may_have_any_shape_and_type():
     tensors = found(rotary__inv_freq=np.zeros((3, 3), np.float64))
     check_tensors(tensors, EXPECTED, lambda name: name.endswith("inv_freq"))
     assert "not expected: 'rotary.inv_freq'" in error_of(tensors)
 
 
-def test_an_expected_tensor_is_needed_even_where_its_name_is_harmless():
+def test_an_expected_tensor_is_required_even_if_its_name_is_ignorable():
     message = error_of(found(lm_head__weight=None), ignorable=lambda name: True)
     assert message.endswith("missing: 'lm_head.weight'")
     misshapen = found(lm_head__weight=np.zeros(32, np.float32))
@@ -74,7 +74,7 @@ def test_long_lists_are_cut_after_eight_names():
     assert error_of({}, dict(list(expected.items())[:8])).endswith("'layer6', 'layer7'")
 
 
-def test_hostile_names_stay_on_one_line():
+def test_names_with_control_codes_stay_on_one_line():
     message = error_of(found(**{"\n\x1b[2J" + "x" * 10_000: np.zeros(1, np.float32)}))
     assert r"'\n\x1b[2Jxxx" in message
     assert len(message) < 300
@@ -98,7 +98,7 @@ def test_layers_are_counted_by_their_numbers(names, count):
     assert layer_count(names) == count
 
 
-def test_a_model_is_made_of_tensors_that_fit_alone():
+def test_a_model_is_made_only_of_tensors_that_fit():
     config = MistralConfig(
         vocab_size=5,
         hidden_size=4,

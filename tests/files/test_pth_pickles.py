@@ -1,4 +1,4 @@
-"""Pickles that no checkpoint has: nothing in them runs, and each is refused by its name."""
+"""Pickles that are not of a checkpoint: nothing in them runs, and the error names the reason."""
 
 import os
 import pickle
@@ -46,7 +46,7 @@ def baits(trace: str) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("bait", baits(""))
-def test_what_would_run_is_refused_and_leaves_no_trace(tmp_path, bait):
+def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path, bait):
     trace = tmp_path / "trace"
     content = b"\x80\x04" + baits(str(trace))[bait] + b"."
     if bait != "in an argument of a tensor":  # for which torch would have to be there
@@ -208,6 +208,6 @@ BROKEN_PICKLES = {
 
 
 @pytest.mark.parametrize("case", BROKEN_PICKLES)
-def test_a_pickle_that_no_checkpoint_has_is_refused(tmp_path, case):
+def test_a_pickle_that_is_not_of_a_checkpoint_is_refused(tmp_path, case):
     content, says = BROKEN_PICKLES[case]
     assert says in error_of(tmp_path, pth(content, _0=bytes(8)))

@@ -1,4 +1,4 @@
-"""Archives that torch.save does not write: refused, before anything they claim is allocated."""
+"""Archives that torch.save does not write are refused before their claimed sizes are allocated."""
 
 import os
 import pickle
@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from handmade_pth import archive, error_of, patched, pth, read, storage, tensor, whole
 
-from tinymistral.checkpoint import CheckpointError, read_pth
+from tinymistral.checkpoint import CheckpointError
+from tinymistral.files.pth import read_pth
 
 WHOLE = pth(whole({"a": tensor()}), _0=bytes(8))
 
 
-def test_the_file_that_the_broken_ones_are_made_from_is_whole(tmp_path):
+def test_the_file_that_the_broken_ones_are_made_from_is_valid(tmp_path):
     np.testing.assert_array_equal(read(tmp_path, WHOLE)["a"], [0, 0])
 
 
@@ -105,7 +106,7 @@ def test_a_file_cut_at_any_length_is_refused(tmp_path):
         error_of(tmp_path, WHOLE[:length])
 
 
-def test_a_folder_a_pipe_and_nothing_are_refused(tmp_path):
+def test_a_folder_a_pipe_and_a_missing_file_are_refused(tmp_path):
     for path, says in [(tmp_path, "cannot read"), (tmp_path / "absent", "no such file")]:
         with pytest.raises(CheckpointError, match=says):
             read_pth(path)
@@ -138,7 +139,7 @@ def storage_of_3_gb(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [directory_of_3_gb, storage_of_3_gb])
-def test_what_a_file_claims_is_refused_before_it_is_allocated(tmp_path, make):
+def test_a_claimed_size_is_refused_before_it_is_allocated(tmp_path, make):
     path = tmp_path / "large.pth"
     make(path)
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""Laws of reading: bits survive a round trip, and no edit of a file gets past the checks."""
+"""Laws of reading: a round trip keeps all bits, and no edit of a file gets past the checks."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("checkpoint")
 
 
-# The examples share a folder: each save must also replace whatever the one before it left there.
+# The examples share a folder: each save must also replace what the one before it left there.
 @given(
     tensors=st.dictionaries(names, arrays()),
     limit=st.integers(1, 500),

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinymistral.checkpoint import CheckpointError, read_pth
+from tinymistral.checkpoint import CheckpointError
+from tinymistral.files.pth import read_pth
 
 
 def name(module: str, attribute: str) -> bytes:

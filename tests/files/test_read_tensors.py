@@ -35,7 +35,7 @@ def error_of(folder: Path) -> str:
     ],
 )
 @pytest.mark.parametrize("padding", range(9))
-def test_each_type_reads_right_at_any_alignment(tmp_path, code, dtype, data, padding):
+def test_each_type_is_read_correctly_at_any_alignment(tmp_path, code, dtype, data, padding):
     data = bytes.fromhex(data)
     header = file_bytes({"x": entry(code, [3, 1], 0, len(data))})[8:] + b" " * padding
     x = read_tensors(one_file(tmp_path, file_bytes(header, data)))["x"]
@@ -145,7 +145,7 @@ def test_a_7b_checkpoint_opens_at_once_and_takes_no_memory(tmp_path):
         ([f"{i}.bin" for i in range(10)], "'7.bin' and 2 more, which"),
     ],
 )
-def test_other_weights_are_named_with_what_is_needed(tmp_path, present, says):
+def test_the_error_for_other_weights_names_them_and_what_is_needed(tmp_path, present, says):
     for name in present:
         (tmp_path / name).touch()
     message = error_of(tmp_path)
@@ -153,7 +153,7 @@ def test_other_weights_are_named_with_what_is_needed(tmp_path, present, says):
     assert message.endswith("; a checkpoint in Hugging Face safetensors format is needed")
 
 
-def test_a_folder_that_is_not_there_or_no_folder_is_an_error(tmp_path):
+def test_a_missing_folder_or_a_file_in_its_place_is_an_error(tmp_path):
     assert error_of(tmp_path / "nowhere").endswith("nowhere: No such file or directory")
     (tmp_path / "file").touch()
     assert error_of(tmp_path / "file").endswith("file: Not a directory")
@@ -187,7 +187,7 @@ def make_circle(path: Path) -> None:
         (make_circle, "symbolic link"),
     ],
 )
-def test_what_is_no_file_is_refused_rather_than_waited_for(tmp_path, make, says, name):
+def test_a_pipe_or_a_device_is_refused_without_reading_it(tmp_path, make, says, name):
     if name == "x":  # a shard
         name = "x.safetensors"
         write_shards(tmp_path, {}, {"a": name})
@@ -202,7 +202,7 @@ def test_a_file_that_may_not_be_read_is_an_error(tmp_path):
     assert error_of(tmp_path).endswith("Permission denied")
 
 
-def test_a_git_lfs_pointer_is_named_as_such(tmp_path):
+def test_a_git_lfs_pointer_is_reported_as_such(tmp_path):
     # The pointer file's form: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
     assert error_of(one_file(tmp_path, pointer)).endswith("to get them: git lfs pull")

@@ -1,4 +1,4 @@
-"""Barriers, shuffles and votes that some do not come to, or come to otherwise."""
+"""Barriers, shuffles and votes that some threads do not reach, or reach in another way."""
 
 import numpy as np
 from faulting import fault, floats
@@ -44,7 +44,7 @@ def test_threads_that_left_before_the_barrier() -> None:
         y[threadIdx.x] = 2;
     }"""
     fault(DivergentBarrier, source, floats(64), np.int32(63), block=64)
-    # So too where they left long before, so that all who are left come together.
+    # The same where they left long before, so that all that are left arrive together.
     early = source.replace("(threadIdx.x >= n) return;", '(threadIdx.x >= n) asm("exit;");')
     early = early.replace("y[threadIdx.x] = 1;", "y[threadIdx.x] = 1; __syncwarp(__activemask());")
     fault(DivergentBarrier, early, floats(64), np.int32(63), block=64)
@@ -55,7 +55,7 @@ def test_threads_that_left_before_the_barrier() -> None:
     assert (y == 2).all()
 
 
-def test_a_shuffle_that_names_lanes_which_went_elsewhere() -> None:
+def test_a_shuffle_that_names_lanes_in_another_branch() -> None:
     source = """(float* y) {
         if (threadIdx.x < 16) {
             y[threadIdx.x] = __shfl_xor_sync(0xffffffffu, y[threadIdx.x], 1);  // here
@@ -85,7 +85,7 @@ def test_a_vote_whose_mask_does_not_name_the_lane_itself() -> None:
     assert error.thread == (16, 0, 0)
 
 
-def test_lanes_that_meet_with_different_masks() -> None:
+def test_lanes_that_synchronize_with_different_masks() -> None:
     source = """(int* y) {
         unsigned mask = threadIdx.x ? 0xffffffffu : 0x7fffffffu;
         y[threadIdx.x] = __ballot_sync(mask, 1);  // here
@@ -101,7 +101,7 @@ def test_lanes_that_do_not_exist() -> None:
     assert "do not exist" in error.what
 
 
-def test_a_shuffle_waits_for_lanes_that_come_another_way() -> None:
+def test_a_shuffle_waits_for_lanes_from_another_branch() -> None:
     # Half of the warp takes a longer way; all must exchange nevertheless.
     source = """extern "C" __global__ void k(int* y, int n) {
         int v = threadIdx.x;

@@ -1,4 +1,4 @@
-"""Broken safetensors files and indexes are refused on one line, as safetensors refuses them."""
+"""Broken safetensors files and indexes are refused in one line, as by the library."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ def with_a_twice(first, second):
     return file_bytes(f"{{{pair}{json.dumps(entry('F32', [1], *second))}}}".encode(), bytes(8))
 
 
-# What safetensors itself refuses, and we with it.
+# What the library refuses too.
 BROKEN = {
     "no bytes": b"",
     "seven bytes": WHOLE[:7],
@@ -58,7 +58,7 @@ BROKEN = {
     "no dtype": file_bytes({"a": {"shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
     "no shape": file_bytes({"a": {"dtype": "F32", "data_offsets": [0, 4]}}, bytes(4)),
     "no offsets": file_bytes({"a": {"dtype": "F32", "shape": [1]}}, bytes(4)),
-    "metadata that is no text": file_bytes({"__metadata__": {"a": 1}}),
+    "metadata that is not text": file_bytes({"__metadata__": {"a": 1}}),
     "dtype unknown": with_a(dtype="F31"),
     "dtype a number": with_a(dtype=32),
     "shape negative": with_a(shape=[-1]),
@@ -90,7 +90,7 @@ BROKEN = {
     "a line break and colour in a name": file_bytes({"\n\x1b[31m": entry("F32", [1], 4, 0)}),
 }
 
-# What safetensors lets pass.
+# What the library accepts.
 REFUSED_BY_US_ALONE = {
     "a name twice, at one place": (with_a_twice((0, 4), (0, 4))[:-4], "'a' appears twice"),
     "metadata twice": (file_bytes(b'{"__metadata__":{"k":"1","k":"2"}}'), "'k' appears twice"),
@@ -111,7 +111,7 @@ def error_of(folder: Path) -> str:
     return str(caught.value)
 
 
-def test_the_file_that_the_broken_ones_are_made_from_is_whole(tmp_path):
+def test_the_file_that_the_broken_ones_are_made_from_is_valid(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(WHOLE)
     assert list(read_tensors(tmp_path)) == ["a", "b"]
 
@@ -126,7 +126,7 @@ def test_what_safetensors_refuses_is_refused(tmp_path, case):
 
 
 @pytest.mark.parametrize("case", REFUSED_BY_US_ALONE)
-def test_what_safetensors_lets_pass_and_we_do_not(tmp_path, case):
+def test_some_files_that_safetensors_accepts_are_refused(tmp_path, case):
     content, says = REFUSED_BY_US_ALONE[case]
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
@@ -196,7 +196,7 @@ def test_a_broken_index_is_refused(tmp_path, case):
     ],
 )
 def test_a_shard_stays_inside_the_folder(tmp_path, shard):
-    # Files by the names that can be one, so that only the name can be what is refused.
+    # Files of these names where possible, so that only the name can be the reason.
     folder = tmp_path / "checkpoint"
     (folder / "folder").mkdir(parents=True)
     write_shards(folder, {"x.safetensors": {"a": 1}}, {"a": shard})
