@@ -10,7 +10,7 @@ from tinymistral.mistakes.mistake import mistake
 
 AS_A_LIST = "the_cache_remembers_what_a_list_would"
 PIECES = "logits_are_the_oracles_in_pieces_of_any_size"
-IN_PARTS = "every_stage_follows_from_those_before"
+EVERY_STAGE = "every_stage_follows_from_those_before"
 SCATTER = "scatter_writes_its_slots_and_nothing_else"
 NEVER = "nothing of the kind is done in the calls of a suite"
 
@@ -101,7 +101,7 @@ def padding_counted(cache, right, positions):
 padding_counted.also("inputs")(padding_counted_later)
 
 
-@mistake("cache.admit", law=IN_PARTS)
+@mistake("cache.admit", law=EVERY_STAGE)
 def padding_takes_slots(cache, right, positions):
     """All rows are taken to be as long as the longest. Padding pushes tokens out of the ring that
     are still visible.
@@ -123,7 +123,7 @@ def _(cache, right):
     return right[:, : int(cache.count[0])]
 
 
-@mistake("cache.read", law=IN_PARTS)
+@mistake("cache.read", law=EVERY_STAGE)
 def layers_share_a_cache(cache, right, layer):
     """All layers attend to the keys and values of the first. A model of one layer is right.
     Fix: Give every layer keys and values of its own, and read those of the current layer."""

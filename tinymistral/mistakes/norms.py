@@ -8,7 +8,7 @@ import numpy as np
 
 from tinymistral.mistakes.mistake import BUT_FLOAT64, HALVES, ROUNDING, mistake
 
-IN_PARTS = "every_stage_follows_from_those_before"
+EVERY_STAGE = "every_stage_follows_from_those_before"
 RMS_NORM = "rms_norm_divides_by_the_root_mean_square"
 SILU_MUL = "silu_mul_is_gate_times_sigmoid_times_up"
 
@@ -41,7 +41,7 @@ def eps_forgotten(self, right, x, weight, eps):
     return right(x, weight, 0.0)
 
 
-@mistake("rms_norm", law=IN_PARTS, dtypes=("float32", "float64"), common=True)
+@mistake("rms_norm", law=EVERY_STAGE, dtypes=("float32", "float64"), common=True)
 def eps_of_another_model(self, right, x, weight, eps):
     """Epsilon is 1e-6, the default of other configurations, whatever this one says. It shows in
     small activations alone.
@@ -127,7 +127,7 @@ def final_norm_twice(self, right, x, weight, eps):
 # Sums with the input x of attention or of the feed-forward network; `to_norm` is normed next.
 
 
-@mistake("add", law=IN_PARTS)
+@mistake("add", law=EVERY_STAGE)
 def residual_not_normed(self, right, x, y):
     """The sum that goes on is right, but what is normed is x before the sum.
     Fix: Norm the sum x + residual, not x."""
@@ -135,7 +135,7 @@ def residual_not_normed(self, right, x, y):
     return right(x, y)
 
 
-@mistake("add", law=IN_PARTS)
+@mistake("add", law=EVERY_STAGE)
 def residual_lost(self, right, x, y):
     """The norm is of the right sum, but what goes on is x, without what was to be added.
     Fix: Write x + residual back: it is what the next layer adds to."""
