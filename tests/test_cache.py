@@ -197,8 +197,8 @@ class Row:
         return self.tokens[-1][0] if self.tokens else -1
 
 
-class Remembering(RuleBasedStateMachine):
-    """Pieces, drafts taken back, interrupted pieces; branches that go on side by side."""
+class CacheAgainstList(RuleBasedStateMachine):
+    """Pieces, rejected drafts, interrupted pieces; branches that go on side by side."""
 
     @initialize(
         rows=st.integers(1, 3),
@@ -241,18 +241,18 @@ class Remembering(RuleBasedStateMachine):
         self.check_queries(cache, rows, positions)
 
     def check_queries(self, cache, rows, positions):
-        """Each query of a piece finds the keys and values of the tokens that it should see."""
+        """Each query of a piece finds the keys and values of the tokens visible to it."""
         for b, row in enumerate(rows):
             at = cache.key_positions[b]
             for i in positions[b][positions[b] >= 0]:
                 due = [n for j, n in row.tokens if oracle.visible(i, j, self.window)]
-                seen = [s for s in range(len(at)) if oracle.visible(i, at[s], self.window)]
-                assert sorted(at[seen]) == [
+                visible = [s for s in range(len(at)) if oracle.visible(i, at[s], self.window)]
+                assert sorted(at[visible]) == [
                     j for j, _ in row.tokens if oracle.visible(i, j, self.window)
                 ]
                 for layer in range(LAYERS):
                     for array, mark in zip(cache.read(layer), (0, 0.1), strict=True):
-                        found = sorted(array[b, seen, 0, 0])
+                        found = sorted(array[b, visible, 0, 0])
                         assert found == [n + 1000 * layer + mark for n in sorted(due)]
 
     @rule(data=st.data())
@@ -340,5 +340,5 @@ class Remembering(RuleBasedStateMachine):
                 assert by_token[b].tolist() == wanted + [-1] * (len(by_token[b]) - len(wanted))
 
 
-Remembering.TestCase.settings = settings(stateful_step_count=25)
-TestTheCacheRemembersWhatAListDoes = Remembering.TestCase
+CacheAgainstList.TestCase.settings = settings(stateful_step_count=25)
+TestTheCacheHoldsWhatAListHolds = CacheAgainstList.TestCase

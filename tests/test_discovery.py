@@ -186,7 +186,7 @@ def test_the_error_for_a_wrong_name_is_of_bounded_length() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "reason"),
     [
         ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("raise OSError('libfast.so.1: no such file')", "OSError: libfast.so.1: no such file"),
@@ -197,12 +197,12 @@ def test_the_error_for_a_wrong_name_is_of_bounded_length() -> None:
     ],
 )
 @pytest.mark.parametrize("choose", [get_backend, load_backend])
-def test_an_import_that_fails(choose, source: str, said: str, plugins: Plugins) -> None:
+def test_an_import_that_fails(choose, source: str, reason: str, plugins: Plugins) -> None:
     plugins.install("thing", source, "good = thing:Good")
     with pytest.raises(BackendUnavailable) as caught:
         choose("good")
     assert str(caught.value) == (
-        f"backend: 'good' of thing 1.2 cannot run: importing it fails: {said}; "
+        f"backend: 'good' of thing 1.2 cannot run: importing it fails: {reason}; "
         "reinstall thing, or uninstall it"
     )
 
@@ -234,7 +234,7 @@ def test_ctrl_c_during_the_import_is_not_an_error_of_the_plugin(plugins: Plugins
 
 
 @pytest.mark.parametrize(
-    ("entry_point", "said"),
+    ("entry_point", "reason"),
     [
         ("thing", "its entry point thing does not read module:Class"),
         ("thing:Good and more", "its entry point thing:Good and more does not read module:Class"),
@@ -245,11 +245,11 @@ def test_ctrl_c_during_the_import_is_not_an_error_of_the_plugin(plugins: Plugins
     ],
 )
 def test_an_entry_point_that_is_not_a_backend(
-    entry_point: str, said: str, plugins: Plugins
+    entry_point: str, reason: str, plugins: Plugins
 ) -> None:
     source = f"{GOOD}\nnumber = 3\nmade = Good()\nclass Other: pass\n"
     plugins.install("thing", source, f"good = {entry_point}")
-    assert f"cannot run: {said}; reinstall thing, or" in refusal("good")
+    assert f"cannot run: {reason}; reinstall thing, or" in refusal("good")
 
 
 @pytest.mark.parametrize(
@@ -351,7 +351,7 @@ def test_the_backend_says_why_it_cannot_run_here_and_what_to_do(plugins: Plugins
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "reason"),
     [
         ("raise OSError(5, 'driver asleep')", "device() fails: OSError: [Errno 5] driver asleep"),
         ("raise SystemExit(3)", "device() fails: SystemExit: 3"),
@@ -359,14 +359,14 @@ def test_the_backend_says_why_it_cannot_run_here_and_what_to_do(plugins: Plugins
         ("return ' '", "device() returns ' '; expected a name"),
     ],
 )
-def test_a_device_that_fails(body: str, said: str, plugins: Plugins) -> None:
+def test_a_device_that_fails(body: str, reason: str, plugins: Plugins) -> None:
     source = f"{HEAD}\n    @classmethod\n    def device(cls):\n        {body}\n"
     plugins.install("thing", source, "good = thing:Good")
-    assert f"'good' of thing 1.2 cannot run: {said}; reinstall thing, or" in refusal("good")
+    assert f"'good' of thing 1.2 cannot run: {reason}; reinstall thing, or" in refusal("good")
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "reason"),
     [
         ("raise TypeError('no beads')", "making it fails: TypeError: no beads; reinstall"),
         ("raise ValueError('no beads')", "making it fails: ValueError: no beads; reinstall"),
@@ -374,10 +374,10 @@ def test_a_device_that_fails(body: str, said: str, plugins: Plugins) -> None:
         ("pass", "its dtype is None where float32 was asked for"),
     ],
 )
-def test_a_constructor_that_fails(body: str, said: str, plugins: Plugins) -> None:
+def test_a_constructor_that_fails(body: str, reason: str, plugins: Plugins) -> None:
     source = f"{HEAD}\n    def __init__(self, dtype=None):\n        {body}\n"
     plugins.install("thing", source, "good = thing:Good")
-    assert f"'good' of thing 1.2 cannot run: {said}" in refusal("good", "float32")
+    assert f"'good' of thing 1.2 cannot run: {reason}" in refusal("good", "float32")
 
 
 def test_messages_of_a_plugin_are_shortened(plugins: Plugins) -> None:

@@ -155,7 +155,7 @@ def test_a_finished_row_leaves_the_batch(monkeypatch):
     assert rows == [2, 2, 1, 1, 1, 1]
 
 
-def test_what_a_row_has_said_stays_with_it_when_another_leaves():
+def test_a_row_keeps_its_own_tokens_when_another_finishes():
     # With a repetition penalty; row 0 ends first, and row 1 goes on as it does alone.
     model = open_model("gqa")
     options = {"max_new_tokens": 12, "repetition_penalty": 1.7, "eos_token_id": []}
@@ -327,7 +327,7 @@ def test_ids_that_end_a_row_may_be_a_tuple_or_an_array(eos):
         ({"stop": ["a"]}, "tokenizer"),
     ],
 )
-def test_a_wrong_option_is_said_at_once_and_by_name(options, message):
+def test_a_wrong_option_is_an_error_at_once_that_names_it(options, message):
     with pytest.raises(ValueError, match=message) as caught:
         open_model("gqa").generate_stream([[5]], **options)
     assert "\n" not in str(caught.value)

@@ -1,7 +1,7 @@
 """Laws of `generate`: what it returns follows from the model's logits, row by row.
 
-The judge is the model itself, called on each text whole, without padding, batch or cache; that
-it is right is said in `test_laws.py`. All in float64, where rounding decides no draw.
+It is compared with the model itself, called on all of each text, without padding, batch or cache.
+All in float64, where rounding decides no draw.
 """
 
 import itertools

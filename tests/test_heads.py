@@ -178,7 +178,7 @@ def test_pooling_padding_is_refused_in_one_line(inputs, pad):
     model = open_case("sequence.whole")
     model.config = dataclasses.replace(model.config, pad_token_id=pad)
     row = len(inputs["attention_mask"]) - 1
-    with pytest.raises(ValueError, match=f"column 2 of row {row} padding") as caught:
+    with pytest.raises(ValueError, match=f"column 2 of row {row} is padding") as caught:
         model(**inputs)
     assert "\n" not in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""What a model can be called with, and what is said of anything else: one line, by name."""
+"""What a model can be called with, and the error for anything else: one line, by name."""
 
 import warnings
 
@@ -40,7 +40,7 @@ def embeds(*shape, dtype=np.float32):
     return np.zeros(shape, dtype=dtype)
 
 
-def said(function, *args, **kwargs):
+def error_of(function, *args, **kwargs):
     """The error of a call: one line that fits a terminal or two."""
     with pytest.raises(ValueError) as error:
         function(*args, **kwargs)
@@ -143,14 +143,14 @@ NOT_INTEGERS = {  # for any argument that takes rows of integers
 @pytest.mark.parametrize("name", ["input_ids", "attention_mask", "position_ids"])
 @pytest.mark.parametrize(("value", "problem"), NOT_INTEGERS.values(), ids=NOT_INTEGERS)
 def test_what_is_not_rows_of_integers_is_named(name, value, problem):
-    text = said(MODEL, **({"input_ids": IDS} | {name: value}))
+    text = error_of(MODEL, **({"input_ids": IDS} | {name: value}))
     assert text.startswith(f"{name}: ")
     assert problem in text
 
 
 @pytest.mark.parametrize("name", ["input_ids", "position_ids"])
 def test_booleans_are_no_numbers(name):
-    text = said(MODEL, **({"input_ids": IDS} | {name: np.ones((2, 3), dtype=bool)}))
+    text = error_of(MODEL, **({"input_ids": IDS} | {name: np.ones((2, 3), dtype=bool)}))
     assert text == f"{name}: expected integers, got bool"
 
 
@@ -326,16 +326,18 @@ WRONG = {  # arguments, how the message begins, what else it says
 
 @pytest.mark.parametrize(("arguments", "begins", "says"), WRONG.values(), ids=WRONG)
 def test_what_does_not_fit_is_named(arguments, begins, says):
-    text = said(MODEL, **arguments)
+    text = error_of(MODEL, **arguments)
     assert text.startswith(begins)
     assert says in text
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.int8, np.uint64])
 def test_logits_to_keep_may_be_a_number_of_numpy(kind):
-    whole = MODEL(IDS).logits
-    np.testing.assert_allclose(MODEL(IDS, logits_to_keep=kind(1)).logits, whole[:, -1:], atol=1e-12)
-    assert MODEL(IDS, logits_to_keep=kind(0)).logits.shape == whole.shape
+    all_logits = MODEL(IDS).logits
+    np.testing.assert_allclose(
+        MODEL(IDS, logits_to_keep=kind(1)).logits, all_logits[:, -1:], atol=1e-12
+    )
+    assert MODEL(IDS, logits_to_keep=kind(0)).logits.shape == all_logits.shape
 
 
 def test_a_warning_of_far_positions_points_at_the_callers_line():
@@ -347,27 +349,27 @@ def test_a_warning_of_far_positions_points_at_the_callers_line():
         assert [warning.filename for warning in caught] == [__file__]
 
 
-# Caches, and what is said of tokens in them
+# Caches, and masks of the tokens in them
 
 
 def test_a_cache_has_to_fit_the_model_and_the_batch():
     other = tiny_model(config(sliding_window=4))([[1]]).past_key_values
-    text = said(MODEL, [[1]], past_key_values=other)
+    text = error_of(MODEL, [[1]], past_key_values=other)
     assert text.startswith("past_key_values: ")
     assert "same configuration" in text
     other = tiny_model(MODEL.config, dtype="float32")([[1]]).past_key_values
-    text = said(MODEL, [[1]], past_key_values=other)
+    text = error_of(MODEL, [[1]], past_key_values=other)
     assert text.startswith("past_key_values: made by backend numpy in float32, the model computes")
     same = tiny_model(MODEL.config)([[1]]).past_key_values  # of another backend object, its equal
     assert MODEL([[1]], past_key_values=same).logits.shape == (1, 1, 13)
-    text = said(MODEL, IDS, past_key_values=MODEL([[1]]).past_key_values)
+    text = error_of(MODEL, IDS, past_key_values=MODEL([[1]]).past_key_values)
     assert text == "past_key_values: holds 1 rows, the input has 2"
 
 
 @pytest.mark.parametrize("why", [{"tap": print}, {"output_attentions": True}])
 def test_one_piece_has_to_fit_the_ring(why):
     cache = RollingCache(MODEL.config, MODEL.backend, 1, 2)
-    text = said(MODEL, [[1, 2, 3]], past_key_values=cache, **why)
+    text = error_of(MODEL, [[1, 2, 3]], past_key_values=cache, **why)
     assert "pieces of at most 2 tokens, got 3" in text
     with pytest.raises(ValueError, match="chunk: expected at least 1 token, got 0"):
         RollingCache(MODEL.config, MODEL.backend, 1, 0)
@@ -378,7 +380,7 @@ SO_FAR = np.array([[0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 1]])  # the second piece 
 
 @pytest.fixture
 def cache():
-    """Of three calls, which said `SO_FAR`."""
+    """The cache of three calls with the mask `SO_FAR`."""
     cache = None
     for ids, part in (
         (IDS, np.s_[:, :3]),
@@ -390,27 +392,27 @@ def cache():
     return cache
 
 
-def test_a_whole_mask_says_what_the_new_columns_say(cache):
-    whole = np.hstack([SO_FAR, [[1], [0]]])
+def test_a_mask_of_all_tokens_equals_one_of_the_new_tokens(cache):
+    mask = np.hstack([SO_FAR, [[1], [0]]])
     expected = MODEL([[1], [1]], [[1], [0]], past_key_values=cache.copy()).logits
-    np.testing.assert_array_equal(MODEL([[1], [1]], whole, past_key_values=cache).logits, expected)
+    np.testing.assert_array_equal(MODEL([[1], [1]], mask, past_key_values=cache).logits, expected)
     # and again, now that there is one more
-    whole = np.hstack([whole, [[0], [1]]])
-    logits = MODEL([[1], [2]], whole, past_key_values=cache).logits[1, 0]
+    mask = np.hstack([mask, [[0], [1]]])
+    logits = MODEL([[1], [2]], mask, past_key_values=cache).logits[1, 0]
     np.testing.assert_allclose(logits, MODEL([[4, 5, 6, 9, 12, 2]]).logits[0, -1], atol=1e-11)
 
 
 @pytest.mark.parametrize(("row", "column"), list(np.ndindex(SO_FAR.shape)))
 def test_a_mask_that_contradicts_an_earlier_one_is_refused(cache, row, column):
-    whole = np.hstack([SO_FAR, [[1], [1]]])
-    whole[row, column] ^= 1
-    text = said(MODEL, [[1], [1]], whole, past_key_values=cache)
-    assert text.startswith("attention_mask: what it says of earlier tokens is not what earlier")
+    mask = np.hstack([SO_FAR, [[1], [1]]])
+    mask[row, column] ^= 1
+    text = error_of(MODEL, [[1], [1]], mask, past_key_values=cache)
+    assert text.startswith("attention_mask: for earlier tokens it differs from that of earlier")
 
 
 @pytest.mark.parametrize("width", [2, 5, 6, 8])
 def test_a_mask_of_another_width_is_refused(cache, width):
-    text = said(MODEL, [[1], [1]], np.ones((2, width), dtype=int), past_key_values=cache)
+    text = error_of(MODEL, [[1], [1]], np.ones((2, width), dtype=int), past_key_values=cache)
     assert text.startswith("attention_mask: expected shape (2, 1), for the new tokens or (2, 7)")
     assert text.endswith(f"got (2, {width})")
 
@@ -418,7 +420,7 @@ def test_a_mask_of_another_width_is_refused(cache, width):
 def test_after_an_error_the_cache_is_as_it_was(cache):
     before = cache.copy()
     for arguments, _, _ in WRONG.values():
-        said(MODEL, **({"past_key_values": cache} | arguments))
+        error_of(MODEL, **({"past_key_values": cache} | arguments))
     assert cache.columns == before.columns
     for name in ("positions", "count", "mask"):
         np.testing.assert_array_equal(getattr(cache, name), getattr(before, name))
@@ -437,13 +439,13 @@ def test_generate_refuses_the_same_at_once(function):
             ("input_ids", {"input_ids": value}),
             ("attention_mask", {"input_ids": IDS, "attention_mask": value}),
         ):
-            text = said(function, **arguments)
+            text = error_of(function, **arguments)
             assert text.startswith(f"{name}: ")
             assert problem in text or "in shape (2, 3), as input_ids" in text
-    assert said(function, [[13]]).startswith("input_ids: 13 at row 0, column 0")
+    assert error_of(function, [[13]]).startswith("input_ids: 13 at row 0, column 0")
     for mask in ([[1, 1]] * 2, [[1] * 4] * 2, [[1] * 3], [[1, 2, 1]] * 2):
-        assert said(function, IDS, mask).startswith("attention_mask: expected 0 and 1 in shape")
-    text = said(function, IDS, [[1, 1, 1], [0, 0, 0]])
+        assert error_of(function, IDS, mask).startswith("attention_mask: expected 0 and 1 in shape")
+    text = error_of(function, IDS, [[1, 1, 1], [0, 0, 0]])
     assert text == "attention_mask: row 1 is all padding; begin it with <s>"
 
 

@@ -1,7 +1,7 @@
-"""Laws of the whole model: what may differ in how it is called, and what must not in the result.
+"""Laws of the model: which ways of calling it give the same result.
 
-One way of calling the model judges another: whole, without a cache or padding. That this is right
-is said by the laws of `tinymistral.conformance`. Models and texts are those of `strategies.py`.
+Each way is compared with one call on all tokens, without a cache or padding, which the laws of
+`tinymistral.conformance` compare with an oracle. Models and texts are those of `strategies.py`.
 """
 
 import warnings
@@ -88,17 +88,19 @@ def test_each_row_of_a_padded_batch_is_the_row_alone(config, seed, B, sizes, chu
         mask = np.concatenate([mask, new], axis=1)
         before = cache.last
         way = data.draw(st.sampled_from(["mask", "whole mask", "positions", "both"]))
-        said = {}
+        arguments = {}
         if way in ("mask", "both"):
-            said["attention_mask"] = new.astype(bool)
+            arguments["attention_mask"] = new.astype(bool)
         if way == "whole mask":
-            said["attention_mask"] = mask
+            arguments["attention_mask"] = mask
         if way in ("positions", "both"):
             counted = before[:, None] + np.cumsum(new, axis=1)
-            said["position_ids"] = np.where(new, counted, -1) if way == "positions" else counted
+            arguments["position_ids"] = (
+                np.where(new, counted, -1) if way == "positions" else counted
+            )
         if way == "both":  # a position where the mask says padding may be anything that fits
-            said["position_ids"] = np.maximum(said["position_ids"], 0)
-        logits.append(model(ids[:, part], past_key_values=cache, **said).logits)
+            arguments["position_ids"] = np.maximum(arguments["position_ids"], 0)
+        logits.append(model(ids[:, part], past_key_values=cache, **arguments).logits)
     logits, mask = np.concatenate(logits, axis=1), mask.astype(bool)
     np.testing.assert_array_equal(cache.count, mask.sum(axis=1))
     for row in range(B):
@@ -196,12 +198,12 @@ def test_a_rejected_draft_leaves_no_trace(config, seed, sizes, chunk, dtype, dat
     cache = RollingCache(config, model.backend, 2, chunk)
     for part in cut(T, sizes):
         model(ids[:, part], past_key_values=cache)
-    kept = np.array([[data.draw(st.integers(0, chunk))] for _ in range(2)])
-    right = np.arange(chunk) < kept
+    accepted = np.array([[data.draw(st.integers(0, chunk))] for _ in range(2)])
+    right = np.arange(chunk) < accepted
     draft = np.where(right, ids[:, T : T + chunk], (ids[:, T : T + chunk] + 1) % config.vocab_size)
     for part in cut(chunk, data.draw(st.sampled_from([[1], [2], [9]]))):
         model(draft[:, part], past_key_values=cache)
-    at = T + kept + np.arange(new)
+    at = T + accepted + np.arange(new)
     logits = [
         model(np.take_along_axis(ids, at[:, :-1], axis=1), None, at[:, :-1], cache).logits,
         model(np.take_along_axis(ids, at[:, -1:], axis=1), past_key_values=cache).logits,

@@ -1,6 +1,6 @@
 """The losses: small cases by hand, and the laws that their formulas have.
 
-That they are those of transformers is seen in `test_heads.py`.
+`test_heads.py` compares them with those of transformers.
 """
 
 from __future__ import annotations

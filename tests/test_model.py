@@ -223,13 +223,13 @@ def arrays_of(weights):
 
 
 @pytest.mark.parametrize(
-    ("widths", "said"), [((128, 64), "64, 128"), (range(2, 257, 2), "2, 4, ..., 256")]
+    ("widths", "listed"), [((128, 64), "64, 128"), (range(2, 257, 2), "2, 4, ..., 256")]
 )
-def test_a_backend_that_has_no_heads_of_this_width_says_which_it_has(widths, said):
+def test_a_backend_that_has_no_heads_of_this_width_says_which_it_has(widths, listed):
     class Narrow(NumpyBackend):
         head_dims = widths
 
-    with pytest.raises(ValueError, match=rf"head_dim 258 .* expected one of {said}, or another"):
+    with pytest.raises(ValueError, match=rf"head_dim 258 .* expected one of {listed}, or another"):
         tiny_model(config(head_dim=258), backend=Narrow())
     tiny_model(config(head_dim=64), backend=Narrow())
 

@@ -143,7 +143,7 @@ def test_a_window_counts_the_own_key(ops, window, expected):
     )
 
 
-def test_a_query_sees_by_position_not_by_slot(ops):
+def test_visibility_depends_on_positions_not_on_slots(ops):
     # Slots: 6 (future), empty, 3 (too old), 5, 4. The second query is padding, the third alone.
     zeros = array(ops, np.zeros((1, 5, 1, 2)))
     at, slots = positions([5, -1, 9]), positions([6, -1, 3, 5, 4])

@@ -19,9 +19,9 @@ TENSORS = load_file(FIXTURES / "sampling.safetensors")
 @pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_processed_scores_are_those_of_transformers(name):
     logits, ids = TENSORS["logits"], TENSORS["input_ids"]
-    seen = np.zeros(logits.shape, dtype=bool)
-    np.put_along_axis(seen, ids, True, axis=1)
-    scores = GenerationConfig(do_sample=True, **SETTINGS[name]).process(logits, seen)
+    present = np.zeros(logits.shape, dtype=bool)
+    np.put_along_axis(present, ids, True, axis=1)
+    scores = GenerationConfig(do_sample=True, **SETTINGS[name]).process(logits, present)
     assert scores.dtype == np.float32
     # A quotient or product of the same float32 numbers may differ in its last bit.
     np.testing.assert_allclose(scores, TENSORS[name], rtol=1e-6)

@@ -57,6 +57,6 @@ def test_a_uniform_model_wavers_between_all_its_tokens():
 
 
 @pytest.mark.parametrize("ids", [[[1]], [[1, 2], [1, 2]]])
-def test_what_cannot_be_scored_is_said(ids):
+def test_what_cannot_be_scored_is_an_error(ids):
     with pytest.raises(ValueError, match="at least 2 tokens"):
         score(MistralForCausalLM.from_pretrained(DEMO), ids)

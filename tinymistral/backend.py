@@ -1,8 +1,8 @@
-"""What a backend must implement, and what it gets for it. `discovery.py` chooses one.
+"""What a backend must implement. `discovery.py` chooses one.
 
-The model computes through the methods of `Backend` alone. Its arrays are the backend's own; of
-them the model uses `+`, `.reshape`, `.shape`, `.dtype` and basic slicing, nothing else. An
-operation leaves what it is given as it was, but for `scatter`, and gives the same bits each time.
+The model computes through the methods of `Backend` alone. Its arrays are the backend's own; the
+model uses only their `+`, `.reshape`, `.shape`, `.dtype` and basic slicing. No operation but
+`scatter` changes its arguments, and each returns the same bits every time.
 Positions, ids and slots are NumPy int64 arrays on the host. The letters B, T, S, ... are explained
 at the top of `model.py`.
 """
@@ -38,16 +38,16 @@ class Backend(ABC):
     """The operations of a Mistral forward pass on one kind of array.
 
     `dtype` names what activations are rounded to after every operation. Inside an operation
-    sums, norms and softmax are made in float32 at least. Weights may be stored narrower.
+    sums, norms and softmax are computed in float32 at least. Weights may be stored narrower.
     """
 
     name: ClassVar[str]
     dtypes: ClassVar[tuple[str, ...]]  # the supported ones, the default first
     chunk: ClassVar[int] = 512  # most tokens of a row that go through the model at once
     has_attention_weights: ClassVar[bool] = False
-    # The only widths of a head that it computes with, all even; None: any even one.
+    # The supported head widths, all even; None: any even one.
     head_dims: ClassVar[Collection[int] | None] = None
-    # Weights may be stored narrower than the activations; else the model widens them when made.
+    # Whether weights may be narrower than the activations; if not, the model widens them.
     narrow_weights: ClassVar[bool] = True
     # Laws of `tinymistral.conformance` that do not hold here, by name, and why.
     unsupported: ClassVar[Mapping[str, str]] = MappingProxyType({})
@@ -71,15 +71,15 @@ class Backend(ABC):
     def device(cls) -> str:
         """Name what it computes on here, such as "CPU" or "NVIDIA H100".
 
-        Raises BackendUnavailable where it cannot run. Called before one is made.
+        Raises BackendUnavailable where it cannot run. Called before a backend is made.
         """
         return "CPU"
 
     def check_memory(self, nbytes: int) -> None:  # noqa: B027, to be overridden where there is need
         """Raise BackendUnavailable if weights of so many bytes do not fit.
 
-        Called before the first of a model's weights comes. Tied ones count once; a cache comes on
-        top.
+        Called before `asarray` gets the first of a model's weights. Tied ones count once; a cache
+        takes more.
         """
 
     # Required. `operations.py` has each of them in plain NumPy.
@@ -102,7 +102,7 @@ class Backend(ABC):
 
     @abstractmethod
     def embedding(self, table: Array, ids: np.ndarray) -> Array:
-        """Rows of `table` (V, D) at `ids` (B, T) -> (B, T, D), in the activations' dtype."""
+        """Return rows `ids` (B, T) of `table` (V, D) -> (B, T, D), in the activations' dtype."""
 
     @abstractmethod
     def linear(self, x: Array, weight: Array) -> Array:
@@ -117,7 +117,7 @@ class Backend(ABC):
 
     @abstractmethod
     def rope_table(self, positions: np.ndarray, theta: float, d: int) -> Array:
-        """Whatever `rope` needs for `positions` (B, T); at position -1 finite, never looked at.
+        """Return what `rope` needs for `positions` (B, T); at position -1 anything finite.
 
         The angle of pair m at position i is i · theta^(-2m/d), computed in float64, since a
         float32 angle at position 32767 is off by up to 2^-10.
@@ -140,12 +140,12 @@ class Backend(ABC):
         k_positions: np.ndarray,
         window: int | None,
     ) -> Array:
-        """Softmax attention of q (B, T, H, d) over k and v (B, S, K, d) -> (B, T, H, d).
+        """Return softmax attention of q (B, T, H, d) over k and v (B, S, K, d) -> (B, T, H, d).
 
         Key j is visible to query i iff `j >= 0 and 0 <= i - j < window` (None: no upper bound),
         i and j being the values in `q_positions` (B, T) and `k_positions` (B, S), -1 where there
         is nothing. Scores are scaled by d^-0.5; query head h reads key/value head h // (H/K).
-        A row that sees nothing yields zeros; what is not visible has no influence, be it NaN.
+        A query without visible keys yields zeros; what is not visible has no influence, even NaN.
         """
 
     @abstractmethod
@@ -156,9 +156,9 @@ class Backend(ABC):
     def scatter(self, cache: Array, slots: np.ndarray, new: Array) -> Array:
         """Write new (B, T, K, d) into cache (B, S, K, d) at slots (B, T); -1 writes nothing.
 
-        The slots of a row are distinct. May work in place; the result is what counts, and the
-        array given is not used again. (After an interrupt it is, in a cache that goes on; a backend
-        that destroys it has to be given a new cache then.)
+        The slots of a row are distinct. May work in place: only the result is used afterwards.
+        (After an interrupt a cache still has the old array; if the backend destroys it, that cache
+        cannot be continued.)
         """
 
     # Optional, declared by `has_attention_weights`.

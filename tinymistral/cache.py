@@ -13,25 +13,25 @@ from tinymistral.config import MistralConfig
 
 
 class RollingCache:
-    """What a model remembers of the tokens it has seen; `past_key_values` is one of these.
+    """Keys and values of the tokens so far; `past_key_values` is one of these.
 
     The n-th token of a row goes to slot `n % S`. The model writes a piece of at most C tokens
-    first and then attends to all slots; so S = W + C - 1 slots are what it takes for the oldest
-    query of a piece to find its W - 1 predecessors. The order of slots does not matter, and
-    nothing is evicted: its position says what a slot holds and which queries see it.
+    first and then attends to all slots; with S = W + C - 1 slots the oldest query of a piece still
+    finds its W - 1 predecessors. The order of slots does not matter: a slot's position says which
+    token it holds, and so to which queries that is visible.
 
         W = 3, C = 2, S = 4; positions 4 and 5 come, then 6 and 7, then 8:
         slot          0  1  2  3
-        positions     4  5  2  3     4 sees 2, 3, 4; 5 sees 3, 4, 5
-        positions     4  5  6  7     6 sees 4, 5, 6; 7 sees 5, 6, 7
-        positions     8  5  6  7     8 sees 6, 7, 8
+        positions     4  5  2  3     visible to 4: 2, 3, 4; to 5: 3, 4, 5
+        positions     4  5  6  7     visible to 6: 4, 5, 6; to 7: 5, 6, 7
+        positions     8  5  6  7     visible to 8: 6, 7, 8
 
-    Storage grows up to S before anything wraps, and then stays; with no window S is what is
-    needed. Padding is never written. A position given again takes back all from there on, so a
-    rejected draft of up to C tokens needs no clean-up.
+    Storage grows to S before anything wraps, and no further; without a window it grows on.
+    Padding is never written. A piece may go back to an earlier position: the row's tokens from
+    there on are dropped, so a rejected draft of up to C tokens needs no clean-up.
 
     Attributes: `k[n]`, `v[n]` (B, storage, K, d) of layer n, on the backend; on the host
-    `positions` (B, storage), -1 in an empty slot; `count` (B,), the tokens of each row so far, and
+    `positions` (B, storage), -1 in an empty slot; `count` (B,), each row's number of tokens, and
     `last` (B,), the position of the last one, -1 before the first. While a piece goes through
     (`piece`), `slots` (B, T) is where it is written, -1 for padding.
     """
@@ -65,7 +65,7 @@ class RollingCache:
         return None if self.window is None else self.window + self.chunk - 1
 
     def reserve(self, tokens: int) -> None:
-        """Make room for so many more tokens a row, as far as the ring goes; at least double it."""
+        """Make room for `tokens` more in each row, up to S slots, at least doubling storage."""
         rows, have = self.positions.shape
         need = int(self.count.max(initial=0)) + tokens
         if need > have:
@@ -86,10 +86,10 @@ class RollingCache:
 
     @contextmanager
     def piece(self, positions: np.ndarray) -> Iterator[None]:
-        """Take in a piece at positions (B, T), rising in each row, for as long as it goes through.
+        """Add a piece at positions (B, T), rising in each row, while it goes through the layers.
 
-        Meanwhile each layer calls `update`. After an error or an interrupt the cache holds what it
-        held before, without the piece.
+        Each layer calls `update` meanwhile. After an error or an interrupt the piece is removed
+        again.
         """
         self.slots = self.admit(positions)
         try:
@@ -100,13 +100,13 @@ class RollingCache:
         self.commit(positions)
 
     def update(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
-        """Write the piece's rotated keys and values (B, T, K, d) -> all of the layer's, by slot."""
+        """Write the piece's rotated keys and values (B, T, K, d) -> `read(layer)`."""
         self.k[layer] = self.backend.scatter(self.k[layer], self.slots, k)
         self.v[layer] = self.backend.scatter(self.v[layer], self.slots, v)
         return self.read(layer)
 
     def admit(self, positions: np.ndarray) -> np.ndarray:
-        """Take in a piece at positions (B, T), rising in each row -> slots (B, T), -1 for none."""
+        """Assign a piece's positions (B, T), rising in a row, to slots (B, T), -1 for padding."""
         self.take_back(positions)
         new = positions >= 0
         order = self.count[:, None] + np.cumsum(new, axis=1) - 1
@@ -119,33 +119,33 @@ class RollingCache:
         return slots
 
     def commit(self, positions: np.ndarray) -> None:
-        """Note that the piece at positions (B, T) has gone through, padding included."""
+        """Record that the piece at positions (B, T), padding included, has gone through."""
         self.last = np.maximum(self.last, positions.max(axis=1))
         mask = positions >= 0
         if not mask.all():
             ones = np.ones((len(mask), self.columns - self.mask.shape[1]), dtype=bool)
-            whole = np.concatenate([self.mask, ones, mask], axis=1)
-            self.mask = whole[:, : np.flatnonzero(~whole.all(axis=0))[-1] + 1]
+            columns = np.concatenate([self.mask, ones, mask], axis=1)
+            self.mask = columns[:, : np.flatnonzero(~columns.all(axis=0))[-1] + 1]
         self.columns += mask.shape[1]
 
     def withdraw(self, slots: np.ndarray) -> None:
-        """Undo `admit` of a piece that was interrupted: what its slots hold is nothing yet."""
+        """Undo `admit` of an interrupted piece: its slots are empty."""
         b, t = np.nonzero(slots >= 0)
         self.positions[b, slots[b, t]] = -1
         self.count -= (slots >= 0).sum(axis=1)
 
     def take_back(self, positions: np.ndarray) -> None:
-        """Forget, in each row, everything from the first of the given positions (B, T) on."""
+        """Drop each row's tokens from the first of its positions (B, T) on."""
         first = np.where(positions >= 0, positions, np.iinfo(np.int64).max).min(axis=1)
-        if (first > self.last).all():  # as a rule
+        if (first > self.last).all():  # the usual case
             return
-        gone = (self.evicted >= 0) & (first - self.evicted < (self.window or 1))
-        if gone.any():
-            row = int(np.argmax(gone))
+        lost = (self.evicted >= 0) & (first - self.evicted < (self.window or 1))
+        if lost.any():
+            row = int(np.argmax(lost))
             raise ValueError(
-                f"position_ids: row {row} goes back to position {first[row]}, but keys before that "
-                f"have left the ring; go back by at most {self.chunk} tokens, or start with a new "
-                "cache"
+                f"position_ids: row {row} goes back to position {first[row]}, but keys in its "
+                f"window are overwritten; go back by at most {self.chunk} tokens, or start with a "
+                "new cache"
             )
         stale = self.positions >= first[:, None]
         self.positions[stale] = -1
@@ -153,7 +153,7 @@ class RollingCache:
         self.last = np.minimum(self.last, first - 1)
 
     def read(self, layer: int) -> tuple[Array, Array]:
-        """Return keys and values (B, S, K, d) of a layer, only the slots used so far."""
+        """Return a layer's keys and values (B, S, K, d), of the slots used so far."""
         used = int(self.count.max())
         return self.k[layer][:, :used], self.v[layer][:, :used]
 
@@ -163,9 +163,9 @@ class RollingCache:
         return self.positions[:, : int(self.count.max())]
 
     def in_token_order(self, weights: np.ndarray) -> np.ndarray:
-        """Turn attention weights over slots (B, H, T, S) into (B, H, T, tokens so far).
+        """Reorder attention weights over slots (B, H, T, S) -> (B, H, T, tokens so far).
 
-        Column n is the row's n-th token; those that have left the ring have weight 0.
+        Column n is the row's n-th token; overwritten ones have weight 0.
         """
         out = np.zeros((*weights.shape[:3], int(self.count.max())), dtype=weights.dtype)
         for row, positions in enumerate(self.key_positions):
@@ -176,7 +176,7 @@ class RollingCache:
         return out
 
     def select(self, rows: np.ndarray) -> RollingCache:
-        """Return a cache of its own that holds the given rows (n,), in that order, repeats too."""
+        """Return an independent cache of these rows (n,), in this order; a row may repeat."""
         new = copy.copy(self)
         new.k = [self.backend.take(array, rows, axis=0) for array in self.k]
         new.v = [self.backend.take(array, rows, axis=0) for array in self.v]

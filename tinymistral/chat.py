@@ -86,8 +86,8 @@ def user_turn(
 ) -> list[int]:
     """Return the ids of one user turn in the official format, with <s> if it is the `first`.
 
-    With it a program that keeps the cache computes each turn alone: user turns, each followed by
-    the ids of its answer and </s>, make up the `chat_ids` of the conversation. The system prompt
+    A program that keeps the cache need compute each turn only once: the user turns, each followed
+    by the ids of its answer and </s>, are the `chat_ids` of the conversation. The system prompt
     belongs to the first turn in v1, and to the last one in v2 and v3.
     """
     check_text(content)
@@ -188,7 +188,7 @@ def _hf_ids(tokenizer: MistralTokenizer, turns: list[Turn], left_open: bool) -> 
             text += f"[INST] {content} [/INST]"
         else:
             ids += [*tokenizer.encode(text + content, False), eos]
-            text = " "  # the template writes it after every </s>
+            text = " "  # the template writes a space after every </s>
     if left_open:
         text += turns[-1].content
     return ids + tokenizer.encode(text, False)
@@ -218,13 +218,13 @@ def _bos_and_eos(tokenizer: MistralTokenizer) -> tuple[int, int]:
 
 
 class Conversation:
-    """A conversation with an Instruct model, in the official format, that computes each token once.
+    """A conversation with an Instruct model in the official format; each token is computed once.
 
     The rolling cache is kept between turns, so a turn costs only its own tokens. For this an
     answer is kept as the ids that were generated; tokenizing its text again may give other ids.
 
-    The system prompt goes before the first message. The format of v2 and v3 would have it before
-    the last one, but then the cache could not be kept.
+    The system prompt goes before the first message. The format of v2 and v3 has it before the
+    last one, but then the cache could not be used again.
 
     Attributes: `messages`, as `apply_chat_template` takes them (an answer is empty where the model
     ended it at once); `ids`, those of the whole conversation; `cache`; `seconds` and `new_tokens`
@@ -251,9 +251,9 @@ class Conversation:
     ) -> Generator[str, None, None]:
         """Add a user's message, and yield the text of the answer as it is generated.
 
-        The options are those of `generate`. If the caller stops reading, or an exception does, the
-        answer ends there and the conversation can go on. If that is before the first token, the
-        message is removed again.
+        The options are those of `generate`. If the caller stops reading, or an exception is raised,
+        the answer ends there and the conversation can go on. Before the first token, the message is
+        removed again.
         """
         first = not self.ids
         new = user_turn(self.tokenizer, content, self.system if first else None, first=first)

@@ -136,22 +136,22 @@ class MistralConfig:
 
         If a configuration is copied with another `rope_theta`, both are given; the new one counts.
         """
-        given = self.rope_parameters
-        if isinstance(given, _Derived) and self.rope_theta is not None:
-            given = None
-        if given is not None and not isinstance(given, Mapping):
-            raise ValueError(f"rope_parameters: expected an object or null, got {_short(given)}")
-        given = dict(given or {})
-        rope_type = given.pop("rope_type", given.pop("type", "default"))
-        inner = given.pop("rope_theta", None)
+        fields = self.rope_parameters
+        if isinstance(fields, _Derived) and self.rope_theta is not None:
+            fields = None
+        if fields is not None and not isinstance(fields, Mapping):
+            raise ValueError(f"rope_parameters: expected an object or null, got {_short(fields)}")
+        fields = dict(fields or {})
+        rope_type = fields.pop("rope_type", fields.pop("type", "default"))
+        inner = fields.pop("rope_theta", None)
         if rope_type != "default":
             raise ValueError(
                 f"rope_parameters: rope_type {_short(rope_type)} is not supported; "
                 "expected 'default'"
             )
-        if given:
+        if fields:
             raise ValueError(
-                f"rope_parameters: {_short(sorted(given))} not supported; expected rope_theta"
+                f"rope_parameters: {_short(sorted(fields))} not supported; expected rope_theta"
             )
         if None not in (inner, self.rope_theta) and inner != self.rope_theta:
             raise ValueError(
@@ -233,8 +233,8 @@ class MistralConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields of a config.json; labels only if they differ from the default.
 
-        `rope_theta` is there twice: transformers 5 reads it from `rope_parameters`; transformers 4
-        reads it beside them, and takes 10000 if it is absent there.
+        `rope_theta` is there twice: transformers 5 reads it from `rope_parameters`, transformers 4
+        reads the field itself, 10000 if absent.
         """
         fields = dataclasses.asdict(self)
         del fields["num_labels"]
@@ -268,15 +268,15 @@ class MistralConfig:
                 f"{listed(map(quoted, unknown))} is not supported, since it may change what is "
                 f"computed; expected only {', '.join(PARAMS_NAMES)}"
             )
-        given = {name: value for name, value in params.items() if value is not None}
-        missing = [name for name in PARAMS_NAMES if name not in (*given, *_OPTIONAL_PARAMS)]
+        present = {name: value for name, value in params.items() if value is not None}
+        missing = [name for name in PARAMS_NAMES if name not in (*present, *_OPTIONAL_PARAMS)]
         if missing:
             raise ValueError(f"{listed(map(quoted, missing))} is missing; download it again")
-        window = given.get("sliding_window")
+        window = present.get("sliding_window")
         if isinstance(window, str) and window.isdecimal() and len(window) < 20:
             window = int(window)
         absent = {"n_kv_heads": None, "rope_theta": 1e6 if window is None else 1e4}
-        values = absent | given | {"sliding_window": window}
+        values = absent | present | {"sliding_window": window}
         try:
             return cls(**{PARAMS_NAMES[n]: values[n] for n in values if n in PARAMS_NAMES})
         except ValueError as error:
@@ -332,7 +332,7 @@ _COUNTS = (
 
 
 class _Derived(dict[str, Any]):
-    """`rope_parameters` that were derived from `rope_theta`, not given beside it."""
+    """`rope_parameters` that `_settle_rope` made, not the user."""
 
 
 def plain_ids(ids: Any) -> Any:

@@ -1,8 +1,8 @@
-"""Which backends are installed, and how one is chosen, imported, checked and made.
+"""Find the installed backends; choose, import, check and make one.
 
 A distribution offers a backend by an entry point of the group `tinymistral.backends`: its name is
-the backend's, its value `module:Class` a subclass of `Backend`. numpy and plain are built in. No
-plugin is imported before it is asked for; then everything about it is checked. Whatever it raises
+the backend's, its value `module:Class` a subclass of `Backend`. numpy and plain are built in. A
+plugin is imported only when it is asked for; then everything about it is checked. What it raises
 or lacks becomes BackendUnavailable, with a message of bounded length; no backend is ever chosen or
 replaced silently.
 """
@@ -116,7 +116,7 @@ def _name_and_version(distribution: Any) -> tuple[str, str]:
 
 
 def _find(name: Any, asked_by: str) -> tuple[InstalledBackend, Sequence[InstalledBackend]]:
-    """Return the backend of this name, and all others, which a built-in one is found without."""
+    """Return the backend of this name, and all installed ones, () if it is built in."""
     if isinstance(name, str) and name in BUILT_IN:
         return BUILT_IN[name], ()
     everything = installed_backends()
@@ -133,7 +133,7 @@ def _find(name: Any, asked_by: str) -> tuple[InstalledBackend, Sequence[Installe
 def make_backend(
     installed: InstalledBackend, others: Sequence[InstalledBackend], dtype: str | None
 ) -> Backend:
-    """Make a backend, in its default dtype or the one given; ValueError for another."""
+    """Make a backend in a dtype, None for its default; ValueError if it is not supported."""
     kind, _ = open_backend(installed, others)
     dtype = kind.check_dtype(dtype)
     with _faults("making it fails", installed):
@@ -146,7 +146,7 @@ def make_backend(
 def open_backend(
     installed: InstalledBackend, others: Sequence[InstalledBackend]
 ) -> tuple[type[Backend], str]:
-    """Return the class of a backend, and the name of the device that it computes on here."""
+    """Return the class of a backend, and the name of its device on this machine."""
     kind = load_class(installed, others)
     with _faults("device() fails", installed):
         device = kind.device()
@@ -159,13 +159,13 @@ def load_class(installed: InstalledBackend, others: Sequence[InstalledBackend]) 
     """Import and check the class of a backend; `others` are all that are installed."""
     if installed != BUILT_IN.get(installed.name):
         _refuse_namesakes(installed, others)
-    where = re.fullmatch(r"([\w.]+)\s*:\s*([\w.]+)\s*(\[.*\])?", installed.entry_point.strip())
+    match = re.fullmatch(r"([\w.]+)\s*:\s*([\w.]+)\s*(\[.*\])?", installed.entry_point.strip())
     entry_point = f"its entry point {one_line(installed.entry_point, 80)}"
-    if where is None:
+    if match is None:
         raise _broken(f"{entry_point} does not read module:Class", installed)
     with _faults("importing it fails", installed):
-        kind: Any = import_module(where[1])
-        for attribute in where[2].split("."):
+        kind: Any = import_module(match[1])
+        for attribute in match[2].split("."):
             kind = getattr(kind, attribute)
     if not (isinstance(kind, type) and issubclass(kind, Backend)):
         raise _broken(f"{entry_point} is no subclass of tinymistral.Backend", installed)
@@ -199,10 +199,10 @@ def _check_class(kind: type[Backend], installed: InstalledBackend) -> None:
             f"expected a tuple of some of {', '.join(DTYPES)}",
             installed,
         )
-    for what, expected, is_right in _DECLARED:
-        if not is_right(value := getattr(kind, what)):
-            said = f"its {what} is {one_line(repr(value), 80)}; expected {expected}"
-            raise _broken(said, installed)
+    for attribute, expected, is_right in _DECLARED:
+        if not is_right(value := getattr(kind, attribute)):
+            reason = f"its {attribute} is {one_line(repr(value), 80)}; expected {expected}"
+            raise _broken(reason, installed)
 
 
 def _is_count(value: Any) -> bool:
@@ -214,7 +214,7 @@ def _are_even_widths(value: Any) -> bool:
     return sized and all(_is_count(width) and width % 2 == 0 for width in value)
 
 
-# What else a class declares as data: the attribute, what is expected, and the check of it.
+# Other attributes that a class declares: name, what is expected, and the check.
 _DECLARED: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("chunk", "a number of tokens, at least 1", _is_count),
     ("has_attention_weights", "True or False", lambda value: isinstance(value, bool)),
@@ -242,20 +242,20 @@ def _broken(reason: str, installed: InstalledBackend) -> BackendUnavailable:
 
 @contextmanager
 def _faults(what_fails: str, installed: InstalledBackend) -> Iterator[None]:
-    """Turn what a plugin raises into BackendUnavailable; its own BackendUnavailable is kept."""
+    """Raise BackendUnavailable for any exception of a plugin; its own stays, on one line."""
     try:
         yield
     except BackendUnavailable as error:
         reason, remedy = one_line(error.reason), one_line(error.remedy)
         raise BackendUnavailable(reason, remedy) from error
     except (Exception, SystemExit) as error:
-        said = one_line(f"{type(error).__name__}: {error}").removesuffix(":")
-        raise _broken(f"{what_fails}: {said}", installed) from error
+        message = one_line(f"{type(error).__name__}: {error}").removesuffix(":")
+        raise _broken(f"{what_fails}: {message}", installed) from error
 
 
 @contextmanager
 def named(installed: InstalledBackend, asked_by: str) -> Iterator[None]:
-    """Add the name of the backend to a BackendUnavailable, whose reason does not contain it."""
+    """Add the name of the backend to the reason of a BackendUnavailable."""
     try:
         yield
     except BackendUnavailable as error:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tinymistral.heads import MistralForCausalLM
     from tinymistral.tokenizer import MistralTokenizer
 
-# A cache's room for new tokens is made at once up to this many; it doubles when they are used.
+# Room in the cache for up to this many new tokens is made at once; when used up, it doubles.
 MOST_RESERVED = 1024
 
 
@@ -49,15 +49,15 @@ def generate(
 ) -> np.ndarray | GenerationOutput:
     """Continue prompts (B, T) -> prompts and continuations (B, T + new), as transformers does.
 
-    Greedy, unless `do_sample`. The options are the fields of `GenerationConfig`, and `stop`,
-    texts that end a row, for which a `tokenizer` is needed. Rows of unequal length are padded
-    on either side, and `attention_mask` says where; finished rows are filled up. With
+    Greedy, unless `do_sample`. The options are the fields of `GenerationConfig` and those of
+    `generate_stream`; `stop`, texts that end a row, needs the `tokenizer`. Shorter rows are padded
+    on either side, as `attention_mask` says; finished rows are filled up. With
     `return_dict_in_generate` the log-probability of every new token is returned too.
     """
     ids = check_ids(input_ids, model.config.vocab_size)
     steps = list(generate_stream(model, ids, attention_mask, **options))
-    each = settle(model, options).num_return_sequences
-    sequences = np.repeat(ids, each, axis=0)
+    copies = settle(model, options).num_return_sequences
+    sequences = np.repeat(ids, copies, axis=0)
     logprobs = np.empty((len(sequences), len(steps)), dtype=np.float64)
     if steps:
         sequences = np.column_stack([sequences, *(step.tokens for step in steps)])
@@ -76,13 +76,13 @@ def generate_stream(
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Iterator[GenerationStep]:
-    """Continue prompts (B, T) -> a step for each new token, as it comes.
+    """Continue prompts (B, T) -> a step for each new token, as it is generated.
 
-    Arguments as for `generate`; what is wrong with them is said at once, not at the first step.
-    `progress(done, total)` is told how many prompt tokens have gone through. Rows come in the
-    order of the prompts, each `num_return_sequences` times. With `past_key_values`, for one row,
-    the tokens that it holds are not computed again, although `input_ids` begin with them; it
-    then takes in all that is computed, which is everything but the last new token.
+    Arguments as for `generate`; a wrong one raises here, not at the first step.
+    `progress(done, total)` is called with the number of prompt tokens computed so far. Rows are in
+    the order of the prompts, each `num_return_sequences` times. With `past_key_values`, for one
+    row, `input_ids` begin with the tokens that it holds, which are not computed again; at the end
+    it holds all tokens but the last new one.
     """
     ids = check_ids(input_ids, model.config.vocab_size)
     config = settle(model, options, prompt_length=ids.shape[1])
@@ -92,16 +92,16 @@ def generate_stream(
         if tokenizer is None:
             raise ValueError("stop: texts are found in the decoded text; give the tokenizer too")
         tokenizer.check_vocabulary(model.config.vocab_size)
-        each = range(config.num_return_sequences)
-        stoppers = [Stopper(stop, tokenizer, prompt) for prompt in prompts for _ in each]
+        copies = range(config.num_return_sequences)
+        stoppers = [Stopper(stop, tokenizer, prompt) for prompt in prompts for _ in copies]
     if past_key_values is not None:
-        held = int(past_key_values.count.sum())
         if len(prompts) * config.num_return_sequences * len(past_key_values.count) != 1:
             raise ValueError("past_key_values: generate continues one row, and returns one")
+        held = int(past_key_values.count[0])
         if held >= len(prompts[0]):
             raise ValueError(
                 f"past_key_values: holds {held} tokens, but input_ids are {len(prompts[0])}; "
-                "they begin with those that it holds, and go on"
+                "they must begin with those that it holds, and add at least one"
             )
     return decode(model, prompts, config, stoppers, past_key_values, progress)
 
@@ -113,7 +113,7 @@ def unpadded(ids: np.ndarray, attention_mask: Any) -> list[np.ndarray]:
     mask = integers("attention_mask", attention_mask, kinds="iub")
     if mask.shape != ids.shape or ((mask != 0) & (mask != 1)).any():
         raise ValueError(f"attention_mask: expected 0 and 1 in shape {ids.shape}, as input_ids")
-    prompts = [row[kept] for row, kept in zip(ids, mask.astype(bool), strict=True)]
+    prompts = [row[real] for row, real in zip(ids, mask.astype(bool), strict=True)]
     for row, prompt in enumerate(prompts):
         if not len(prompt):
             raise ValueError(f"attention_mask: row {row} is all padding; begin it with <s>")
@@ -121,7 +121,7 @@ def unpadded(ids: np.ndarray, attention_mask: Any) -> list[np.ndarray]:
 
 
 class Stopper:
-    """Tells when the text that continues a prompt contains a stop string."""
+    """Looks for stop strings in the text that continues one prompt."""
 
     def __init__(self, stop: str | list[str], tokenizer: MistralTokenizer, prompt: np.ndarray):
         self._strings = StopStrings(stop)
@@ -130,7 +130,7 @@ class Stopper:
             self._decoder.push(token)
 
     def stops_after(self, token: int) -> bool:
-        """Tell whether the text, this token's included, contains a stop string."""
+        """Return whether the text, with that of this token, contains a stop string."""
         self._strings.push(self._decoder.push(token))
         return self._strings.matched is not None
 
@@ -143,56 +143,57 @@ def decode(
     past_key_values: RollingCache | None,
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[GenerationStep]:
-    """Prefill, then one token at a time; a finished row leaves the batch and costs nothing."""
+    """Prefill, then one token at a time; a finished row is removed from the batch."""
     if config.max_new_tokens == 0:
         return
     cache = past_key_values
     if cache is None:
         cache = model.new_cache(len(prompts))
     logits = prefill(model, prompts, cache, config.max_new_tokens, progress)
-    source = np.repeat(np.arange(len(prompts)), config.num_return_sequences)
+    source = np.repeat(np.arange(len(prompts)), config.num_return_sequences)  # prompt of each row
     if config.num_return_sequences > 1:
         logits, cache = logits[source], cache.select(source)
-    seen = np.zeros(logits.shape, dtype=bool)
-    for has, row in zip(seen, source, strict=True):
-        has[prompts[row]] = True
+    present = np.zeros(logits.shape, dtype=bool)  # (B, V), the tokens that a row contains
+    for row, n in enumerate(source):
+        present[row, prompts[n]] = True
     randoms = random_streams(config.seed, len(source)) if config.do_sample else []
-    active = np.arange(len(source))  # rows of the result that the batch still holds
+    active = np.arange(len(source))  # rows of the result that are still in the batch
     finished = np.zeros(len(source), dtype=bool)
 
-    for left in reversed(range(config.max_new_tokens)):
-        scores = config.process(logits, seen)
-        drawn = sampling.draw(scores, randoms) if config.do_sample else scores.argmax(axis=-1)
-        seen[np.arange(len(drawn)), drawn] = True
+    for remaining in reversed(range(config.max_new_tokens)):
+        scores = config.process(logits, present)
+        chosen = sampling.draw(scores, randoms) if config.do_sample else scores.argmax(axis=-1)
+        present[np.arange(len(chosen)), chosen] = True
 
         tokens = np.full(len(source), config.fill_id, dtype=np.int64)
         logprobs = np.zeros(len(source), dtype=np.float64)
-        tokens[active] = drawn
-        logprobs[active] = sampling.log_softmax(logits)[np.arange(len(drawn)), drawn]
-        ends = np.isin(drawn, config.eos_ids)
+        tokens[active] = chosen
+        logprobs[active] = sampling.log_softmax(logits)[np.arange(len(chosen)), chosen]
+        ends = np.isin(chosen, config.eos_ids)
         for n, stopper in enumerate(stoppers):
-            ends[n] |= stopper.stops_after(int(drawn[n]))
+            ends[n] |= stopper.stops_after(int(chosen[n]))
         finished[active] = ends
         yield GenerationStep(tokens, logprobs, finished.copy())
 
-        if ends.all() or not left:
+        if ends.all() or not remaining:
             return
         if ends.any():
-            kept = np.flatnonzero(~ends)
-            cache, drawn, seen, active = cache.select(kept), drawn[kept], seen[kept], active[kept]
-            randoms = [randoms[row] for row in kept] if randoms else []
-            stoppers = [stoppers[row] for row in kept] if stoppers else []
-        logits = step(model, cache, drawn)
+            rows = np.flatnonzero(~ends)
+            cache, chosen = cache.select(rows), chosen[rows]
+            present, active = present[rows], active[rows]
+            randoms = [randoms[row] for row in rows] if randoms else []
+            stoppers = [stoppers[row] for row in rows] if stoppers else []
+        logits = step(model, cache, chosen)
 
 
 def prefill(
     model: MistralForCausalLM,
     prompts: list[np.ndarray],
     cache: RollingCache,
-    max_new_tokens: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    max_new_tokens: int,
+    progress: Callable[[int, int], None] | None,
 ) -> np.ndarray:
-    """Send what the cache does not hold of each prompt through -> logits (B, V) of their ends.
+    """Compute the tokens of prompts that the cache does not hold -> logits (B, V) of the last.
 
     Only the last column becomes logits: for all of a 32k prompt they would take 4 GB.
     """
@@ -213,7 +214,7 @@ def prefill(
 
 
 def step(model: MistralForCausalLM, cache: RollingCache, tokens: np.ndarray) -> np.ndarray:
-    """Send one more token (B,) through -> logits (B, V)."""
+    """Compute one more token (B,) of each row -> logits (B, V)."""
     (hidden,) = model.run(Inputs(tokens[:, None], None, cache.last[:, None] + 1, cache))
     return last_logits(model, hidden)
 
@@ -223,16 +224,16 @@ def last_logits(model: MistralForCausalLM, hidden: Any) -> np.ndarray:
     logits = model.backend.to_numpy(model.logits(hidden[:, -1:]))[:, 0]
     if np.isnan(logits).any() or np.isposinf(logits).any():
         raise ValueError(
-            "the model's logits are not finite: its weights are damaged, and a new download helps, "
-            f"or its numbers overflow in {model.backend.dtype}, and another dtype does"
+            "the model's logits are not finite: its weights are damaged (download them again), or "
+            f"its numbers overflow in {model.backend.dtype} (take another dtype)"
         )
     return logits if logits.dtype == np.float64 else logits.astype(np.float32)
 
 
 def random_streams(seed: int | None, rows: int) -> list[np.random.Generator]:
-    """Make a random stream for each row: the same for a row whatever the batch it is in."""
+    """Return a random stream for each row, whatever the number of rows."""
     if seed is None:
-        from secrets import randbits  # takes milliseconds to import, which greedy can do without
+        from secrets import randbits  # takes milliseconds to import; greedy does not need it
 
         seed = randbits(63)
     return [np.random.default_rng([seed, row]) for row in range(rows)]

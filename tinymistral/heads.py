@@ -1,8 +1,8 @@
-"""The models that users know: the layers of `model.py`, and what is read off them.
+"""The models that users know: the layers of `model.py` with a head.
 
 `MistralModel` returns the hidden states themselves, `MistralForCausalLM` logits over the next
 token; the others have labels: of a text, of each token, of a span that answers a question.
-Everything a call takes but a head's own arguments is said at `PreTrainedModel.__call__`.
+`PreTrainedModel.__call__` explains the arguments of a call, `head` those of one class.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from tinymistral.backend import Array, Backend
-from tinymistral.checkpoint.tensors import base_shapes, causal_lm_shapes, with_head
+from tinymistral.checkpoint.tensors import Shapes, base_shapes, causal_lm_shapes, with_head
 from tinymistral.config import MistralConfig
-from tinymistral.inputs import Inputs, kept_columns
+from tinymistral.generation import GenerationStep, generate, generate_stream
+from tinymistral.inputs import Inputs, columns_to_keep
 from tinymistral.losses import (
     causal_lm_loss,
     cross_entropy,
@@ -34,7 +35,7 @@ from tinymistral.outputs import (
     ModelOutput,
     QuestionAnsweringOutput,
 )
-from tinymistral.pretrained import PreTrainedModel, Shapes
+from tinymistral.pretrained import PreTrainedModel
 
 SEQUENCE_LOSSES: dict[str, Callable[[np.ndarray, np.ndarray], np.floating]] = {
     "regression": regression_loss,
@@ -48,7 +49,7 @@ class MistralModel(PreTrainedModel[ModelOutput]):
 
     @property
     def base(self) -> Weights:
-        """All of them."""
+        """The weights of the layers, which are all."""
         weights: Weights = self.weights
         return weights
 
@@ -67,11 +68,11 @@ class MistralForCausalLM(PreTrainedModel[CausalLMOutput]):
 
     @classmethod
     def parameter_shapes(cls, config: MistralConfig) -> Shapes:
-        """Return the base model's tensors after `model.`, and the head unless it is tied."""
+        """Return the base model's tensors under `model.`, and the head unless it is tied."""
         return causal_lm_shapes(config)
 
     def logits(self, hidden: Array, backend: Backend | None = None) -> Array:
-        """Map normed hidden states (B, T, D) -> (B, T, V); tied: by the embedding itself."""
+        """Map normed hidden states (B, T, D) -> (B, T, V), by the embedding if it is tied."""
         tied = self.config.tie_word_embeddings
         head: Parameter = self.weights.model.embed_tokens if tied else self.weights.lm_head
         return (backend or self.backend).linear(hidden, head.weight)
@@ -86,13 +87,13 @@ class MistralForCausalLM(PreTrainedModel[CausalLMOutput]):
     ) -> CausalLMOutput:
         """Return logits (B, T, V).
 
-        `logits_to_keep`: how many of the last columns to give logits for, 0 for all, or a list
+        `logits_to_keep`: the number of last columns to compute logits for, 0 for all, or a list
         of columns. `labels` (B, T), usually the ids themselves, give a `loss`: the mean
         cross-entropy of each column's logits with the next column's label, where that is not
         -100 and neither column is padding.
         """
         T = inputs.positions.shape[1]
-        columns = kept_columns(logits_to_keep, T)
+        columns = columns_to_keep(logits_to_keep, T)
         if labels is not None:
             labels = next_token_labels(labels, self.config.vocab_size, inputs.real)
             if len(columns) < T:
@@ -103,11 +104,11 @@ class MistralForCausalLM(PreTrainedModel[CausalLMOutput]):
         parts, start = [], 0
         for hidden in pieces:
             stop = start + hidden.shape[1]
-            kept = columns[(start <= columns) & (columns < stop)] - start
-            if len(kept):
-                whole = len(kept) == hidden.shape[1]
-                part = hidden if whole else backend.take(hidden, kept, axis=1)
-                parts.append(self.logits(part, backend))
+            wanted = columns[(start <= columns) & (columns < stop)] - start
+            if len(wanted):
+                if len(wanted) < hidden.shape[1]:
+                    hidden = backend.take(hidden, wanted, axis=1)
+                parts.append(self.logits(hidden, backend))
             start = stop
         logits = joined(backend, parts)
         loss = None if labels is None else causal_lm_loss(logits, labels)
@@ -115,14 +116,12 @@ class MistralForCausalLM(PreTrainedModel[CausalLMOutput]):
 
     def generate(self, input_ids: Any, attention_mask: Any = None, **options: Any) -> Any:
         """Continue prompts; see `tinymistral.generation.generate`."""
-        from tinymistral.generation import generate
-
         return generate(self, input_ids, attention_mask, **options)
 
-    def generate_stream(self, input_ids: Any, attention_mask: Any = None, **options: Any) -> Any:
+    def generate_stream(
+        self, input_ids: Any, attention_mask: Any = None, **options: Any
+    ) -> Iterator[GenerationStep]:
         """Continue prompts, a token at a time; see `tinymistral.generation.generate_stream`."""
-        from tinymistral.generation import generate_stream
-
         return generate_stream(self, input_ids, attention_mask, **options)
 
 
@@ -131,19 +130,19 @@ def joined(backend: Backend, pieces: Iterable[Array]) -> np.ndarray:
     return np.concatenate([backend.to_numpy(piece) for piece in pieces], axis=1)
 
 
-def scores(pieces: Iterator[Array], head: Any, backend: Backend) -> np.ndarray:
-    """Apply a linear head, with a bias or without, to every token -> (B, T, labels)."""
+def label_logits(pieces: Iterator[Array], head: Any, backend: Backend) -> np.ndarray:
+    """Apply a linear head, with or without a bias, to every token -> (B, T, num_labels)."""
     bias = getattr(head, "bias", None)
     logits = (backend.linear(hidden, head.weight) for hidden in pieces)
     return joined(backend, (x if bias is None else x + bias for x in logits))
 
 
 def pooled_columns(config: MistralConfig, inputs: Inputs) -> np.ndarray:
-    """Return the column (B,) whose logits are a row's: its rightmost id that is not pad_token_id.
+    """Return the column (B,) that classifies a row: its rightmost id that is not pad_token_id.
 
-    It is the ids that say what is padding, as in transformers, not the mask. Without ids to see
-    (embeddings), or without a pad_token_id, it is the last column. Raises ValueError where the
-    mask calls the column padding, and for a batch without a pad_token_id.
+    As in transformers, the ids say what is padding, not the mask. Without ids (embeddings), or
+    without a pad_token_id, it is the last column. Raises ValueError where the column is padding
+    in the mask, and for a batch without a pad_token_id.
     """
     B, T = inputs.positions.shape
     pad = config.pad_token_id
@@ -160,14 +159,14 @@ def pooled_columns(config: MistralConfig, inputs: Inputs) -> np.ndarray:
     for row, column in enumerate(columns):
         if inputs.positions[row, column] < 0:
             raise ValueError(
-                f"attention_mask: calls column {column} of row {row} padding, and the logits are "
-                "taken there; set pad_token_id to the id that pads, or pad on the left"
+                f"attention_mask: column {column} of row {row} is padding, but its logits are "
+                "needed; set pad_token_id to the id that pads, or pad on the left"
             )
     return columns
 
 
 class MistralForSequenceClassification(PreTrainedModel[ClassifierOutput]):
-    """A text to logits over its labels, or to a number, read off its last token."""
+    """Logits over labels for a text, or a number, from its last token."""
 
     @classmethod
     def parameter_shapes(cls, config: MistralConfig) -> Shapes:
@@ -195,7 +194,7 @@ class MistralForSequenceClassification(PreTrainedModel[ClassifierOutput]):
         problem = ""
         if labels is not None:
             problem, labels = sequence_labels(labels, self.config, len(rows))
-        logits = scores(pieces, self.weights.score, backend)[rows, columns]
+        logits = label_logits(pieces, self.weights.score, backend)[rows, columns]
         return ClassifierOutput(
             loss=None if labels is None else SEQUENCE_LOSSES[problem](logits, labels),
             logits=logits,
@@ -203,7 +202,7 @@ class MistralForSequenceClassification(PreTrainedModel[ClassifierOutput]):
 
 
 class MistralForTokenClassification(PreTrainedModel[ClassifierOutput]):
-    """Each token to logits over its labels."""
+    """Logits over labels for each token."""
 
     @classmethod
     def parameter_shapes(cls, config: MistralConfig) -> Shapes:
@@ -225,7 +224,7 @@ class MistralForTokenClassification(PreTrainedModel[ClassifierOutput]):
         """
         if labels is not None:
             labels = token_labels(labels, self.config.num_labels, inputs.real)
-        logits = scores(pieces, self.weights.score, backend)
+        logits = label_logits(pieces, self.weights.score, backend)
         return ClassifierOutput(
             loss=None if labels is None else cross_entropy(logits, labels),
             logits=logits,
@@ -233,7 +232,7 @@ class MistralForTokenClassification(PreTrainedModel[ClassifierOutput]):
 
 
 class MistralForQuestionAnswering(PreTrainedModel[QuestionAnsweringOutput]):
-    """Each token to two logits: that the answer starts here, that it ends here."""
+    """Two logits for each token: that an answer starts here, and that it ends here."""
 
     @classmethod
     def parameter_shapes(cls, config: MistralConfig) -> Shapes:
@@ -253,14 +252,14 @@ class MistralForQuestionAnswering(PreTrainedModel[QuestionAnsweringOutput]):
         """Return start and end logits (B, T).
 
         `start_positions` and `end_positions` (B,), the columns of the right answers, give a
-        `loss`: see `losses.span_loss`. In it no answer starts or ends in padding.
+        `loss`: see `losses.span_loss`. Padding has no part in it.
         """
         if (start_positions is None) != (end_positions is None):
             raise ValueError("start_positions and end_positions: expected both or none, got one")
         if start_positions is not None:
             start_positions = span_columns("start_positions", start_positions, inputs.real)
             end_positions = span_columns("end_positions", end_positions, inputs.real)
-        logits = scores(pieces, self.weights.qa_outputs, backend)
+        logits = label_logits(pieces, self.weights.qa_outputs, backend)
         loss = None
         if start_positions is not None:
             possible = np.where(inputs.real[:, :, None], logits, logits.dtype.type(-np.inf))

@@ -1,4 +1,4 @@
-"""What a call is given, checked: ids, masks and positions as NumPy arrays, or a clear error."""
+"""Checks of a call's inputs: ids, masks and positions as NumPy arrays, or a clear error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Inputs:
 
     @property
     def real(self) -> np.ndarray:
-        """Where there is a token (B, T), false for padding."""
+        """True for a token, false for padding (B, T)."""
         return self.positions >= 0
 
 
@@ -39,7 +39,7 @@ def check_inputs(
     inputs_embeds: Any = None,
     in_one_piece: bool = False,
 ) -> Inputs:
-    """Check a call's inputs and give it a cache, the one passed or a new one.
+    """Return the checked inputs of a call, with the cache that was passed or a new one.
 
     Raises ValueError, in one line, for whatever does not fit.
     """
@@ -79,7 +79,7 @@ def check_inputs(
 
 
 def as_array(name: str, value: Any, kind: str = "integer") -> np.ndarray:
-    """Return lists or an array as an array, of whatever type and shape it has."""
+    """Return lists or an array as an array of any dtype and shape."""
     if not isinstance(value, np.ndarray | list | tuple):
         hint = "; pass tensor.numpy()" if hasattr(value, "numpy") else ""
         raise ValueError(
@@ -124,7 +124,7 @@ def check_ids(input_ids: Any, vocab_size: int) -> np.ndarray:
 
 
 def check_embeds(inputs_embeds: Any, width: int) -> np.ndarray:
-    """Return embeddings as the floating-point array (B, T, D) that they have to be."""
+    """Return embeddings; ValueError unless they are a floating-point array (B, T, D)."""
     if not isinstance(inputs_embeds, np.ndarray):
         raise ValueError(
             f"inputs_embeds: expected a NumPy array, got {type(inputs_embeds).__qualname__}"
@@ -143,9 +143,9 @@ def check_positions(
 ) -> np.ndarray:
     """Return each new token's absolute position (B, T), -1 where there is none.
 
-    From the mask, each row its own: it counts on from the row's last position where the mask is
-    1, and is -1 where it is 0. Or from `position_ids`, with the mask's zeros taken out. The mask
-    is for the new tokens, or for everything so far; a hole in it is no position.
+    They are -1 where the mask is 0; elsewhere those of `position_ids`, or else they count on from
+    the row's last position. The mask is for the new tokens, or for all so far. A zero between
+    ones takes no position.
     """
     B, T = shape
     mask = _new_columns_of_mask(attention_mask, shape, cache)
@@ -174,23 +174,23 @@ def _new_columns_of_mask(mask: Any, shape: tuple[int, int], cache: RollingCache)
     if ((mask != 0) & (mask != 1)).any():
         raise ValueError("attention_mask: expected 1 for a token and 0 for padding, nothing else")
     if mask.shape not in ((B, T), (B, cache.columns + T)):
-        past = f" or {(B, cache.columns + T)}, with all before them" if cache.columns else ""
+        past = f" or {(B, cache.columns + T)}, for all so far" if cache.columns else ""
         raise ValueError(
             f"attention_mask: expected shape {shape}, for the new tokens{past}; got {mask.shape}"
         )
     mask = mask.astype(bool)
     if mask.shape[1] > T:
-        said = cache.mask.shape[1]
-        if (mask[:, :said] != cache.mask).any() or not mask[:, said:-T].all():
+        width = cache.mask.shape[1]
+        if (mask[:, :width] != cache.mask).any() or not mask[:, width:-T].all():
             raise ValueError(
-                "attention_mask: what it says of earlier tokens is not what earlier calls said; "
+                "attention_mask: for earlier tokens it differs from that of earlier calls; "
                 f"give it for the {T} new tokens alone, or unchanged"
             )
     return mask[:, -T:]
 
 
-def kept_columns(logits_to_keep: Any, T: int) -> np.ndarray:
-    """Return the columns, rising, for which logits are wanted."""
+def columns_to_keep(logits_to_keep: Any, T: int) -> np.ndarray:
+    """Return the columns for which `logits_to_keep` asks, rising."""
     if isinstance(logits_to_keep, int | np.integer) and not isinstance(logits_to_keep, bool):
         if logits_to_keep < 0:
             raise ValueError(f"logits_to_keep: expected 0 (all) or more, got {logits_to_keep}")

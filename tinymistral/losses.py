@@ -1,10 +1,10 @@
-"""Labels that a call is given, checked, and the losses that they give.
+"""Checks of the labels of a call, and the losses computed with them.
 
 The losses are those of transformers (5.23, loss/loss_utils.py), as functions of arrays. They are
-computed in float32, or in float64 where the logits are float64. A mean over nothing, all labels
-being ignored, is nan, as it is there. Padding never counts: its labels are ignored, whatever they
-are, and so is what a model predicts there (in transformers a padded column predicts, or may be an
-answer's). `real` (B, T) is true where there is a token.
+computed in float32, or in float64 where the logits are float64. If all labels are ignored the loss
+is nan, as in transformers. Padding never counts: its labels are ignored, and so are a model's
+predictions there (which count in transformers). `real` (B, T) is true for tokens, false for
+padding.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from tinymistral.config import MistralConfig
 from tinymistral.inputs import as_array, integers
 
-IGNORED = -100  # the label of what does not count
+IGNORED = -100  # a label that does not count
 
 
 # Labels
@@ -32,17 +32,17 @@ def token_labels(labels: Any, classes: int, real: np.ndarray) -> np.ndarray:
 
 
 def next_token_labels(labels: Any, vocab_size: int, real: np.ndarray) -> np.ndarray:
-    """Return `token_labels` to be predicted each by the column before; padding predicts none."""
+    """Return `token_labels`, -100 too where the column before, which predicts, is padding."""
     array = token_labels(labels, vocab_size, real)
     array[:, 1:][~real[:, :-1]] = IGNORED
     return array
 
 
 def sequence_labels(labels: Any, config: MistralConfig, rows: int) -> tuple[str, np.ndarray]:
-    """Return the problem type, and labels in the shape of the pooled logits or of their rows.
+    """Return the problem type, and labels (B, num_labels), or (B,) for a class a row.
 
-    The problem type is the configuration's. Where it has none, one label means regression, and
-    more mean a class a row if the labels are integers, else any number of classes a row.
+    The problem type is the configuration's. If it is None, num_labels = 1 means regression; else
+    integer labels mean one class a row, and floats any number of classes a row.
     """
     array, classes = as_array("labels", labels, "number"), config.num_labels
     if array.dtype.kind not in "iufb":
@@ -66,12 +66,12 @@ def sequence_labels(labels: Any, config: MistralConfig, rows: int) -> tuple[str,
         _check_classes(array, classes)
         return problem, array.astype(np.int64)
 
-    squeezes = problem == "regression" and classes == 1  # whatever axes of length 1 there are
-    if squeezes and array.squeeze().shape == np.empty(rows).squeeze().shape:
+    scalars = problem == "regression" and classes == 1  # with any axes of length 1
+    if scalars and array.squeeze().shape == np.empty(rows).squeeze().shape:
         array = array.reshape(rows, 1)
     if array.shape != (rows, classes):
         raise ValueError(
-            f"labels: expected shape {(rows,) if squeezes else (rows, classes)} for {problem}, "
+            f"labels: expected shape {(rows,) if scalars else (rows, classes)} for {problem}, "
             f"got {array.shape}"
         )
     if problem == "multi_label_classification":
@@ -87,7 +87,7 @@ def sequence_labels(labels: Any, config: MistralConfig, rows: int) -> tuple[str,
 
 
 def span_columns(name: str, positions: Any, real: np.ndarray) -> np.ndarray:
-    """Return a column for each row (B,), clipped to 0 ... T, T being outside, where none counts."""
+    """Return a column for each row (B,), clipped to 0 ... T; T is outside, and ignored."""
     rows, T = real.shape
     array = as_array(name, positions)
     if array.dtype.kind not in "iu":
@@ -119,9 +119,9 @@ def _check_classes(labels: np.ndarray, classes: int) -> None:
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray, ignored: int = IGNORED) -> np.floating:
-    """Mean over labels (...) of log(sum_c exp(x_c)) - x_label, for logits x (..., classes)."""
-    counts = labels != ignored
-    x, labels = _widened(logits[counts]), labels[counts]
+    """Return the mean over labels of log(sum_c exp(x_c)) - x_label, for logits x (..., classes)."""
+    counted = labels != ignored
+    x, labels = _widened(logits[counted]), labels[counted]
     if not len(labels):
         return x.dtype.type(np.nan)
     x = x - x.max(axis=1, keepdims=True)  # so that nothing overflows
@@ -130,18 +130,19 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray, ignored: int = IGNORED
 
 
 def causal_lm_loss(logits: np.ndarray, labels: np.ndarray) -> np.floating:
-    """Cross-entropy of logits (B, T, V) and labels (B, T), each column predicting the next one."""
+    """Return the cross-entropy of logits (B, T, V) and the next column's labels (B, T)."""
     return cross_entropy(logits[:, :-1], labels[:, 1:])
 
 
 def regression_loss(values: np.ndarray, labels: np.ndarray) -> np.floating:
-    """Mean of (value - label)², for values and labels of one shape."""
-    difference = _widened(values) - labels.astype(_widened(values).dtype)
+    """Return the mean of (value - label)², for values and labels of one shape."""
+    values = _widened(values)
+    difference = values - labels.astype(values.dtype)
     return (difference * difference).mean()
 
 
 def multi_label_loss(logits: np.ndarray, labels: np.ndarray) -> np.floating:
-    """Mean of -y·log σ(x) - (1-y)·log(1 - σ(x)), for logits x and labels y of one shape.
+    """Return the mean of -y·log σ(x) - (1-y)·log(1 - σ(x)), for logits x and labels y of one shape.
 
     Computed as max(x, 0) - x·y + log(1 + exp(-|x|)), which neither overflows nor takes log(0).
     """
@@ -153,9 +154,9 @@ def multi_label_loss(logits: np.ndarray, labels: np.ndarray) -> np.floating:
 def span_loss(
     start_logits: np.ndarray, end_logits: np.ndarray, starts: np.ndarray, ends: np.ndarray
 ) -> np.floating:
-    """Mean of two cross-entropies over the columns of logits (B, T), for columns (B,).
+    """Return the mean of two cross-entropies over the columns (B, T), for true columns (B,).
 
-    Columns below 0 are taken to be 0; a column from T on lies outside, and does not count.
+    A column below 0 counts as 0; one from T on is ignored.
     """
     T = start_logits.shape[1]
     start_loss = cross_entropy(start_logits, starts.clip(0, T), ignored=T)

@@ -11,9 +11,9 @@ The letters, here and everywhere in this project:
 
 Every token has an absolute position, -1 for padding. Tokens go through in pieces of at most C;
 each layer writes a piece's keys and values into a ring (`cache.py`), then attends to all of it.
-There is no mask: `backend.attention` sees from positions alone which key is visible to a query.
-The operations are the backend's; `operations.py` has each of them in plain NumPy. The classes that
-users know, with these functions inside, are in `heads.py`.
+No mask is passed: `backend.attention` finds from positions alone which keys are visible to a query.
+The operations are the backend's; `operations.py` has each of them in plain NumPy. `heads.py` has
+the classes that users know, which call these functions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tinymistral.config import MistralConfig
 
 
 class Parameter(Protocol):
-    """What stands under one name of a checkpoint, such as `q_proj` or `norm`."""
+    """What has one weight in a checkpoint, such as `q_proj` or `norm`."""
 
     weight: Array
 
@@ -84,7 +84,7 @@ def attention(
     k = backend.linear(x, weights.k_proj.weight).reshape(B, T, K, d)
     v = backend.linear(x, weights.v_proj.weight).reshape(B, T, K, d)
     q, k = backend.rope(q, rope_table), backend.rope(k, rope_table)
-    k, v = cache.update(n, k, v)  # (B, S, K, d), those of earlier tokens among them
+    k, v = cache.update(n, k, v)  # (B, S, K, d), earlier tokens included
     mix = backend.attention(q, k, v, positions, cache.key_positions, window)
     return backend.linear(mix.reshape(B, T, H * d), weights.o_proj.weight)
 
@@ -106,7 +106,7 @@ def forward(
 ) -> Array:
     """Run embedded tokens x (B, T, D) at positions (B, T) through all layers -> (B, T, D), normed.
 
-    T is at most the cache's chunk; the cache takes in their keys and values.
+    T is at most the cache's chunk; their keys and values are added to the cache.
     """
     eps = config.rms_norm_eps
     table = backend.rope_table(positions, config.rope_theta, config.head_dim)

@@ -1,14 +1,14 @@
-"""The default backend: `PlainBackend` where speed matters rewritten, all else as it is there.
+"""The default backend: `PlainBackend` with the operations rewritten where speed matters.
 
-What each operation does differently:
+What each of them does differently:
 
-    linear      a weight that is stored narrower is widened in blocks that stay in the processor's
-                cache, and few rows are multiplied one by one
-    rope        writes both halves into the result, which spares one copy of everything
+    linear      a weight of another dtype is converted in blocks that fit into the processor's
+                cache; up to eight rows are multiplied one by one
+    rope        writes both halves into the result, which saves a copy
     silu_mul    works in place: these are the largest arrays of a forward pass
-    attention   takes many queries at once, in tiles, each over the slots that one of them sees,
-                and masks the scores rather than picking keys out
-    scatter     picks nothing out where there is no padding
+    attention   takes queries in tiles, each over the slots visible to any query of the tile, and
+                masks the scores instead of selecting keys
+    scatter     selects no rows where there is no padding
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from tinymistral.operations import PlainBackend, RopeTable, visible
 # cast runs at full speed, small enough to be multiplied while it is in the processor's cache.
 WEIGHTS_A_BLOCK = 1 << 20
 
-# Up to so many rows are multiplied one by one: a matrix product would first copy all weights into
+# Up to this many rows are multiplied one by one: a matrix product would first copy all weights into
 # another order, which costs as much as eight rows do.
 ROWS_ONE_BY_ONE = 8
 
-# Scores are made in tiles of about this many (512 KB of float32) for each key/value head, for the
-# same reason, and since a tile of few queries sees few keys.
+# Scores are computed in tiles of about this many (512 KB of float32) for each key/value head: they
+# fit into the processor's cache, and few keys are visible to a tile of few queries.
 SCORES_A_TILE = 1 << 17
 
 
@@ -102,7 +102,7 @@ class NumpyBackend(PlainBackend):
         """Attend in one tile: q (t, H, d), k and v (s, K, d), mask (t, s) -> (t, H, d)."""
         out = self._mix(q, k, v, mask)
         if not np.isfinite(out).all() and not mask.all():
-            # 0 · NaN is NaN: mix without what is not finite, then add it for those who see it.
+            # 0 · NaN is NaN: mix finite values only, then add the others where they are visible.
             finite = np.isfinite(v)
             out = self._mix(q, k, np.where(finite, v, v.dtype.type(0)), mask)
             slots = np.flatnonzero(~finite.all(axis=(1, 2)))
@@ -124,8 +124,8 @@ class NumpyBackend(PlainBackend):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Softmax before its division: the weights (K, G·t, s) and their sums (K, G·t, 1).
 
-        q (t, H, d), k (s, K, d), mask (t, s); G = H/K. A row that sees nothing has weights 0 and,
-        so that 0 / sum is 0, sum 1.
+        q (t, H, d), k (s, K, d), mask (t, s); G = H/K. A query without visible keys has weights 0
+        and sum 1, so that the quotient is 0.
         """
         (t, H, d), (s, K, _) = q.shape, k.shape
         q = self.widen(q.swapaxes(0, 1)).reshape(K, H // K * t, d) * d**-0.5
@@ -133,7 +133,7 @@ class NumpyBackend(PlainBackend):
             scores = q @ self.widen(k.transpose(1, 2, 0))
         hidden = ~mask
         edge = np.flatnonzero(hidden if t == 1 else hidden.any(axis=0))
-        if len(edge):  # in the middle every query sees every key
+        if len(edge):  # elsewhere every key is visible to every query
             part = slice(edge[0], edge[-1] + 1)
             np.copyto(scores.reshape(H, t, s)[:, :, part], -np.inf, where=hidden[:, part])
         largest = scores.max(axis=-1, keepdims=True, initial=-np.inf)

@@ -1,7 +1,7 @@
 """Each operation of the forward pass in its plainest NumPy: read this after `model.py`.
 
 `PlainBackend` is complete and right in every dtype; `numpy_backend.py` computes the same, faster.
-What each method takes and returns is said in `backend.py`, and not again here.
+`backend.py` says what each method takes and returns.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RopeTable = tuple[np.ndarray, np.ndarray]  # cosines and sines, each (B, T, 1, d
 
 
 def visible(q_positions: np.ndarray, k_positions: np.ndarray, window: int | None) -> np.ndarray:
-    """Return which keys each query sees: positions (T,) and (S,) -> booleans (T, S).
+    """Return which keys are visible to each query: positions (T,) and (S,) -> booleans (T, S).
 
     The one rule of masking, windows, caches and padding: key j is visible to query i iff
     `j >= 0 and 0 <= i - j < window`. A window of W counts the query's own key (so does
@@ -30,8 +30,8 @@ def visible(q_positions: np.ndarray, k_positions: np.ndarray, window: int | None
     puts it (https://arxiv.org/abs/2310.06825), would be W + 1.
     """
     distance = q_positions[:, None] - k_positions
-    seen = (k_positions >= 0) & (distance >= 0)
-    return seen if window is None else seen & (distance < window)
+    mask = (k_positions >= 0) & (distance >= 0)
+    return mask if window is None else mask & (distance < window)
 
 
 class PlainBackend(Backend):
@@ -68,7 +68,7 @@ class PlainBackend(Backend):
     def take(self, array: np.ndarray, indices: np.ndarray, axis: int) -> np.ndarray:
         return np.take(array, indices, axis=axis)
 
-    # A token by itself
+    # Each token alone
 
     def embedding(self, table: np.ndarray, ids: np.ndarray) -> np.ndarray:
         return self.round(table[ids])
@@ -86,7 +86,7 @@ class PlainBackend(Backend):
         with np.errstate(over="ignore"):  # exp(-gate) = inf is right: the quotient is 0
             return self.round(gate / (1 + np.exp(-gate)) * up)
 
-    # Its position
+    # Positions
 
     def rope_table(self, positions: np.ndarray, theta: float, d: int) -> RopeTable:
         frequencies = theta ** (-np.arange(0, d, 2, dtype=np.float64) / d)
@@ -99,7 +99,7 @@ class PlainBackend(Backend):
         rotated = [first * cos - second * sin, second * cos + first * sin]
         return self.round(np.concatenate(rotated, axis=-1))
 
-    # Tokens together. Where a visible number is infinite, the result is NaN, without a warning.
+    # Attention. Visible infinities may give NaN (inf - inf, 0 · inf), without a warning.
 
     @np.errstate(invalid="ignore")
     def attention(
@@ -113,16 +113,15 @@ class PlainBackend(Backend):
     ) -> np.ndarray:
         out = np.zeros(q.shape, dtype=self.compute_dtype)
         for b in range(len(q)):
-            mask = visible(q_positions[b], k_positions[b], window)
-            for t, seen in enumerate(mask):  # only what a query sees is read: be the rest NaN
-                if seen.any():
-                    weights = self.softmax(q[b, t], k[b, seen])
-                    mix = weights @ self.widen(v[b, seen]).swapaxes(0, 1)  # (K, G, d)
+            for t, mask in enumerate(visible(q_positions[b], k_positions[b], window)):
+                if mask.any():  # only visible keys are read; others may be NaN
+                    weights = self.softmax(q[b, t], k[b, mask])
+                    mix = weights @ self.widen(v[b, mask]).swapaxes(0, 1)  # (K, G, d)
                     out[b, t] = mix.reshape(out.shape[2:])
         return self.round(out)
 
     def softmax(self, q: np.ndarray, k: np.ndarray) -> np.ndarray:
-        """Return the weights of n keys (n, K, d) for one query (H, d) -> (K, H/K, n).
+        """Return the attention weights of one query (H, d) for n keys (n, K, d) -> (K, G, n).
 
         Softmax of the scores q · k / sqrt(d); the G = H/K query heads h with h // G = g share
         key/value head g. The largest score is subtracted first, so that exp cannot overflow.
@@ -145,9 +144,9 @@ class PlainBackend(Backend):
         B, T, H, _ = q.shape
         out = np.zeros((B, H, T, k.shape[1]), dtype=self.compute_dtype)
         for b in range(B):
-            for t, seen in enumerate(visible(q_positions[b], k_positions[b], window)):
-                if seen.any():
-                    out[b, :, t, seen] = self.softmax(q[b, t], k[b, seen]).reshape(H, -1).T
+            for t, mask in enumerate(visible(q_positions[b], k_positions[b], window)):
+                if mask.any():
+                    out[b, :, t, mask] = self.softmax(q[b, t], k[b, mask]).reshape(H, -1).T
         return self.round(out)
 
     # The cache

@@ -11,31 +11,31 @@ from tinymistral.cache import RollingCache
 
 @dataclass(kw_only=True)
 class Output:
-    """What all models return: NumPy arrays in the backend's dtype, None where not asked for."""
+    """What all models return: NumPy arrays in the backend's dtype, None if not asked for."""
 
     past_key_values: RollingCache | None = None
-    hidden_states: tuple[np.ndarray, ...] | None = None  # embedding, each layer; last one normed
-    attentions: tuple[np.ndarray, ...] | None = None  # a layer: (B, H, T, tokens so far)
+    hidden_states: tuple[np.ndarray, ...] | None = None  # embedding, layers; the last one normed
+    attentions: tuple[np.ndarray, ...] | None = None  # each layer's (B, H, T, tokens so far)
 
 
 @dataclass(kw_only=True)
 class ModelOutput(Output):
-    """Of `MistralModel`."""
+    """What `MistralModel` returns."""
 
     last_hidden_state: np.ndarray  # (B, T, D), after the final norm
 
 
 @dataclass(kw_only=True)
 class CausalLMOutput(Output):
-    """Of `MistralForCausalLM`."""
+    """What `MistralForCausalLM` returns."""
 
     logits: np.ndarray  # (B, T or fewer, V)
-    loss: np.floating | None = None  # where there are labels; here and below float32 or float64
+    loss: np.floating | None = None  # with labels; float32 or float64, as in all losses
 
 
 @dataclass(kw_only=True)
 class ClassifierOutput(Output):
-    """Of `MistralForSequenceClassification` and `MistralForTokenClassification`."""
+    """What the heads for sequence and token classification return."""
 
     logits: np.ndarray  # (B, num_labels); of tokens (B, T, num_labels)
     loss: np.floating | None = None
@@ -43,7 +43,7 @@ class ClassifierOutput(Output):
 
 @dataclass(kw_only=True)
 class QuestionAnsweringOutput(Output):
-    """Of `MistralForQuestionAnswering`."""
+    """What `MistralForQuestionAnswering` returns."""
 
     start_logits: np.ndarray  # (B, T)
     end_logits: np.ndarray  # (B, T)

@@ -1,4 +1,4 @@
-"""PreTrainedModel: what all models share: weights, where these come from, and what a call does."""
+"""PreTrainedModel, what all models share: their weights, opening and saving, and a call."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ import numpy as np
 
 from tinymistral.backend import Array, Backend
 from tinymistral.cache import RollingCache
+from tinymistral.checkpoint import check_tensors, find_checkpoint, load_checkpoint, write_tensors
+from tinymistral.checkpoint.tensors import Shapes
 from tinymistral.config import MistralConfig
 from tinymistral.discovery import get_backend
+from tinymistral.files import make_folder, parse_size, write_json
 from tinymistral.inputs import Inputs, check_inputs
 from tinymistral.model import Weights, forward
 from tinymistral.outputs import Output
+from tinymistral.sampling import read_generation_config
 from tinymistral.tap import Tap, Tapped
 
-# A model of up to so many bytes in float32 has its weights widened when it is opened.
+# A model of at most this many bytes in float32 has its weights widened when it is opened.
 WIDENED_AT_MOST = 64_000_000
 
 # Bytes of a number, by dtype.
@@ -33,7 +37,6 @@ BYTES: dict[str | None, int] = {"float64": 8, "float32": 4, "float16": 2, "bfloa
 
 Model = TypeVar("Model", bound="PreTrainedModel[Any]")
 AnyOutput = TypeVar("AnyOutput", bound=Output)
-Shapes = dict[str, tuple[int, ...]]
 
 
 class PreTrainedModel(Generic[AnyOutput]):
@@ -66,13 +69,11 @@ class PreTrainedModel(Generic[AnyOutput]):
             refuse_if_too_large(4 * self.num_parameters())
             self.tensors = random_tensors(self.parameter_shapes(config), config, seed)
         else:
-            from tinymistral.checkpoint import check_tensors
-
             shapes = self.parameter_shapes(config)
             check_tensors(tensors, shapes, ignorable=lambda name: True)
             self.tensors = {name: tensors[name] for name in shapes}
-        # A small model's matrices are widened here once, rather than for every token: its tokens
-        # come half again as fast. A large one's stay where they are mapped.
+        # A small model's matrices are widened here, not again for every token: decoding is 1.5
+        # times as fast. A large one's stay as they are mapped.
         large = 4 * self.num_parameters() > WIDENED_AT_MOST
         wide = self.backend.dtype in ("float32", "float64")
         as_stored = large and wide and self.backend.narrow_weights
@@ -95,9 +96,9 @@ class PreTrainedModel(Generic[AnyOutput]):
 
     @abstractmethod
     def head(self, pieces: Iterator[Array], inputs: Inputs, backend: Backend) -> AnyOutput:
-        """Read the output off normed hidden states, which come in pieces (B, at most C, D).
+        """Compute the output from normed hidden states, in pieces (B, at most C, D).
 
-        Further parameters of a subclass, such as labels, are arguments of a call as well.
+        A subclass adds parameters, such as labels, which are arguments of a call too.
         """
 
     def __call__(
@@ -111,18 +112,18 @@ class PreTrainedModel(Generic[AnyOutput]):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         tap: Tap | None = None,
-        **of_the_head: Any,
+        **head_arguments: Any,
     ) -> AnyOutput:
         """Run token ids (B, T), or embeddings (B, T, D), through all layers and the head.
 
         `attention_mask` (B, T), or for all tokens so far, has 0 for padding; `position_ids`
-        (B, T) say positions outright. `past_key_values`, as an earlier call returned it, is
-        continued, and written to; a position that is given again takes back all from there on (a
-        mask is then given for the new tokens alone). `tap(name, array)` is shown every stage of
-        `tap.STAGES`; the input then goes through in one piece. What the head takes, such as
-        `labels`, its class says. Raises ValueError for inputs that do not fit.
+        (B, T) are used as they are. `past_key_values`, which an earlier call returned, is
+        continued, and written to; going back to a position drops the tokens from there on (the
+        mask then is that of the new tokens alone). `tap(name, array)` is called with every stage
+        of `tap.STAGES`; the input then goes through in one piece. `head` explains further
+        arguments, such as `labels`. Raises ValueError for inputs that do not fit.
         """
-        refuse_unknown(self.__call__, of_the_head, self.head)
+        refuse_unknown(self.__call__, head_arguments, self.head)
         inputs = check_inputs(
             self,
             input_ids=input_ids,
@@ -134,10 +135,9 @@ class PreTrainedModel(Generic[AnyOutput]):
         )
         backend: Any = self.backend
         if tap is not None or output_hidden_states or output_attentions:
-            names = flat(self.weights)
-            shown = (tap, output_hidden_states, output_attentions)
-            backend = Tapped(self.backend, names, inputs.cache, *shown)
-        output = self.head(self.run(inputs, backend), inputs, backend, **of_the_head)
+            weights, wanted = flat(self.weights), (tap, output_hidden_states, output_attentions)
+            backend = Tapped(self.backend, weights, inputs.cache, *wanted)
+        output = self.head(self.run(inputs, backend), inputs, backend, **head_arguments)
         if self.config.use_cache if use_cache is None else use_cache:
             output.past_key_values = inputs.cache
         if isinstance(backend, Tapped):
@@ -145,7 +145,7 @@ class PreTrainedModel(Generic[AnyOutput]):
         return output
 
     def run(self, inputs: Inputs, backend: Backend | None = None) -> Iterator[Array]:
-        """Send inputs through the layers, piece by piece -> (B, at most C, D), normed."""
+        """Run inputs through the layers, piece by piece -> (B, at most C, D), normed."""
         backend = self.backend if backend is None else backend
         cache, (_, T) = inputs.cache, inputs.positions.shape
         self._warn_of_far_positions(inputs.positions)
@@ -171,15 +171,12 @@ class PreTrainedModel(Generic[AnyOutput]):
         """Open a checkpoint: a folder, or a hub name in the local Hugging Face cache.
 
         The folder is in Hugging Face's format or, without a config.json, raw as Mistral publishes
-        it. The weights are mapped, not read, but for a small model's. `backend` and `dtype` as in
+        it. The weights of a large model are mapped, not read. `backend` and `dtype` as in
         `get_backend`: `dtype` is what activations are rounded to, float32 by default whatever the
         checkpoint's dtype.
-        Raises ValueError, in one line, for anything that is not a Mistral checkpoint whole.
+        Raises ValueError, in one line, for anything but a complete Mistral checkpoint.
         """
         refuse_unknown(cls.from_pretrained, unknown)
-        from tinymistral.checkpoint import find_checkpoint, load_checkpoint
-        from tinymistral.sampling import read_generation_config
-
         folder = find_checkpoint(name_or_path, revision)
         chosen = get_backend(backend, dtype)
         config, tensors = load_checkpoint(folder, cls.parameter_shapes, cls.__name__)
@@ -190,12 +187,9 @@ class PreTrainedModel(Generic[AnyOutput]):
     def save_pretrained(self, folder: str | Path, max_shard_size: int | str = "5GB") -> None:
         """Write config.json, generation_config.json and model.safetensors (or shards of it).
 
-        Each file appears whole or not at all; the weights keep the dtype they have. A shard's size
-        is in bytes, or a text such as "500MB", see `files.parse_size`.
+        Each file appears complete or not at all; the weights keep their dtype. A shard's size is
+        in bytes, or a text such as "500MB", see `files.parse_size`.
         """
-        from tinymistral.checkpoint import write_tensors
-        from tinymistral.files import make_folder, parse_size, write_json
-
         size = parse_size(max_shard_size)
         folder = Path(folder)
         make_folder(folder)
@@ -206,7 +200,7 @@ class PreTrainedModel(Generic[AnyOutput]):
 
     def num_parameters(self) -> int:
         """Count the weights; tied ones once."""
-        one, two = (  # layers; a configuration may claim a billion, so they are not listed
+        one, two = (  # of 1 and 2 layers; a configuration may claim a billion, too many to list
             sum(math.prod(shape) for shape in self.parameter_shapes(small).values())
             for small in (dataclasses.replace(self.config, num_hidden_layers=n) for n in (1, 2))
         )
@@ -221,12 +215,12 @@ class PreTrainedModel(Generic[AnyOutput]):
     def new_cache(self, rows: int, chunk: int | None = None) -> RollingCache:
         """Return an empty cache for a batch of `rows`, to give as `past_key_values`.
 
-        `chunk` is how many tokens go through at once, by default as many as suit the backend.
+        `chunk` is the largest number of tokens that go through at once, by default the backend's.
         """
         return RollingCache(self.config, self.backend, rows, chunk)
 
     def _warn_of_far_positions(self, positions: np.ndarray) -> None:
-        """Warn, once, of positions that the model was not made for."""
+        """Warn, once, of positions past max_position_embeddings."""
         limit = self.config.max_position_embeddings
         if not self._warned_of_far_positions and (positions >= limit).any():
             self._warned_of_far_positions = True
@@ -247,16 +241,16 @@ def _caller() -> int:
 
 
 def refuse_unknown(
-    function: Callable[..., Any], given: Mapping[str, Any], head: Callable[..., Any] | None = None
+    function: Callable[..., Any], extra: Mapping[str, Any], head: Callable[..., Any] | None = None
 ) -> None:
-    """Raise a TypeError that lists the known arguments, those of a model's head too, for others."""
-    if not given:
+    """Raise a TypeError that lists the known arguments if `extra` has any but the head's."""
+    if not extra:
         return
     functions = [function] if head is None else [function, head]
     parameters = [p for f in functions for p in inspect.signature(f).parameters.values()]
     passed_on = ("pieces", "inputs", "backend")[: 3 if head else 0]
     named = [p.name for p in parameters if p.kind != p.VAR_KEYWORD and p.name not in passed_on]
-    if unknown := sorted(set(given) - set(named)):
+    if unknown := sorted(set(extra) - set(named)):
         name = (
             function.__qualname__
             if head is None
@@ -306,10 +300,10 @@ def random_tensors(shapes: Shapes, config: MistralConfig, seed: int) -> dict[str
     return tensors
 
 
-def tree(flat: Mapping[str, Any]) -> Any:
+def tree(tensors: Mapping[str, Any]) -> Any:
     """Nest dotted names: {"layers.0.mlp.up_proj.weight": w} -> .layers[0].mlp.up_proj.weight."""
     root: dict[str, Any] = {}
-    for name, value in flat.items():
+    for name, value in tensors.items():
         *parents, leaf = name.split(".")
         node = root
         for parent in parents:

@@ -1,4 +1,4 @@
-"""From logits to the next token: what `generate` can be asked for, and the functions that do it.
+"""From logits to the next token: the options of `generate`, and the functions that apply them.
 
 The processors are those of transformers, in its order and with its meaning. Each takes and returns
 scores (B, V); a token that may not be drawn has score -inf. Checked against transformers 5
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
 FILE_NAME = "generation_config.json"
 LARGEST = 2**63 - 1  # of integers that have no other bound
 # Used only with `do_sample`; files often contain values of these that are not valid
-DRAWING = ("temperature", "top_k", "top_p", "min_p", "seed")
+ONLY_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
 
 
-def penalize_repetition(scores: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray:
-    """Divide positive scores, and multiply negative ones, of the tokens that a row already has.
+def penalize_repetition(scores: np.ndarray, present: np.ndarray, penalty: float) -> np.ndarray:
+    """Divide positive scores, and multiply negative ones, of the tokens that a row contains.
 
     RepetitionPenaltyLogitsProcessor; Keskar et al. 2019, https://arxiv.org/abs/1909.05858.
-    `seen` (B, V) is true for the tokens of a row, those of its prompt included.
+    `present` (B, V) is true for the tokens of a row, those of its prompt included.
     """
     penalized = np.where(scores < 0, scores * penalty, scores / penalty)
-    return np.where(seen, penalized, scores)
+    return np.where(present, penalized, scores)
 
 
 def scale_temperature(scores: np.ndarray, temperature: float) -> np.ndarray:
-    """Divide by the temperature; below 1 makes the likely likelier (TemperatureLogitsWarper)."""
+    """Divide by the temperature; below 1 favours likely tokens (TemperatureLogitsWarper)."""
     return scores / temperature
 
 
 def keep_top_k(scores: np.ndarray, k: int) -> np.ndarray:
-    """Keep the k highest scores of a row, and ties of the lowest of them (TopKLogitsWarper)."""
+    """Keep the k highest scores of a row, and ties with the lowest of them (TopKLogitsWarper)."""
     k = min(k, scores.shape[-1])
     lowest = np.partition(scores, -k, axis=-1)[:, -k, None]
     return np.where(scores < lowest, -np.inf, scores)
@@ -100,7 +100,7 @@ def draw(scores: np.ndarray, randoms: Sequence[np.random.Generator]) -> np.ndarr
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """What `generate` can be asked for; the defaults are those of transformers.
+    """The options of `generate`; the defaults are those of transformers.
 
     A checkpoint's generation_config.json gives other defaults. The processors are applied in the
     order of the fields; all but `repetition_penalty` only with `do_sample`.
@@ -109,7 +109,7 @@ class GenerationConfig:
     max_new_tokens: int = 20
     max_length: int | None = None  # with the prompt; used if max_new_tokens is not given
     do_sample: bool = False  # draw from the distribution; else take the likeliest
-    repetition_penalty: float = 1.0  # over 1: tokens that a row has become less likely
+    repetition_penalty: float = 1.0  # above 1: tokens of the row are less likely
     temperature: float = 1.0
     top_k: int = 50  # 0: all
     top_p: float = 1.0
@@ -157,13 +157,13 @@ class GenerationConfig:
         """The id that a finished row is padded with."""
         return self.pad_token_id if self.pad_token_id is not None else (self.eos_ids or [0])[0]
 
-    def process(self, logits: np.ndarray, seen: np.ndarray) -> np.ndarray:
-        """Apply the processors that were asked for to logits (B, V).
+    def process(self, logits: np.ndarray, present: np.ndarray) -> np.ndarray:
+        """Apply the processors that the options ask for to logits (B, V).
 
-        `seen` (B, V) is true for the tokens that a row has so far.
+        `present` (B, V) is true for the tokens that a row contains so far.
         """
         if self.repetition_penalty != 1:
-            logits = penalize_repetition(logits, seen, self.repetition_penalty)
+            logits = penalize_repetition(logits, present, self.repetition_penalty)
         if self.do_sample:
             if self.temperature != 1:
                 logits = scale_temperature(logits, self.temperature)
@@ -179,7 +179,7 @@ class GenerationConfig:
 def settle(
     model: MistralForCausalLM, options: dict[str, Any], prompt_length: int = 0
 ) -> GenerationConfig:
-    """Combine options, the checkpoint's generation_config.json, and its config, in this order.
+    """Return the settings: from options, else generation_config.json, else the model's config.
 
     If `max_new_tokens` is not given, it follows from `max_length` for prompts of `prompt_length`
     tokens, padding included. Raises ValueError for a wrong value, one in the file only if it would
@@ -192,13 +192,13 @@ def settle(
             f"generate: unknown argument {', '.join(sorted(unknown))}; known are "
             f"input_ids, attention_mask, return_dict_in_generate, {', '.join(sorted(known))}"
         )
-    given = {n: v for n, v in options.items() if n in fields and v is not None}
-    file = _used_defaults(model, given)
+    explicit = {n: v for n, v in options.items() if n in fields and v is not None}
+    file = _used_defaults(model, explicit)
     model_ids = {
         "eos_token_id": model.config.eos_token_id,
         "pad_token_id": model.config.pad_token_id,
     }
-    values = model_ids | file | given
+    values = model_ids | file | explicit
     try:
         config = GenerationConfig(**values)
         for name, ids in (("eos_token_id", config.eos_ids), ("pad_token_id", [config.fill_id])):
@@ -209,20 +209,20 @@ def settle(
                 )
     except ValueError as error:
         name = str(error).partition(":")[0]  # each message begins with the field's
-        of_file = name in file and name not in given
-        raise ValueError(f"{FILE_NAME}: {error}" if of_file else str(error)) from None
+        from_file = name in file and name not in explicit
+        raise ValueError(f"{FILE_NAME}: {error}" if from_file else str(error)) from None
     if config.max_length is not None and "max_new_tokens" not in values:
         new = max(0, config.max_length - prompt_length)
         config = dataclasses.replace(config, max_new_tokens=new)
     return config
 
 
-def _used_defaults(model: MistralForCausalLM, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the defaults of a checkpoint's file, without those that the options make unused."""
+def _used_defaults(model: MistralForCausalLM, explicit: dict[str, Any]) -> dict[str, Any]:
+    """Return the defaults of generation_config.json that apply beside the explicit options."""
     file = {n: v for n, v in model.generation_config.items() if v is not None}
-    if not given.get("do_sample", file.get("do_sample")):
-        file = {n: v for n, v in file.items() if n not in DRAWING}
-    if "max_length" in given:
+    if not explicit.get("do_sample", file.get("do_sample")):
+        file = {n: v for n, v in file.items() if n not in ONLY_SAMPLING}
+    if "max_length" in explicit:
         file.pop("max_new_tokens", None)
     if file.get("pad_token_id") == -1:  # means none in old conversions of Llama
         del file["pad_token_id"]
@@ -250,7 +250,7 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
 def _check(name: str, value: Any, kind: type, least: float, most: float | None = None) -> None:
     kinds = (int, np.integer) if kind is int else (int, float, np.integer, np.floating)
     fits = isinstance(value, kinds) and not isinstance(value, bool)
-    if not fits or not least <= value <= (LARGEST if most is None else most):  # nan is neither
+    if not fits or not least <= value <= (LARGEST if most is None else most):  # nan too
         noun = "an integer" if kind is int else "a number"
         up_to = "on" if most is None else f"to {most:g}"
         if most is None and fits and value > LARGEST:

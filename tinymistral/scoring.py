@@ -1,4 +1,4 @@
-"""How likely a model finds a text: the log-probability of every token, however long the text."""
+"""How likely a text is to a model: the log-probability of each token, for any length."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tinymistral.sampling import log_softmax
 if TYPE_CHECKING:
     from tinymistral.heads import MistralForCausalLM
 
-# Columns whose logits are made at once: 64 of 32,000 float64 take 16 MB.
+# Logits are computed for this many columns at once: 64 of 32,000 float64 take 16 MB.
 COLUMNS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
 class Score:
-    """Log-probabilities (T - 1,), natural, of all tokens of a text but the first."""
+    """Natural log-probabilities (T - 1,) of all tokens of a text but the first."""
 
     logprobs: np.ndarray
 
@@ -32,7 +32,7 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """The exponential of minus the mean: between how many tokens the model wavers."""
+        """exp(-mean): as uncertain as a choice among so many equally likely tokens."""
         try:
             return math.exp(-self.total / len(self.logprobs))
         except OverflowError:
@@ -47,8 +47,8 @@ def score(
     """Score a text (1, T) of two tokens or more, the first one <s> as a rule.
 
     The text goes through in pieces, and the rolling cache carries the context from one to the
-    next: every token is judged by all that the model can see before it, also where the text is
-    longer than any window, and memory does not grow with it.
+    next: each token is predicted from all earlier tokens in its window, also where the text is
+    longer than the window, whose size bounds the memory.
     """
     ids = check_ids(input_ids, model.config.vocab_size)
     if len(ids) != 1 or ids.shape[1] < 2:
@@ -57,15 +57,15 @@ def score(
         )
     cache = model.new_cache(rows=1)
     positions = np.arange(ids.shape[1] - 1, dtype=np.int64)[None]
-    logprobs: list[np.ndarray] = []
+    parts: list[np.ndarray] = []
     done = 0
     for hidden in model.run(Inputs(ids[:, :-1], None, positions, cache)):
         for start in range(0, hidden.shape[1], COLUMNS_AT_ONCE):
-            part = hidden[:, start : start + COLUMNS_AT_ONCE]
-            logits = log_softmax(model.backend.to_numpy(model.logits(part))[0])
-            next_ids = ids[0, done + 1 : done + 1 + len(logits)]
-            logprobs.append(logits[np.arange(len(logits)), next_ids])
-            done += len(logits)
+            logits = model.logits(hidden[:, start : start + COLUMNS_AT_ONCE])
+            logprobs = log_softmax(model.backend.to_numpy(logits)[0])
+            next_ids = ids[0, done + 1 : done + 1 + len(logprobs)]
+            parts.append(logprobs[np.arange(len(logprobs)), next_ids])
+            done += len(logprobs)
         if progress is not None:
             progress(done, ids.shape[1] - 1)
-    return Score(np.concatenate(logprobs))
+    return Score(np.concatenate(parts))

@@ -30,16 +30,16 @@ codecs.register_error("tinymistral.one_replacement_a_byte", _one_replacement_a_b
 class StreamDecoder:
     """Decodes one sequence, a token at a time; the texts, joined, are what `decode` returns.
 
-    An incomplete character is held back until its other bytes have come. To decode the continuation
-    of a prompt, push the prompt's ids first and ignore their text: then the continuation begins
-    with its space, if it has one.
+    An incomplete character is held back until its other bytes come. To decode the continuation of a
+    prompt, push the prompt's ids first and ignore their text: then a space at the start of the
+    continuation is not lost.
     """
 
     def __init__(self, tokenizer: MistralTokenizer, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
         self._utf8 = codecs.getincrementaldecoder("utf-8")("tinymistral.one_replacement_a_byte")
-        self._opening: list[int] | None = []  # the ids so far, until one of them shows; then None
+        self._opening: list[int] | None = []  # the ids so far, until there is text; then None
 
     def push(self, token_id: int) -> str:
         """Return the text that `token_id` completes, perhaps none."""
@@ -110,7 +110,7 @@ class StopStrings:
         return held
 
     def _length_to_hold(self, text: str) -> int:
-        """Return the length of the longest end of `text` with which a stop string begins."""
+        """Return the length of the longest end of `text` that begins a stop string."""
         longest = max((len(stop) - 1 for stop in self._stop), default=0)
         for length in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stop):

@@ -1,6 +1,6 @@
 """The named stages of a forward pass, and a wrapper around a backend that shows them.
 
-The model knows nothing of this: an operation and its weight tell which stage a result is.
+The model knows nothing of this: the wrapper names a stage by its operation and its weight.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ STAGES = {
     "layers.N.mlp_output": "B T D",
     "layers.N.output": "B T D",
     "norm": "B T D",
-    "logits": "B T V",  # of a head with labels, their number in the place of V
+    "logits": "B T V",  # with a head for labels: the number of labels instead of V
 }
 
-# The stage that `linear` gives with a weight of this name.
+# The stage that `linear` computes with a weight of this name.
 OF_PROJECTION = {
     "q_proj": "q",
     "k_proj": "k",
@@ -47,16 +47,16 @@ OF_PROJECTION = {
     "up_proj": "up",
     "down_proj": "mlp_output",
 }
-HEADS = ("lm_head", "embed_tokens", "score", "qa_outputs")  # `linear` with these gives logits
+HEADS = ("lm_head", "embed_tokens", "score", "qa_outputs")  # `linear` with these: logits
 
 Tap = Callable[[str, np.ndarray], None]
 
 
 class Tapped:
-    """A backend that shows each stage to `tap`, and keeps those that a call is to return.
+    """A backend that passes each stage to `tap`, and collects those that a call returns.
 
-    Made for one call of a model with `weights`, by their names on the backend; `cache` is the one
-    that the call writes to. A sum is seen where it is normed: that is what reads it next.
+    Made for one call of a model: `weights` are its arrays by name, `cache` the one that the call
+    writes to. A residual sum is shown when it is normed, the first operation that reads it.
     """
 
     def __init__(
@@ -74,21 +74,21 @@ class Tapped:
                 "leave it out, or use backend 'numpy'"
             )
         self._backend, self._cache, self._tap = backend, cache, tap
-        self._keeps_states, self._keeps_attentions = hidden_states, attentions
-        # Attention weights cost work of their own.
+        self._wants_states, self._wants_attentions = hidden_states, attentions
+        # Attention weights are computed for this alone.
         self.weighs = backend.has_attention_weights and (tap is not None or attentions)
         self._names = {id(array): name.removeprefix("model.") for name, array in weights.items()}
         self._biases = {name: x for name, x in weights.items() if name.endswith(".bias")}
         self._layer = ""  # "layers.N." while the last weight used is one of layer N's
         self._last = ""  # the stage shown last
-        self._states: dict[str, list[np.ndarray]] = {}  # of each stage, the pieces
+        self._states: dict[str, list[np.ndarray]] = {}  # by stage: its pieces
         self._attentions: list[np.ndarray] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
-        """Show the sum that is normed, and the result."""
+        """Show the sum, which is the input, and its norm."""
         before, stage = self._layer, self._enter(weight)
         if stage == "post_attention_layernorm":
             self._show(f"{before}attention_residual", x)
@@ -109,33 +109,34 @@ class Tapped:
         return out
 
     def rope(self, x: Array, table: Array) -> Array:
-        """Show queries, then keys, that have been rotated."""
+        """Show the rotated queries, then the rotated keys."""
         stage = "q_rotated" if self._last.endswith(".v") else "k_rotated"
         return self._show(self._layer + stage, self._backend.rope(x, table))
 
-    def attention(self, q: Array, k: Array, v: Array, *where: Any) -> Array:
-        """Show the weights, the row's tokens in order, and what they mix."""
+    def attention(self, q: Array, k: Array, v: Array, *positions_and_window: Any) -> Array:
+        """Show the attention weights, in token order, and the mix of values."""
         if self.weighs:
-            weights = self.to_numpy(self._backend.attention_weights(q, k, *where))
+            weights = self.to_numpy(self._backend.attention_weights(q, k, *positions_and_window))
             in_order = self._cache.in_token_order(weights)
             self._show(f"{self._layer}attention_weights", in_order)
-            if self._keeps_attentions:
+            if self._wants_attentions:
                 self._attentions.append(in_order)
-        return self._show(f"{self._layer}attention_mix", self._backend.attention(q, k, v, *where))
+        mix = self._backend.attention(q, k, v, *positions_and_window)
+        return self._show(f"{self._layer}attention_mix", mix)
 
     def silu_mul(self, gate: Array, up: Array) -> Array:
         """Show the product."""
         return self._show(f"{self._layer}silu_mul", self._backend.silu_mul(gate, up))
 
     def _enter(self, weight: Array) -> str:
-        """Note the layer of a weight, and return the rest of its name: q_proj, norm, lm_head."""
+        """Record the layer of a weight, and return its module's name: q_proj, norm, lm_head."""
         *path, name, _ = self._names[id(weight)].split(".")
         self._layer = f"layers.{path[1]}." if path else ""
         return name
 
     def _show(self, name: str, array: Array) -> Array:
         self._last = name
-        keep = self._keeps_states and name.rpartition(".")[2] in ("embedding", "output", "norm")
+        keep = self._wants_states and name.rpartition(".")[2] in ("embedding", "output", "norm")
         if self._tap is None and not keep:
             return array
         shown = array if isinstance(array, np.ndarray) else self.to_numpy(array)
@@ -149,11 +150,11 @@ class Tapped:
 
     def hidden_states(self) -> tuple[np.ndarray, ...] | None:
         """Return (B, T, D) arrays: the embedding, then each layer's output, the last one normed."""
-        if not self._keeps_states:
+        if not self._wants_states:
             return None
         *states, _, normed = (np.concatenate(pieces, axis=1) for pieces in self._states.values())
         return (*states, normed)
 
     def attentions(self) -> tuple[np.ndarray, ...] | None:
         """Return each layer's attention weights (B, H, T, tokens so far)."""
-        return tuple(self._attentions) if self._keeps_attentions else None
+        return tuple(self._attentions) if self._wants_attentions else None

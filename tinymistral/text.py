@@ -30,7 +30,7 @@ def listed(items: Iterable[str], limit: int = 8) -> str:
 
 
 def shown(value: object) -> str:
-    """Return a wrong argument as an error message shows it: its value, shortened, and its type."""
+    """Return the value of a wrong argument, shortened, and its type, for an error message."""
     return f"{one_line(repr(value), 60)} ({type(value).__name__})"
 
 

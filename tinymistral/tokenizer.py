@@ -124,7 +124,7 @@ class MistralTokenizer:
             raise ValueError(f"padding_side is {padding_side!r}, expected 'left' or 'right'")
         if return_tensors not in (None, "np"):
             raise ValueError(
-                f"return_tensors is {return_tensors!r}, but NumPy arrays are what is returned: "
+                f"return_tensors is {return_tensors!r}, but NumPy arrays are returned: "
                 "leave it out or give 'np'"
             )
         rows = [self.encode(row, add_special_tokens) for row in texts]
@@ -133,8 +133,8 @@ class MistralTokenizer:
         if not padding and any(len(row) != longest for row in rows):
             return BatchEncoding(input_ids=rows, attention_mask=masks)
         return BatchEncoding(
-            input_ids=_filled(rows, longest, self._fill_id, padding_side),
-            attention_mask=_filled(masks, longest, 0, padding_side),
+            input_ids=_padded(rows, longest, self._fill_id, padding_side),
+            attention_mask=_padded(masks, longest, 0, padding_side),
         )
 
     @property
@@ -227,7 +227,7 @@ class MistralTokenizer:
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raise a ValueError unless the model's `vocab_size` is that of the tokenizer.
 
-        With a larger tokenizer, ids may have no embedding; with a larger model, generated ids
+        If the tokenizer's is larger, ids may have no embedding; if the model's is, generated ids
         may have no text.
         """
         if vocab_size != self.vocab_size:
@@ -252,9 +252,9 @@ def _one_dimensional(ids: Ids) -> Sequence[int]:
     )
 
 
-def _filled(rows: list[list[int]], width: int, fill: int, side: str) -> np.ndarray:
+def _padded(rows: list[list[int]], width: int, fill: int, side: str) -> np.ndarray:
     array = np.full((len(rows), width), fill, dtype=np.int64)
-    for filled, row in zip(array, rows, strict=True):
+    for n, row in enumerate(rows):
         start = width - len(row) if side == "left" else 0
-        filled[start : start + len(row)] = row
+        array[n, start : start + len(row)] = row
     return array

@@ -55,18 +55,18 @@ READERS = {
 }
 
 
-def said(function, *arguments) -> str:
+def error_of(function, *arguments) -> str:
     with pytest.raises(ValueError) as caught:
         function(*arguments)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def said_soon(function, *arguments) -> str:
-    """As `said`; a read that blocks fails the test, instead of stopping all of them."""
+def error_soon(function, *arguments) -> str:
+    """As `error_of`; a read that blocks fails the test, instead of stopping all of them."""
     messages: list[str] = []
     thread = threading.Thread(
-        target=lambda: messages.append(said(function, *arguments)), daemon=True
+        target=lambda: messages.append(error_of(function, *arguments)), daemon=True
     )
     thread.start()
     thread.join(10)
@@ -79,7 +79,7 @@ def said_soon(function, *arguments) -> str:
 @pytest.mark.parametrize(("make", "says"), NO_PLAIN_FILES)
 def test_anything_but_a_regular_file_is_refused_without_reading_it(tmp_path, make, says, name):
     make(tmp_path / name)
-    message = said_soon(READERS[name], tmp_path)
+    message = error_soon(READERS[name], tmp_path)
     assert message.startswith(f"{tmp_path / name}: cannot be read: ")
     assert says in message
 
@@ -87,15 +87,15 @@ def test_anything_but_a_regular_file_is_refused_without_reading_it(tmp_path, mak
 @posix
 def test_a_chat_template_that_is_a_pipe_is_not_read(tmp_path):
     make_pipe(tmp_path / "tokenizer_config.json")
-    assert "no regular file" in said_soon(is_instruct, tmp_path)
+    assert "no regular file" in error_soon(is_instruct, tmp_path)
 
 
 def test_a_file_may_be_as_large_as_the_limit(tmp_path):
     (tmp_path / "x").write_bytes(b"12345")
     assert files.read_bytes(tmp_path / "x", 5) == b"12345"
-    assert "it is 5 bytes, expected 4 at most" in said(files.read_bytes, tmp_path / "x", 4)
-    assert said(files.read_bytes, tmp_path / "y", 5).endswith("there is no such file")
-    assert "cannot be read" in said(files.read_bytes, tmp_path / "a\0b", 5)
+    assert "it is 5 bytes, expected 4 at most" in error_of(files.read_bytes, tmp_path / "x", 4)
+    assert error_of(files.read_bytes, tmp_path / "y", 5).endswith("there is no such file")
+    assert "cannot be read" in error_of(files.read_bytes, tmp_path / "a\0b", 5)
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "params.json"])
@@ -109,7 +109,7 @@ def test_a_file_may_be_as_large_as_the_limit(tmp_path):
 )
 def test_a_name_that_appears_twice_is_refused(tmp_path, name, content, twice):
     (tmp_path / name).write_text(content, encoding="utf-8")
-    message = said(READERS[name], tmp_path)
+    message = error_of(READERS[name], tmp_path)
     assert message.startswith(f"{tmp_path / name}: not valid JSON: the name {twice}")
     assert message.endswith("appears twice")
     assert len(message) < 400
@@ -163,9 +163,9 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
 def test_saving_to_a_folder_that_is_a_file_is_an_error_in_one_line(tmp_path):
     (tmp_path / "file").touch()
     for thing in (MistralConfig(), MistralTokenizer.from_pretrained(DEMO), tiny_model(config())):
-        message = said(thing.save_pretrained, tmp_path / "file")
+        message = error_of(thing.save_pretrained, tmp_path / "file")
         assert message == f"{tmp_path / 'file'} is a file, expected a folder to write to"
-        assert "cannot be made" in said(thing.save_pretrained, tmp_path / "file" / "below")
+        assert "cannot be made" in error_of(thing.save_pretrained, tmp_path / "file" / "below")
 
 
 # Sizes
@@ -202,7 +202,7 @@ def test_a_size_is_bytes_or_a_text(size, expected):
     ],
 )
 def test_a_wrong_size_is_refused(size):
-    message = said(files.parse_size, size)
+    message = error_of(files.parse_size, size)
     assert message.startswith("a size is ")
     assert "'5GB'" in message
     assert len(message) < 200
@@ -216,5 +216,7 @@ def test_shards_are_as_large_as_the_text_says(tmp_path):
     model.save_pretrained(tmp_path / "several", max_shard_size="8KiB")
     assert len(list((tmp_path / "one").glob("*.safetensors"))) == 1
     assert len(list((tmp_path / "several").glob("*.safetensors"))) == 2
-    assert "'5GB'" in said(lambda: model.save_pretrained(tmp_path / "no", max_shard_size="5 GB x"))
+    assert "'5GB'" in error_of(
+        lambda: model.save_pretrained(tmp_path / "no", max_shard_size="5 GB x")
+    )
     assert not (tmp_path / "no").exists()

@@ -56,8 +56,8 @@ def convert(
     force: replace a checkpoint that is already in `target`, and everything else in that folder.
     progress: called with the bytes that are written and their total.
 
-    Each weight keeps its dtype and its bits; at most one is in memory. The folder appears whole or
-    not at all. A warning lists the fields that `params.json` does not have. Raises ValueError.
+    Each weight keeps its dtype and its bits; at most one is in memory. The folder appears complete
+    or not at all. A warning lists the fields that `params.json` does not have. Raises ValueError.
     """
     source, given = find_checkpoint(source), target
     target = Path(os.path.realpath(target))  # which accepts a loop of links
@@ -149,7 +149,7 @@ def _make_whole(target: Path, write: Callable[[Path], None]) -> None:
     """
     nearest = next(folder for folder in target.parents if folder.exists())
     with (
-        # Two, so that the outer one removes what is left if Ctrl-C interrupts removing the inner.
+        # Two: if Ctrl-C interrupts removing the inner one, the outer one removes the rest.
         tempfile.TemporaryDirectory(prefix=".converting-", dir=nearest) as outer,
         tempfile.TemporaryDirectory(dir=outer) as inner,
     ):

@@ -47,21 +47,21 @@ def load_checkpoint(
     if not prefixed and any(name.startswith("model.") for name in found):
         found = {name.removeprefix("model."): array for name, array in found.items()}
 
-    def harmless(name: str) -> bool:
-        """Old checkpoints store the rotary frequencies; a tied or unwanted head is not used."""
+    def ignorable(name: str) -> bool:
+        """Return whether it is a rotary frequency, of old checkpoints, or an unused head."""
         unused = name in HEADS[: 1 if prefixed else None] and name not in expected
         return name.endswith("rotary_emb.inv_freq") or unused
 
     missing = [name for name in expected if name not in found]
     if missing and all(name in HEADS for name in missing):
         raise CheckpointError(
-            f"{folder}: the head of {model_name} is missing ({listed(missing)}), and none is "
-            "made up; open the checkpoint with the class that saved it, or MistralModel"
+            f"{folder}: the head of {model_name} is missing ({listed(missing)}), and not "
+            "drawn at random; open the checkpoint with the class that saved it, or MistralModel"
         )
     if config.tie_word_embeddings and prefixed and "lm_head.weight" in found:
         check_tied(folder, found["lm_head.weight"], found.get("model.embed_tokens.weight"))
     try:
-        check_tensors(found, expected, harmless)
+        check_tensors(found, expected, ignorable)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from None
     return config, {name: found[name] for name in expected}
@@ -69,7 +69,7 @@ def load_checkpoint(
 
 def check_tied(folder: Path, head: np.ndarray, embedding: np.ndarray | None) -> None:
     """Raise a CheckpointError if a tied head is stored that is not bitwise the embedding."""
-    rows = 1024  # compared at once, so that neither array is copied whole
+    rows = 1024  # compared at once, so that neither array is copied completely
     if (
         embedding is None
         or (head.shape, head.dtype) != (embedding.shape, embedding.dtype)
@@ -111,7 +111,7 @@ def read_raw_unpermuted(folder: Path) -> tuple[MistralConfig, dict[str, np.ndarr
     return config, {name: tensors[raw] for raw, name in names.items()}
 
 
-def check_layers(names: Iterable[str], config: MistralConfig, said: str) -> None:
+def check_layers(names: Iterable[str], config: MistralConfig, claim: str) -> None:
     """Raise a CheckpointError unless the tensors have as many layers as the configuration.
 
     This comes before the expected names are listed: a file may claim any number of layers.
@@ -119,6 +119,6 @@ def check_layers(names: Iterable[str], config: MistralConfig, said: str) -> None
     layers = layer_count(names)
     if layers != config.num_hidden_layers:
         raise CheckpointError(
-            f"{said} {config.num_hidden_layers}, the checkpoint has {layers} layers; "
+            f"{claim} {config.num_hidden_layers}, the checkpoint has {layers} layers; "
             "the two do not belong together"
         )

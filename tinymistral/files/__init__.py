@@ -1,4 +1,4 @@
-"""Files: what is read is checked, what is written appears whole or not at all.
+"""Files: what is read is checked, what is written appears complete or not at all.
 
 The modules beside this one read checkpoints' files to tensors; none knows of a configuration.
 """
@@ -42,7 +42,7 @@ def check_is_file(path: Path) -> None:
 
 
 def is_named(path: Path) -> bool:
-    """Return whether a folder has an entry of this name; a link to nothing counts as one."""
+    """Return whether a path exists; a link to nothing counts too."""
     return path.is_symlink() or path.exists()
 
 
@@ -94,16 +94,16 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Return a temporary name beside `path`, renamed to it on success and removed on failure.
+    """Yield a temporary path beside `path`, renamed to it on success and removed on failure.
 
-    A device or a pipe, such as /dev/stdout, is written to: renaming would replace it by a file.
+    A device or a pipe, such as /dev/stdout, is copied to: renaming would replace it by a file.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         with TemporaryDirectory() as folder:
-            temporary = Path(folder, "whole")
+            temporary = Path(folder, "content")
             yield temporary
-            with temporary.open("rb") as whole, path.open("wb") as device:
-                shutil.copyfileobj(whole, device)
+            with temporary.open("rb") as content, path.open("wb") as device:
+                shutil.copyfileobj(content, device)
         return
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     temporary.open("xb").close()  # with the umask's permissions, unlike mkstemp
@@ -126,7 +126,7 @@ def make_folder(path: Path) -> None:
 
 
 def parse_size(size: int | str) -> int:
-    """Return a size in bytes, given so or as "5GB"; KB to TB are decimal, KiB to TiB binary.
+    """Return a size such as "5GB", or bytes, in bytes; KB to TB are decimal, KiB to TiB binary.
 
     The units are those of transformers' `max_shard_size`. Raises ValueError below one byte.
     """

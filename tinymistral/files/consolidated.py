@@ -1,8 +1,8 @@
-"""The files of a raw checkpoint, as Mistral publishes them, and which folders are one.
+"""The files of a raw checkpoint, as Mistral publishes them, and how to recognize one.
 
 params.json                 sizes and constants, under other names than config.json's
 consolidated.00.pth         the tensors, under other names, queries and keys in another order
-consolidated.safetensors    the same in the other format; if both are there, this is read
+consolidated.safetensors    the same tensors; if both are there, this one is read
 tokenizer.model             or tokenizer.model.v1, .v2 or .v3
 """
 

@@ -1,4 +1,4 @@
-"""Reading the .pth files of torch.save: without torch, mapped, and running nothing in them.
+"""Read the .pth files of torch.save: mapped, without torch, and without running their code.
 
 A file is a zip archive whose entries are in one folder, none of them compressed:
 
@@ -50,7 +50,7 @@ _READ_LIMIT = 4_000_000  # bytes: a pickle of 20,000 tensors
 _ENCRYPTED = 0x41  # bits of the flags: encrypted at all, strongly encrypted
 _UTF_8 = 0x800
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # ... lengths of the name and the extra field after it
-# How a file begins that torch before 1.6 wrote: the pickle of a magic number.
+# The first bytes of a file of torch before 1.6: the pickle of a magic number.
 _BEFORE_TORCH_1_6 = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 
@@ -58,7 +58,7 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
     """Map the tensors of a dict that torch.save wrote: name -> read-only array.
 
     The arrays are views of the file, with the strides that were saved, and the file must not be
-    changed while one lives; float32, float16, or bfloat16 as `ml_dtypes.bfloat16`. Nothing in it
+    changed while one lives; float32, float16, or bfloat16 as `ml_dtypes.bfloat16`. No code in it
     is run. Raises CheckpointError for anything but a dict of such tensors.
     """
     path = Path(path)
@@ -242,7 +242,7 @@ def _view(
     count = math.prod(size)
     if not count:
         return np.ndarray(size, storage.dtype, buffer=b"")
-    # No two elements overlap if each stride is longer than all that the shorter ones reach.
+    # No two elements overlap if each stride is longer than the extent of the shorter ones.
     axes = sorted((step, length) for step, length in zip(stride, size, strict=True) if length > 1)
     last = 0
     for step, length in axes:

@@ -1,9 +1,9 @@
-"""Unpickling what torch.save pickles: an interpreter of the few opcodes that this needs.
+"""Unpickle what torch.save writes: an interpreter of the few opcodes that this needs.
 
 Python's own unpickler imports and calls whatever a file names. This one imports nothing: a global
 is looked up in a table of what a checkpoint of tensors needs, and any other opcode, global or
 argument is refused by name. Time and memory are bounded by the pickle's length, whatever it
-contains: no value is copied, compared or walked through.
+contains: no value is copied, compared or traversed.
 Opcodes: the standard library's pickletools
 """
 
