@@ -99,7 +99,7 @@ def test_an_entry_is_complete(mistake):
     assert mistake.dtypes
     assert set(mistake.dtypes) | set(mistake.of_a_dtype) <= set(DTYPES)
     for text in (mistake.says, mistake.fix):  # a line each, of whole sentences
-        assert re.fullmatch(r"[^\s].{5,250}\.", text)
+        assert re.fullmatch(r"[^\s].{15,250}\.", text)
         assert text.isprintable()
         assert "  " not in text
     assert len(re.findall(r"\.( |$)", mistake.fix)) == 1

@@ -24,7 +24,9 @@ __all__ = ["FORWARD", "MISTAKES", "OF_LAWS", "SAMPLING", "TEXTS", "Mistake"]
 MISTAKES: tuple[Mistake, ...] = tuple(FOUND)
 OF_LAWS = tuple(m for m in MISTAKES if m.law)  # those that a law catches
 
-# Those that `golden diagnose` tries: about sampling; about texts and conversations; others.
+# Those that `golden diagnose` tries: about sampling; about texts and conversations; others. Where
+# several have the same results the first is named first, and those that a law catches come first.
 SAMPLING = tuple(m for m in MISTAKES if m.replacing("sampling"))
 TEXTS = tuple(m for m in MISTAKES if m.replacing("strings") or m.replacing("conversations"))
-FORWARD = tuple(m for m in MISTAKES if not m.not_diagnosed and m not in SAMPLING and m not in TEXTS)
+_others = [m for m in MISTAKES if not m.not_diagnosed and m not in SAMPLING and m not in TEXTS]
+FORWARD = tuple(sorted(_others, key=lambda m: m.law is None))

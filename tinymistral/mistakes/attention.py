@@ -19,7 +19,7 @@ TILE = 4  # slots at a time, of a softmax that is made tile by tile
 
 
 @mistake("repeat", law=HEADS, common=True)
-def tiled_heads(self, right, x, H):
+def tiled_heads(self, _, x, H):
     """Query head h reads key/value head h % K rather than h // (H/K). It is right for one key/value
     head, and for as many as query heads.
     Fix: Query head h reads key/value head h // (H/K): repeat each head, do not tile them."""
@@ -27,7 +27,7 @@ def tiled_heads(self, right, x, H):
 
 
 @mistake("repeat", law=HEADS)
-def one_head_for_all(self, right, x, H):
+def one_head_for_all(self, _, x, H):
     """All query heads read the first key/value head, as in multi-query attention.
     Fix: Query head h reads key/value head h // (H/K), not the first one."""
     return np.repeat(x[:, :, :1], H, axis=2)
@@ -60,14 +60,14 @@ def heads_cut_across_tokens(self, right, x, weight):
 
 
 @mistake("scale", law=SOFTMAX, common=True)
-def scores_not_scaled(self, right, H, d):
+def scores_not_scaled(self, _, H, d):
     """Scores are not divided by sqrt(d): attention is too sharp, nearly all on one key.
     Fix: Multiply the scores by head_dim^-0.5 before the softmax."""
     return 1.0
 
 
 @mistake("scale", law=SOFTMAX)
-def scores_scaled_twice(self, right, H, d):
+def scores_scaled_twice(self, _, H, d):
     """Scores are divided by d rather than by its root: attention is too flat. As when queries are
     scaled, and then the scores again.
     Fix: Scale the queries or the scores by head_dim^-0.5, not both."""
@@ -75,14 +75,14 @@ def scores_scaled_twice(self, right, H, d):
 
 
 @mistake("scale", law=MIXES)
-def scores_scaled_by_the_model_width(self, right, H, d):
+def scores_scaled_by_the_model_width(self, _, H, d):
     """Scores are divided by the root of the width of all heads, H·d, rather than of one head.
     Fix: Scale by the width of a head, head_dim^-0.5, not by that of all heads."""
     return float((H * d) ** -0.5)
 
 
 @mistake("scale")
-def scores_scaled_by_hidden_size(self, right, H, d):
+def scores_scaled_by_hidden_size(self, _, H, d):
     """Scores are divided by the root of `hidden_size` rather than of the width of a head.
     Fix: Scale by the width of a head, head_dim^-0.5, not by that of the model."""
     return float((self.config.hidden_size if self.config else d) ** -0.5)
@@ -92,7 +92,7 @@ def scores_scaled_by_hidden_size(self, right, H, d):
 
 
 @mistake("masked_exp", law="large_scores_do_not_overflow", of_a_dtype=BUT_FLOAT64)
-def softmax_overflows(self, right, scores, mask):
+def softmax_overflows(self, _, scores, mask):
     """exp is taken of the scores as they are. Past 88 it is infinite in float32, and the quotient
     NaN.
     Fix: Subtract the row's largest visible score before exp."""
@@ -100,7 +100,7 @@ def softmax_overflows(self, right, scores, mask):
 
 
 @mistake("masked_exp", law=NO_INFLUENCE, of_a_dtype=BUT_FLOAT64)
-def maximum_of_hidden_scores(self, right, scores, mask):
+def maximum_of_hidden_scores(self, _, scores, mask):
     """The largest score is looked for among masked ones too. A large one, or a NaN in an empty
     slot, makes all weights 0 or NaN.
     Fix: Mask first, then take the row's largest score."""
@@ -161,7 +161,7 @@ def nan_swallowed(self, right, weights, v, mask):
 
 
 @mistake("masked_softmax", law=SUM_TO_1)
-def softmax_not_divided(self, right, scores, mask):
+def softmax_not_divided(self, _, scores, mask):
     """The exponentials are not divided by their sum: the more keys, the larger the mix.
     Fix: Divide by the sum of the row's exponentials, at the end where tiles are summed."""
     return self.masked_exp(scores, mask)
@@ -176,7 +176,7 @@ def softmax_over_queries(self, right, scores, mask):
 
 
 @mistake("masked_exp", law=MIXES)
-def online_softmax_not_rescaled(self, right, scores, mask):
+def online_softmax_not_rescaled(self, _, scores, mask):
     """A softmax is made tile by tile, and sums are not scaled down when a larger score comes.
     Earlier tiles weigh too much. Of a text that fits one tile all is right.
     Fix: When a tile raises the largest score, multiply sum and mix so far by exp(old - new)."""
@@ -215,7 +215,7 @@ def softmax_in_16_bits(self, right, scores, mask):
 
 
 @mistake("masked_softmax", dtypes=("bfloat16",), of_a_dtype=("bfloat16",))
-def softmax_summed_in_16_bits(self, right, scores, mask):
+def softmax_summed_in_16_bits(self, _, scores, mask):
     """The sums of a softmax, of exponentials and of weighted values, are in 16 bits. Of some
     hundred keys that are much alike the sum stays where one more is less than its rounding.
     Fix: Add up the exponentials, and the weighted values, in float32."""
@@ -228,7 +228,7 @@ def softmax_summed_in_16_bits(self, right, scores, mask):
 
 
 @softmax_summed_in_16_bits.also("mix")
-def _(self, right, weights, v, mask):
+def _(self, _, weights, v, mask):
     B, H, T, S = weights.shape
     out = np.zeros((B, T, H, v.shape[-1]), dtype=self.activation_dtype)
     for s in range(S):

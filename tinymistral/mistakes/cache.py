@@ -10,13 +10,13 @@ from tinymistral.mistakes.mistake import mistake
 
 AS_A_LIST = "the_cache_remembers_what_a_list_would"
 PIECES = "logits_are_the_oracles_in_pieces_of_any_size"
-IN_PARTS = "every_stage_follows_from_those_before"
+EVERY_STAGE = "every_stage_follows_from_those_before"
 SCATTER = "scatter_writes_its_slots_and_nothing_else"
 NEVER = "nothing of the kind is done in the calls of a suite"
 
 
 @mistake("cache.capacity", law=PIECES, common=True)
-def evict_before_attend(cache, capacity):
+def evict_before_attend(cache, _):
     """The ring has W slots, i % W, and a piece of several tokens evicts before it attends. Keys
     that its first tokens should see are gone. One token at a time is right.
     Fix: Attend to the old keys and the new ones, then evict; or give the ring W + C - 1 slots."""
@@ -33,14 +33,14 @@ def ring_too_small(cache, capacity):
 @mistake(
     "cache.capacity", law="memory_is_constant_past_the_ring", not_diagnosed="the numbers are right"
 )
-def endless_cache(cache, capacity):
+def endless_cache(cache, _):
     """The cache grows for ever, although the window masks all but its last keys. The numbers are
     right, until memory is out.
     Fix: Keep W + C - 1 slots and overwrite the oldest."""
 
 
 @mistake("cache.take_back", law=AS_A_LIST, not_diagnosed=NEVER)
-def draft_not_forgotten(cache, right, positions):
+def draft_not_forgotten(cache, _, positions):
     """Draft tokens that were rejected stay visible beside those that replace them.
     Fix: When a position is given again, remove what the cache has from there on."""
 
@@ -101,7 +101,7 @@ def padding_counted(cache, right, positions):
 padding_counted.also("inputs")(padding_counted_later)
 
 
-@mistake("cache.admit", law=IN_PARTS)
+@mistake("cache.admit", law=EVERY_STAGE)
 def padding_takes_slots(cache, right, positions):
     """All rows are taken to be as long as the longest. Padding pushes tokens out of the ring that
     are still visible.
@@ -111,7 +111,7 @@ def padding_takes_slots(cache, right, positions):
 
 
 @mistake("cache.read", law="each_row_of_a_padded_batch_is_the_row_alone")
-def length_of_the_first_row(cache, right, layer):
+def length_of_the_first_row(cache, _, layer):
     """Only as many slots are read as the first row has: longer rows lose their newest keys.
     Fix: Attend to as many slots as the longest row has, and let positions say which are empty."""
     used = int(cache.count[0])
@@ -123,7 +123,7 @@ def _(cache, right):
     return right[:, : int(cache.count[0])]
 
 
-@mistake("cache.read", law=IN_PARTS)
+@mistake("cache.read", law=EVERY_STAGE)
 def layers_share_a_cache(cache, right, layer):
     """All layers attend to the keys and values of the first. A model of one layer is right.
     Fix: Give every layer keys and values of its own, and read those of the current layer."""
@@ -159,14 +159,14 @@ def _to_all_slots(cache: Array, slots: Array, new: Array) -> Array:
 
 
 @mistake("scatter", law=SCATTER)
-def padding_written_to_the_last_slot(self, right, cache, slots, new):
+def padding_written_to_the_last_slot(self, _, cache, slots, new):
     """Slot -1 is taken for an index that counts from the end: padding overwrites the last slot.
     Fix: Skip slot -1: it says that there is nothing to write."""
     return _to_all_slots(cache, slots, new)
 
 
 @mistake("cache.update", law=AS_A_LIST)
-def padding_stored(cache, right, layer, k, v):
+def padding_stored(cache, _, layer, k, v):
     """The cache writes keys and values without `scatter`, and padding to the last slot.
     Fix: Skip slot -1 in the cache, as `scatter` does."""
     _to_all_slots(cache.k[layer], cache.slots, k)
@@ -182,7 +182,7 @@ def slots_of_the_first_row(self, right, cache, slots, new):
 
 
 @mistake("scatter", law=SCATTER)
-def added_to_the_slot(self, right, cache, slots, new):
+def added_to_the_slot(self, _, cache, slots, new):
     """New numbers are added to what a slot held, as scatter-add does. It is right until the cache
     wraps.
     Fix: Overwrite what a slot held: it is a token that has left the ring."""

@@ -103,7 +103,7 @@ def window_by_slot(self, right, i, j, window):
 
 
 @mistake("visible", law=ANY_ORDER)
-def causal_by_slot(self, right, i, j, window):
+def causal_by_slot(self, _, i, j, window):
     """The future is masked by the order of slots, as by a triangular mask (tril, triu). It is right
     until the cache wraps, or a row has padding.
     Fix: A key is in the future if its position is larger than the query's, wherever it is
@@ -120,7 +120,7 @@ def stops_at_the_first_hidden(self, right, i, j, window):
 
 
 @mistake("visible", law="what_a_query_does_not_see_has_no_influence", common=True)
-def future_seen(self, right, i, j, window):
+def future_seen(self, _, i, j, window):
     """Queries see keys after their own. Decoding one token at a time hides it; a prompt that goes
     through at once is wrong, and a text that is scored is predicted too well.
     Fix: Mask keys whose position is larger than the query's: visible means `0 <= i - j`."""
@@ -128,7 +128,7 @@ def future_seen(self, right, i, j, window):
 
 
 @mistake("visible", common=True)
-def next_token_seen(self, right, i, j, window):
+def next_token_seen(self, _, i, j, window):
     """The causal mask is off by one, `j <= i + 1`: each query sees the token after its own.
     Fix: A key is visible if its position is not larger than the query's: `0 <= i - j`."""
     return _uncausal(i, j, window) & (i + 1 - j >= 0)
@@ -142,7 +142,7 @@ def blind_to_itself(self, right, i, j, window):
 
 
 @mistake("visible", law="padding_on_either_side_changes_nothing", common=True)
-def padding_seen(self, right, i, j, window):
+def padding_seen(self, _, i, j, window):
     """Position -1 is taken for one before the first, not for nothing. Padding and empty slots are
     visible to the first tokens of a row.
     Fix: Mask every key at position -1: visible means `j >= 0`, too."""

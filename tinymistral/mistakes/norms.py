@@ -8,16 +8,15 @@ import numpy as np
 
 from tinymistral.mistakes.mistake import BUT_FLOAT64, HALVES, ROUNDING, mistake
 
-IN_PARTS = "every_stage_follows_from_those_before"
+EVERY_STAGE = "every_stage_follows_from_those_before"
 RMS_NORM = "rms_norm_divides_by_the_root_mean_square"
 SILU_MUL = "silu_mul_is_gate_times_sigmoid_times_up"
 
 FINAL = "model.norm"
-AFTER_ATTENTION = ".post_attention_layernorm"
 
 
 @mistake("rms_norm", law="rows_of_a_batch_are_independent")
-def norm_over_the_batch(self, right, x, weight, eps):
+def norm_over_the_batch(self, _, x, weight, eps):
     """All tokens are divided by one root mean square, taken over all axes.
     Fix: Take the mean square of each token by itself, over the last axis."""
     wide = self.widen(x)
@@ -26,7 +25,7 @@ def norm_over_the_batch(self, right, x, weight, eps):
 
 
 @mistake("rms_norm", law=RMS_NORM, common=True)
-def eps_outside_the_root(self, right, x, weight, eps):
+def eps_outside_the_root(self, _, x, weight, eps):
     """Epsilon is added to the root, not under it. Small activations, as those of the embedding, are
     scaled too much.
     Fix: Add epsilon to the mean square, then take the root."""
@@ -42,7 +41,7 @@ def eps_forgotten(self, right, x, weight, eps):
     return right(x, weight, 0.0)
 
 
-@mistake("rms_norm", law=IN_PARTS, dtypes=("float32", "float64"), common=True)
+@mistake("rms_norm", law=EVERY_STAGE, dtypes=("float32", "float64"), common=True)
 def eps_of_another_model(self, right, x, weight, eps):
     """Epsilon is 1e-6, the default of other configurations, whatever this one says. It shows in
     small activations alone.
@@ -66,7 +65,7 @@ def mean_subtracted(self, right, x, weight, eps):
 
 
 @mistake("rms_norm", law=RMS_NORM)
-def sum_of_squares(self, right, x, weight, eps):
+def sum_of_squares(self, _, x, weight, eps):
     """Vectors are scaled to length 1, not to mean square 1: they are too small by sqrt(D).
     Fix: Divide the sum of squares by D before the root."""
     wide = self.widen(x)
@@ -98,7 +97,7 @@ def norm_rounded_before_its_weight(self, right, x, weight, eps):
 
 
 @mistake("rms_norm", law=RMS_NORM, dtypes=HALVES, of_a_dtype=("float16",))
-def squares_in_16_bits(self, right, x, weight, eps):
+def squares_in_16_bits(self, _, x, weight, eps):
     """Squares are rounded to 16 bits. In float16 those of numbers past 255 are infinite, and the
     norm 0.
     Fix: Convert x to float32 before it is squared."""
@@ -107,7 +106,7 @@ def squares_in_16_bits(self, right, x, weight, eps):
     return self.round(self.widen(x) / root * self.widen(weight))
 
 
-# Which norm, and of what
+# The final norm
 
 
 @mistake("rms_norm", common=True)
@@ -125,24 +124,23 @@ def final_norm_twice(self, right, x, weight, eps):
     return right(x, weight, eps) if self.name_of(weight) == FINAL else x
 
 
-@mistake("rms_norm", law=IN_PARTS)
-def residual_not_normed(self, right, x, weight, eps):
+# Sums with the input x of attention or of the feed-forward network; `to_norm` is normed next.
+
+
+@mistake("add", law=EVERY_STAGE)
+def residual_not_normed(self, right, x, y):
     """The sum that goes on is right, but what is normed is x before the sum.
     Fix: Norm the sum x + residual, not x."""
-    return right(x if self.before is None else self.before, weight, eps)
+    self.to_norm = x
+    return right(x, y)
 
 
-@mistake("add", law=IN_PARTS)
+@mistake("add", law=EVERY_STAGE)
 def residual_lost(self, right, x, y):
     """The norm is of the right sum, but what goes on is x, without what was to be added.
     Fix: Write x + residual back: it is what the next layer adds to."""
-    self.total = right(x, y)
+    self.to_norm = right(x, y)
     return x
-
-
-@residual_lost.also("rms_norm")
-def _(self, right, x, weight, eps):
-    return right(x if self.before is None else self.total, weight, eps)
 
 
 @mistake("add", common=True)
@@ -167,25 +165,20 @@ def residual_of_the_norm(self, right, x, y):
     return right(self.normed, y)
 
 
-@residual_of_the_norm.also("rms_norm")
-def _(self, right, x, weight, eps):
-    self.normed = right(x, weight, eps)
-    return self.normed
-
-
-@mistake("rms_norm")
-def mlp_beside_attention(self, right, x, weight, eps):
+@mistake("add")
+def mlp_beside_attention(self, right, x, y):
     """Attention and feed-forward network read the same x, side by side, as in GPT-J and PaLM.
     Fix: The feed-forward network reads norm(x + attention(...)), after attention has been added."""
-    beside = self.name_of(weight).endswith(AFTER_ATTENTION)
-    return right(self.before if beside else x, weight, eps)
+    if self.last_weight.endswith("o_proj"):
+        self.to_norm = x
+    return right(x, y)
 
 
 # The gate
 
 
 @mistake("silu_mul", law=SILU_MUL, common=True)
-def gelu_for_silu(self, right, gate, up):
+def gelu_for_silu(self, _, gate, up):
     """The activation is GELU, which is close to SiLU and not it.
     Fix: The activation is silu(x) = x / (1 + exp(-x)), also called swish."""
     gate = self.widen(gate)
@@ -194,7 +187,7 @@ def gelu_for_silu(self, right, gate, up):
 
 
 @mistake("silu_mul")
-def exact_gelu_for_silu(self, right, gate, up):
+def exact_gelu_for_silu(self, _, gate, up):
     """The activation is GELU by its definition, x · Φ(x), not by tanh; and it is not SiLU.
     Fix: The activation is silu(x) = x / (1 + exp(-x)), also called swish."""
     x = self.widen(gate)
@@ -203,14 +196,14 @@ def exact_gelu_for_silu(self, right, gate, up):
 
 
 @mistake("silu_mul")
-def relu_for_silu(self, right, gate, up):
+def relu_for_silu(self, _, gate, up):
     """The activation is ReLU, max(x, 0).
     Fix: The activation is silu(x) = x / (1 + exp(-x)), also called swish."""
     return self.round(np.maximum(self.widen(gate), 0) * self.widen(up))
 
 
 @mistake("silu_mul")
-def silu_forgotten(self, right, gate, up):
+def silu_forgotten(self, _, gate, up):
     """The feed-forward network multiplies gate by up, with no activation.
     Fix: Take silu of gate before it is multiplied by up."""
     return self.round(self.widen(gate) * self.widen(up))
@@ -231,7 +224,7 @@ def gate_and_up_swapped(self, right, gate, up):
 
 
 @mistake("silu_mul", law=SILU_MUL)
-def sigmoid_for_silu(self, right, gate, up):
+def sigmoid_for_silu(self, _, gate, up):
     """The gate is sigmoid(x) without the factor x, as in the first gated linear units.
     Fix: silu(x) is x · sigmoid(x)."""
     return self.round(self.widen(up) / (1 + np.exp(-self.widen(gate))))
@@ -246,7 +239,7 @@ def silu_rounded_before_up(self, right, gate, up):
 
 
 @mistake("silu_mul", law=SILU_MUL, of_a_dtype=BUT_FLOAT64)
-def silu_overflows(self, right, gate, up):
+def silu_overflows(self, _, gate, up):
     """The sigmoid is exp(x) / (1 + exp(x)): inf / inf, NaN, for x past 88 in float32.
     Fix: Divide x by 1 + exp(-x), which is right where exp overflows: the quotient is 0."""
     gate = self.widen(gate)

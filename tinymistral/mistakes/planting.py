@@ -1,7 +1,8 @@
 """Backends and caches that make mistakes: what is replaced, and the little that mistakes may ask.
 
 A change is a name and a function. The function takes the backend (or cache), what it replaces, and
-then the arguments of that; so several changes of one operation are made one inside the other.
+then the arguments of that; so several changes of one operation are made one inside the other. The
+second parameter is `_` if the function does not call what it replaces.
 """
 
 from __future__ import annotations
@@ -20,8 +21,17 @@ from tinymistral.pretrained import flat
 
 Change = tuple[str, Callable[..., Any]]
 Window = int | None
+PARTS = ("visible", "repeat", "scale", "masked_exp", "masked_softmax", "mix")  # of attention
 
-PARTS = ("visible", "repeat", "scale", "masked_exp", "masked_softmax", "mix")
+
+def in_order(changes: Iterable[Change]) -> list[Change]:
+    """Sort changes from the innermost: those that do not call what they replace come first."""
+
+    def key(change: Change) -> tuple[bool, str, int]:
+        code = change[1].__code__
+        return code.co_varnames[1] != "_", change[1].__module__, code.co_firstlineno
+
+    return sorted(dict.fromkeys(changes), key=key)
 
 
 class InParts(NumpyBackend):
@@ -112,15 +122,15 @@ class Faulty(NumpyBackend):
     first = np.zeros(0, dtype=np.int64)  # (B,) the first position of each row
     last_weight = ""  # the name of the weight that `linear` had last
     ropes = 0  # since the last `linear`: before that of queries 0, before that of keys 1
-    before: Array | None = None  # what was added to last, before the sum
+    normed: Array | None = None  # the last result of `rms_norm`
+    to_norm: Array | None = None  # what the next `rms_norm` is of, if not of what it is given
 
     def __init__(self, dtype: str | None = None, changes: Iterable[Change] | None = None):
         super().__init__(dtype)
         self._names: dict[int, str] = {}
         given = self.changes if changes is None else changes
-        for name, wrong in reversed(list(dict.fromkeys(given))):
-            if hasattr(self, name):
-                self._replace(name, partial(wrong, self))
+        for name, wrong in in_order(change for change in given if hasattr(self, change[0])):
+            self._replace(name, partial(wrong, self))
         for name in ("embedding", "rms_norm", "linear", "rope"):  # whatever the mistakes call
             self._replace(name, getattr(self, f"_{name}"))
 
@@ -145,7 +155,6 @@ class Faulty(NumpyBackend):
 
     def add_to_stream(self, x: Array, y: Array) -> Array:
         """Return the sum as what goes on to the next layer."""
-        self.before = x
         return self._stream(self.add(x, y))
 
     def _stream(self, x: Array) -> Array:
@@ -156,12 +165,15 @@ class Faulty(NumpyBackend):
         return stream
 
     def _embedding(self, right: Callable[..., Any], table: Array, ids: Array) -> Array:
-        self.call, self.width, self.before = self.call + 1, ids.shape[1], None
+        self.call, self.width = self.call + 1, ids.shape[1]
         self.stop += self.width
         return self._stream(right(table, ids))
 
     def _rms_norm(self, right: Callable[..., Any], x: Array, weight: Array, eps: float) -> Array:
-        return right(x.view(np.ndarray) if isinstance(x, Stream) else x, weight, eps)
+        x = x.view(np.ndarray) if isinstance(x, Stream) else x
+        x, self.to_norm = x if self.to_norm is None else self.to_norm, None
+        self.normed = right(x, weight, eps)
+        return self.normed
 
     def _linear(self, right: Callable[..., Any], x: Array, weight: Array) -> Array:
         out = right(x, weight)
@@ -190,10 +202,9 @@ def faulty_for(changes: Iterable[Change], base: type[NumpyBackend] = NumpyBacken
 def cache_with(changes: Iterable[Change]) -> type[RollingCache]:
     """Return a cache in which these methods and properties are replaced, by `cache.NAME`."""
     kind: Any = RollingCache
-    for name, wrong in reversed(list(dict.fromkeys(changes))):
-        if name.startswith("cache."):
-            name = name.removeprefix("cache.")
-            kind = type("Faulty", (kind,), {name: _replaced(getattr(kind, name), wrong)})
+    for name, wrong in in_order(change for change in changes if change[0].startswith("cache.")):
+        name = name.removeprefix("cache.")
+        kind = type("Faulty", (kind,), {name: _replaced(getattr(kind, name), wrong)})
     found: type[RollingCache] = kind
     return found
 

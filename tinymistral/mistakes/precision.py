@@ -33,7 +33,7 @@ def embedding_counts_from_1(self, right, table, ids):
     dtypes=("float32", "float64", "float16"),
     not_diagnosed="what is not rounded is nearer to what is right",
 )
-def embedding_not_converted(self, right, table, ids):
+def embedding_not_converted(self, _, table, ids):
     """Embeddings keep the dtype that the table is stored in. What follows may keep it too: a whole
     model then computes in bfloat16 unasked.
     Fix: Convert the rows to the dtype of the activations."""
@@ -41,7 +41,7 @@ def embedding_not_converted(self, right, table, ids):
 
 
 @mistake("embedding", law=TABLE)
-def embedding_scaled(self, right, table, ids):
+def embedding_scaled(self, _, table, ids):
     """Embeddings are multiplied by sqrt(D), as Gemma's are.
     Fix: Mistral's embeddings are the rows of the table as they are."""
     return self.round(self.widen(table[ids]) * self.compute_dtype.type(table.shape[1] ** 0.5))
@@ -56,7 +56,7 @@ def weights_transposed(self, right, x, weight):
 
 
 @mistake("linear", law=DOT_PRODUCTS, dtypes=HALVES, of_a_dtype=HALVES)
-def sums_in_16_bits(self, right, x, weight):
+def sums_in_16_bits(self, _, x, weight):
     """Dot products are added up in 16 bits: the longer they are, the less is left of them.
     Fix: Add up the products in float32, and round the sum alone."""
     total = np.zeros((*x.shape[:-1], len(weight)), dtype=self.activation_dtype)
@@ -71,7 +71,7 @@ def sums_in_16_bits(self, right, x, weight):
     dtypes=("float64",),
     not_diagnosed="there is no tolerance for float64",
 )
-def float64_by_name_only(self, right, x, weight):
+def float64_by_name_only(self, _, x, weight):
     """float64 is computed in float32 and converted afterwards.
     Fix: Where float64 is asked for, keep every intermediate in it."""
     return self.round(NumpyBackend("float32").linear(x.astype(np.float32), weight))
@@ -175,21 +175,21 @@ def weights_converted_unasked(self, right, array, dtype=None):
 
 
 @mistake("to_numpy", law=AS_THEY_ARE, not_diagnosed=ARRAYS)
-def float32_on_the_host(self, right, array):
+def float32_on_the_host(self, _, array):
     """`to_numpy` gives float32 whatever the array is.
     Fix: Let `to_numpy` keep the dtype, bfloat16 as `ml_dtypes.bfloat16`."""
     return array.astype(np.float32)
 
 
 @mistake("zeros", law="zeros_are_zeros", not_diagnosed=ARRAYS)
-def zeros_not_set(self, right, shape, dtype):
+def zeros_not_set(self, _, shape, dtype):
     """`zeros` only allocates: what was in that memory is still there.
     Fix: Write zeros to memory that was just allocated."""
     return np.full(shape, 3, dtype=NUMPY_DTYPES[dtype])
 
 
 @mistake("take", law=SLICES, not_diagnosed=ARRAYS)
-def take_along_the_first_axis(self, right, array, indices, axis):
+def take_along_the_first_axis(self, _, array, indices, axis):
     """`take` gathers rows whatever the axis is.
     Fix: Gather along the axis given."""
     return np.take(array, indices, axis=0, mode="clip")
@@ -244,5 +244,5 @@ def sums_not_rounded(self, right, array, dtype=None):
 
 @sums_not_rounded.also("to_numpy")
 @column_major_reshape.also("to_numpy")
-def _(self, right, array):
+def _(self, _, array):
     return array.view(np.ndarray)

@@ -11,6 +11,7 @@ from tinymistral.mistakes.mistake import FOUND, HALVES, ROUNDING, Mistake, mista
 from tinymistral.mistakes.weights import raw_not_permuted
 
 PAIRS = "rope_turns_the_pairs_of_halves"  # the law that catches most
+EVERY_STAGE = "every_stage_follows_from_those_before"
 
 
 @mistake("rope", law=PAIRS, common=True)
@@ -45,7 +46,7 @@ def rope_backwards(self, right, x, table):
 
 
 @mistake("rope_table", law=PAIRS)
-def rope_angles_in_float32(self, right, positions, theta, d):
+def rope_angles_in_float32(self, _, positions, theta, d):
     """Angles are computed in float32. At position 32,767 they are off by up to 2^-10, so the same
     distance gives another score there.
     Fix: Compute i · theta^(-2m/d) in float64, then take cosine and sine, then round."""
@@ -70,7 +71,7 @@ def rope_in_16_bits(self, right, *arguments):
     return self.widen(self.round(cos)), self.widen(self.round(sin))
 
 
-@mistake("rope", law="every_stage_follows_from_those_before")
+@mistake("rope", law=EVERY_STAGE)
 def rope_in_place(self, right, x, table):
     """Queries and keys are overwritten by their rotated numbers. Whatever reads or rotates them
     later finds them rotated already.
@@ -202,7 +203,7 @@ def queries_not_turned(self, right, x, table):
     return x if self.call >= 0 and self.ropes == 0 else right(x, table)
 
 
-@mistake("rope", law="every_stage_follows_from_those_before", common=True)
+@mistake("rope", law=EVERY_STAGE, common=True)
 def keys_not_turned(self, right, x, table):
     """Keys are written to the cache as they are, and only queries are rotated.
     Fix: Rotate a key by its position before it is written."""
@@ -216,13 +217,13 @@ def _(cache, right, layer, k, v):
 
 
 @mistake("rope")
-def nothing_turned(self, right, x, table):
+def nothing_turned(self, _, x, table):
     """There are no rotary embeddings: neither queries nor keys have positions.
     Fix: Rotate queries and keys by their positions."""
     return x
 
 
-@mistake("cache.update", law="every_stage_follows_from_those_before")
+@mistake("cache.update", law=EVERY_STAGE)
 def values_turned(cache, right, layer, k, v):
     """Values are rotated like keys.
     Fix: Rotate queries and keys, and write values as they are."""
