@@ -26,8 +26,8 @@ from tinymistral.numpy_backend import NumpyBackend
 TWO = np.array([[0, 1]], dtype=np.int64)
 
 
-def bf16(backend: NumpyBackend, *shape: int, fill: float = 0.0) -> np.ndarray:
-    return np.full(shape, fill, dtype=backend.activation_dtype)
+def bf16(backend: NumpyBackend, *shape: int) -> np.ndarray:
+    return np.zeros(shape, dtype=backend.activation_dtype)
 
 
 def made(*choices: str) -> RoundingBackend:

@@ -154,14 +154,14 @@ def test_raw_weights_rotated_by_halves_are_a_mistake(tmp_path: Path) -> None:
 # Columns of attention weights
 
 
-def by_column(case: str, rest: float = 7.0) -> Arrays:
-    """A column of the weights for each token of the input so far; `rest` in those of padding."""
+def by_column(case: str) -> Arrays:
+    """A column of the weights for each token of the input so far; 7 in those of padding."""
     arrays, inputs = part_of(case, "expected"), part_of(case, "inputs")
     for name in [name for name in arrays if name.endswith("attention_weights")]:
         call = int(name.split(".")[1])
         keys = inputs[f"calls.{call}.key_positions"]
         columns = np.concatenate([inputs[f"calls.{n}.positions"] for n in range(call + 1)], axis=1)
-        out = np.full((*arrays[name].shape[:3], columns.shape[1]), rest, dtype=np.float32)
+        out = np.full((*arrays[name].shape[:3], columns.shape[1]), 7, dtype=np.float32)
         for b, c in np.argwhere(columns >= 0):
             (key,) = np.flatnonzero(keys[b] == columns[b, c])
             out[b, :, :, c] = arrays[name][b, :, :, key]
