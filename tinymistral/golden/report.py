@@ -24,7 +24,7 @@ from tinymistral.golden.compare.verdicts import (
     Part,
     verdict_of_all,
 )
-from tinymistral.text import one_line
+from tinymistral.text import listed, one_line
 
 HEADER = ("case", "", "compared", "largest error")
 FIRST_FEW = 5  # of what may be many
@@ -204,9 +204,7 @@ def summary(results: Sequence[Compared]) -> str:
 
 def some(names: Iterable[str], most: int = FIRST_FEW) -> str:
     """Return the first few, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return one_line(", ".join(names[:most]), 1000) + more
+    return one_line(listed(names, most), 1000)
 
 
 def number(x: object) -> str:
