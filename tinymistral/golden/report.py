@@ -56,7 +56,7 @@ def as_table(results: Sequence[Compared], unknown: Mapping[str, str], verbose: b
         lines += [f"  {line}" for line in below]
     lines.append("")
     if hidden:
-        lines.append(f"there is something to say of {hidden} more: see --verbose, or --case ID")
+        lines.append(f"details of {hidden} more: see --verbose, or --case ID")
     lines += [*unknown_names(unknown, "case"), summary(results)]
     return "".join(f"{line}\n" for line in lines)
 
@@ -125,7 +125,7 @@ def divergence(result: Compared, first: Part) -> Iterator[str]:
     if before is not None:
         yield f"the last to agree before it is {before.name}"
     if missing:
-        yield f"not there to be looked at in between: {some(missing)}"
+        yield f"not given in between: {some(missing)}"
     differing = [part for part in result.parts if part.verdict == DIFFERS]
     yield f"of {len(result.parts)} tensors {len(differing)} differ"
     if result.fits:
@@ -134,7 +134,7 @@ def divergence(result: Compared, first: Part) -> Iterator[str]:
             f"compute in, say --dtype {result.fits[0]}"
         )
     if result.case.catches:
-        yield f"mistakes that this case is there to catch: {some(result.case.catches, 20)}"
+        yield f"mistakes that this case catches: {some(result.case.catches, 20)}"
 
 
 def other_texts(result: Compared) -> Iterator[str]:

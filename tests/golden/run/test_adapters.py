@@ -38,7 +38,7 @@ from tinymistral.golden.run.llama_cpp import gguf_name
 from tinymistral.golden.run.transformers import (
     check_finite,
     check_padding,
-    check_seen,
+    check_visible,
 )
 from tinymistral.golden.suite import Case, read_suite
 
@@ -361,13 +361,13 @@ def test_transformers_does_not_run_a_query_with_no_visible_key() -> None:
     ):
         positions = {"q_positions": np.array(queries), "k_positions": keys}
         if runs:
-            check_seen(positions, window)
+            check_visible(positions, window)
         else:
             with pytest.raises(CannotRun, match="no visible key gets the mean"):
-                check_seen(positions, window)
+                check_visible(positions, window)
     case = SUITE.case("attention-nothing-visible")
     with pytest.raises(CannotRun):
-        check_seen(SUITE.read(case).inputs, (case.parameters or {})["window"])
+        check_visible(SUITE.read(case).inputs, (case.parameters or {})["window"])
 
 
 @pytest.mark.parametrize("kind", ["hidden", "visible"])
