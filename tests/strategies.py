@@ -17,16 +17,14 @@ from tinymistral.numpy_backend import NumpyBackend
 from tinymistral.pretrained import PreTrainedModel
 
 wide_dtypes = st.sampled_from(["float32", "float64"])
-layers = st.integers(1, 3)
 
 
 def tiny_configs(
-    layers: st.SearchStrategy[int] = layers,
     windows: st.SearchStrategy[int | None] = windows,
 ) -> st.SearchStrategy[MistralConfig]:
     """Grouped-query attention of any ratio, head_dim apart from hidden_size, tied or not."""
     widths = st.sampled_from([2, 4, 6])
-    tiny = tinies(NumpyBackend(), layers, windows, widths=lambda backend: widths)
+    tiny = tinies(NumpyBackend(), st.integers(1, 3), windows, widths=lambda backend: widths)
     return tiny.map(lambda drawn: drawn.config)
 
 

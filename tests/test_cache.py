@@ -1,7 +1,7 @@
 """The rolling cache against a list that keeps every token.
 
-Keys and values are serial numbers here, so that whatever turns up in a slot can be told. What a
-query should find is read off the list with the oracle's rule of what is visible.
+Keys and values are serial numbers here, so that a slot shows which token it holds. What a query
+should find is read off the list by the oracle's rule of what is visible.
 """
 
 import numpy as np

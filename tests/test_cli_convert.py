@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cli_runner import DEMO, good, refused, run
 from goldens import FIXTURES
-from test_cli_process import MAIN, WITH_CTRL_C, finish, posix, start
+from test_cli_process import MAIN, WITH_CTRL_C, finish, posix, read_terminal, start
 
 from tinymistral.checkpoint import read_tensors
 
@@ -149,13 +149,7 @@ def test_progress_is_shown_on_a_terminal_and_goes_away(raw: str, out: str) -> No
     ours, theirs = pty.openpty()
     process = start("convert", raw, out, stderr=theirs)
     os.close(theirs)
-    shown = b""
-    try:
-        while part := os.read(ours, 10_000):
-            shown += part
-    except OSError:  # on Linux a terminal ends so, elsewhere with nothing to read
-        pass
-    os.close(ours)
+    shown = read_terminal(ours)
     assert finish(process) == (0, f"wrote {out}: {SAYS}".encode(), None)
     steps = shown.decode().split("\r")
     assert steps[1].strip() == "converted: 0.0 of 0.1 MB"

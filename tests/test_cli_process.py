@@ -50,6 +50,18 @@ def finish(process: subprocess.Popen[bytes]) -> tuple[int, bytes, bytes]:
     return process.returncode, out, err
 
 
+def read_terminal(ours: int) -> bytes:
+    """Return all that a process writes to the other end of a pseudo-terminal; close this end."""
+    shown = b""
+    try:
+        while part := os.read(ours, 10_000):
+            shown += part
+    except OSError:  # on Linux a terminal ends so, elsewhere with nothing to read
+        pass
+    os.close(ours)
+    return shown
+
+
 @posix
 def test_text_is_printed_as_it_is_generated_and_stays_after_ctrl_c() -> None:
     process = start("generate", "Once upon a time", *ENDLESS, code=WITH_CTRL_C + MAIN)
@@ -131,13 +143,7 @@ def test_a_long_prompt_shows_its_progress_on_a_terminal(tmp_path: Path) -> None:
         **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
     )
     os.close(theirs)
-    shown = b""
-    try:
-        while part := os.read(ours, 10_000):
-            shown += part
-    except OSError:  # on Linux a terminal ends so, elsewhere with nothing to read
-        pass
-    os.close(ours)
+    shown = read_terminal(ours)
     assert finish(process)[0] == 0
     *progress, text = shown.decode().removesuffix("\r\n").replace("\r\n", "\n").split("\r")
     steps = [part.strip() for part in progress if part.strip()]

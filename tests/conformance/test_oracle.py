@@ -37,7 +37,7 @@ def test_the_oracle_is_transformers_in_float64(name, case):
 
 
 @pytest.mark.parametrize("spoiled", ["q", "k", "v"])
-def test_what_is_not_a_number_reaches_who_sees_it_and_nobody_else(spoiled):
+def test_nan_reaches_only_the_queries_that_it_is_visible_to(spoiled):
     arrays = {name: np.ones((1, 3, 1, 2)) for name in "qkv"}
     arrays[spoiled][0, 1] = np.nan  # of the second token
     at = np.array([[0, 1, 2]])

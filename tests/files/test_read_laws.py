@@ -109,11 +109,11 @@ def test_an_edited_file_is_refused_or_read_as_safetensors_reads_it(folder, edits
         assert str(error).isprintable()
         return
     try:
-        judge = dict(safetensors.deserialize(content))
+        theirs = dict(safetensors.deserialize(content))
     except SafetensorError as error:
         raise AssertionError(f"safetensors refuses this: {error}") from None
-    assert ours.keys() == judge.keys()
-    for name, tensor in judge.items():
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
         assert list(ours[name].shape) == tensor["shape"]
         assert ours[name].tobytes() == bytes(tensor["data"])
         assert ours[name].dtype == CODES.get(tensor["dtype"], ours[name].dtype)

@@ -200,7 +200,7 @@ def near(**tolerance):
         (lambda m: m.pop("format_version"), "format_version: expected an integer, got none"),
         (lambda m: m.update(cases={}), "cases: expected a list"),
         (lambda m: m.update(cases=[7]), "cases: expected objects with an id"),
-        (lambda m: m["cases"].append(m["cases"][0]), "cases: 'rms-norm' stands there twice"),
+        (lambda m: m["cases"].append(m["cases"][0]), "cases: 'rms-norm' is there twice"),
         (of_case(id="../x"), "cases: expected objects with an id like 'rms-norm', got '../x'"),
         (of_case(id="a\nb"), "cases: expected objects with an id"),
         (of_case(id=["a"]), "cases: expected objects with an id"),

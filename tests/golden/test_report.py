@@ -54,9 +54,9 @@ def test_the_table(suite: Suite) -> None:
         "    error     2, the tolerance of float32 is 0.25",
         "    wrong     1 of 32 numbers: row 1; token 0; head 1; dimension 2",
         "  the last to agree before it is calls.0.layers.0.attention_weights",
-        "  not there to be looked at in between: calls.0.layers.0.output",
+        "  not given in between: calls.0.layers.0.output",
         "  of 14 tensors 2 differ",
-        "  mistakes that this case is there to catch: that",
+        "  mistakes that this case catches: that",
         "",
         "draw: what draw is about",
         "  cannot be compared: probabilities: its shape is (4, 1), expected (1, 4), which is B V; "
@@ -224,5 +224,5 @@ def test_details_of_the_first_of_many_cases(suite: Suite) -> None:
     table = as_table([wrong] * 5 + [strange] * 5, {})
     assert table.count("the first to differ") == 3
     assert table.count("there is no name 'other'") == 1
-    assert "there is something to say of 6 more: see --verbose, or --case ID" in table
+    assert "details of 6 more: see --verbose, or --case ID" in table
     assert as_table([wrong] * 5, {}, verbose=True).count("the first to differ") == 5

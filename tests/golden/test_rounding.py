@@ -26,8 +26,8 @@ from tinymistral.numpy_backend import NumpyBackend
 TWO = np.array([[0, 1]], dtype=np.int64)
 
 
-def bf16(backend: NumpyBackend, *shape: int, fill: float = 0.0) -> np.ndarray:
-    return np.full(shape, fill, dtype=backend.activation_dtype)
+def bf16(backend: NumpyBackend, *shape: int) -> np.ndarray:
+    return np.zeros(shape, dtype=backend.activation_dtype)
 
 
 def made(*choices: str) -> RoundingBackend:
@@ -119,8 +119,8 @@ def test_other_operations_agree_with_the_oracle_for_any_choices(choices, seed) -
         backend.silu_mul(gate, x), oracle.silu_mul(gate, x), rtol=1e-12, atol=1e-12
     )
     heads, at = random.normal(0, 1, (2, 3, 2, 8)), random.integers(0, 100, (2, 3))
-    turned = backend.rope(heads, backend.rope_table(at, 1e4, 8))
-    np.testing.assert_allclose(turned, oracle.rope(heads, at, 1e4), **near)
+    rotated = backend.rope(heads, backend.rope_table(at, 1e4, 8))
+    np.testing.assert_allclose(rotated, oracle.rope(heads, at, 1e4), **near)
 
 
 def test_with_no_choice_it_is_the_numpy_backend() -> None:

@@ -33,9 +33,14 @@ def smallest(dtype: str) -> float:
     GPUs flush to zero what is below the normal numbers of the dtype that they compute in. A result
     that is subnormal in float16 is off by at most half its smallest step, which is far larger.
     """
-    inside = "float64" if dtype == "float64" else "float32"
-    tiny = float(ml_dtypes.finfo(NUMPY_DTYPES[inside]).smallest_normal)
-    return max(tiny, float(ml_dtypes.finfo(NUMPY_DTYPES[dtype]).smallest_subnormal))
+    return max(
+        smallest_inside(dtype), float(ml_dtypes.finfo(NUMPY_DTYPES[dtype]).smallest_subnormal)
+    )
+
+
+def smallest_inside(dtype: str) -> float:
+    """Return the smallest normal number of the dtype that a backend computes in at least."""
+    return float(np.finfo("float64" if dtype == "float64" else "float32").smallest_normal)
 
 
 def rounded(exact: np.ndarray, error: np.ndarray | float, dtype: str) -> np.ndarray:
@@ -101,12 +106,7 @@ def silu_mul_error(gate: np.ndarray, up: np.ndarray, exact: np.ndarray, dtype: s
     gate, up = np.abs(gate.astype(np.float64)), np.abs(up.astype(np.float64))
     with np.errstate(over="ignore"):
         relative = np.exp(2 * gamma(1, dtype) * gate) * (1 + gamma(EXP + 3, dtype)) - 1
-    inside = float(
-        ml_dtypes.finfo(
-            NUMPY_DTYPES["float64" if dtype == "float64" else "float32"]
-        ).smallest_normal
-    )
-    return relative * np.abs(exact) + inside * gate * up
+    return relative * np.abs(exact) + smallest_inside(dtype) * gate * up
 
 
 def repeated(array: np.ndarray, heads: int) -> np.ndarray:

@@ -77,7 +77,7 @@ class Tiny:
 
 
 def tiny_tensors(
-    shapes: Mapping[str, tuple[int, ...]], seed: int, dtype: str = "float32", sharpness: float = 1.5
+    shapes: Mapping[str, tuple[int, ...]], seed: int, dtype: str, sharpness: float
 ) -> dict[str, np.ndarray]:
     """Return weights that keep activations near 1; scores have the deviation sharpness²."""
     rng, tensors = np.random.default_rng([seed, 0]), {}

@@ -46,16 +46,6 @@ def inputs_of(
     return inputs
 
 
-def text_of(inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Join the calls of a case -> ids and positions (B, T), and the number of columns of each."""
-    calls = calls_of(inputs)
-    ids, positions = (
-        np.concatenate([call[name] for call in calls], axis=1)
-        for name in ("input_ids", "positions")
-    )
-    return ids, positions, [call["input_ids"].shape[1] for call in calls]
-
-
 def at_positions(
     array: np.ndarray, columns: np.ndarray, positions: np.ndarray, missing: float
 ) -> np.ndarray:

@@ -124,7 +124,7 @@ def _by_id(what: str, fields: Mapping[str, Any], parse: Any) -> dict[str, Any]:
                 f"{what}: expected objects with an id like 'rms-norm', got {name!r:.60}"
             )
         if name in entries:
-            raise ValueError(f"{what}: {name!r} stands there twice")
+            raise ValueError(f"{what}: {name!r} is there twice")
         try:
             entries[name] = parse(entry)
         except ValueError as error:

@@ -107,7 +107,9 @@ def read_published(path: Path = MISTRAL_7B) -> dict[str, Any]:
         fine = all(isinstance(logits[name], list) for name in ("ids", "mean", "first"))
         fine = fine and float(logits["tolerance"]) > 0 and len(logits["mean"]) == len(logits["ids"])
         fine = fine and isinstance(numbers.get("config", {}), dict)
-        fine = fine and all("id" in t and int(t["new"]) > 0 and _has(t) for t in texts)
+        fine = fine and all("id" in text and int(text["new"]) > 0 for text in texts)
+        fine = fine and all("prompt" in text or "ids" in text for text in texts)
+        fine = fine and all("text" in text or "end" in text for text in texts)
     except (KeyError, TypeError, ValueError):
         fine = False
     if not fine:
@@ -116,10 +118,6 @@ def read_published(path: Path = MISTRAL_7B) -> dict[str, Any]:
             f"or ids, new, text or end), as in {MISTRAL_7B}"
         )
     return numbers
-
-
-def _has(text: Mapping[str, Any]) -> bool:
-    return ("prompt" in text or "ids" in text) and ("text" in text or "end" in text)
 
 
 def _near(name: str, found: np.ndarray, expected: np.ndarray, near: float) -> Finding:

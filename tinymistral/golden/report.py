@@ -24,7 +24,7 @@ from tinymistral.golden.compare.verdicts import (
     Part,
     verdict_of_all,
 )
-from tinymistral.text import one_line
+from tinymistral.text import listed, one_line
 
 HEADER = ("case", "", "compared", "largest error")
 FIRST_FEW = 5  # of what may be many
@@ -56,7 +56,7 @@ def as_table(results: Sequence[Compared], unknown: Mapping[str, str], verbose: b
         lines += [f"  {line}" for line in below]
     lines.append("")
     if hidden:
-        lines.append(f"there is something to say of {hidden} more: see --verbose, or --case ID")
+        lines.append(f"details of {hidden} more: see --verbose, or --case ID")
     lines += [*unknown_names(unknown, "case"), summary(results)]
     return "".join(f"{line}\n" for line in lines)
 
@@ -125,7 +125,7 @@ def divergence(result: Compared, first: Part) -> Iterator[str]:
     if before is not None:
         yield f"the last to agree before it is {before.name}"
     if missing:
-        yield f"not there to be looked at in between: {some(missing)}"
+        yield f"not given in between: {some(missing)}"
     differing = [part for part in result.parts if part.verdict == DIFFERS]
     yield f"of {len(result.parts)} tensors {len(differing)} differ"
     if result.fits:
@@ -134,7 +134,7 @@ def divergence(result: Compared, first: Part) -> Iterator[str]:
             f"compute in, say --dtype {result.fits[0]}"
         )
     if result.case.catches:
-        yield f"mistakes that this case is there to catch: {some(result.case.catches, 20)}"
+        yield f"mistakes that this case catches: {some(result.case.catches, 20)}"
 
 
 def other_texts(result: Compared) -> Iterator[str]:
@@ -204,9 +204,7 @@ def summary(results: Sequence[Compared]) -> str:
 
 def some(names: Iterable[str], most: int = FIRST_FEW) -> str:
     """Return the first few, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return one_line(", ".join(names[:most]), 1000) + more
+    return one_line(listed(names, most), 1000)
 
 
 def number(x: object) -> str:

@@ -45,7 +45,6 @@ FORMULAS = {
 CHOICES = (*PLACES, *FORMULAS)
 
 TRANSFORMERS = ("normed", "silu", "cosines", "rotated", "products", "scores", "weights")
-FLASH_ATTENTION = ("exps", "powers-of-2", "tiles")
 
 TILE = 3  # keys: few, so that any text has some
 

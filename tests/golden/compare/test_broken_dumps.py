@@ -29,8 +29,8 @@ def npy(header: str, data: bytes = b"", length: int | None = None) -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", length or len(text)) + text + data
 
 
-def header(descr: object = "<f4", shape: object = (1, 2, 1, 4), fortran: object = False) -> str:
-    return repr({"descr": descr, "fortran_order": fortran, "shape": shape})
+def header(descr: object = "<f4", shape: object = (1, 2, 1, 4)) -> str:
+    return repr({"descr": descr, "fortran_order": False, "shape": shape})
 
 
 def pickled() -> bytes:

@@ -261,7 +261,7 @@ def test_a_folder_that_cannot_be_searched(
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "is_dir", is_dir)
-    with pytest.raises(ValueError, match=r"dump: it cannot be read: Permission denied; give "):
+    with pytest.raises(ValueError, match=r"dump: it cannot be read: .* denied; make it readable"):
         open_candidate(tmp_path / "dump", suite)
 
 
@@ -290,21 +290,21 @@ def test_a_file_of_the_wrong_kind(suite: Suite, tmp_path: Path, case: str) -> No
 # Layout raw
 
 
-def test_raw_layout_turns_pairs_into_halves(suite: Suite, tmp_path: Path) -> None:
+def test_layout_raw_is_converted_from_pairs_to_halves(suite: Suite, tmp_path: Path) -> None:
     arrays = expected("once")
-    turned = {}
+    in_pairs = {}
     for name, x in arrays.items():
         if name.split(".")[-1] in ("q", "k", "k_rotated"):
             pairs = np.empty_like(x)  # d = 4: halves (0, 1 | 2, 3) lie as 0, 2, 1, 3
             pairs[..., [0, 2, 1, 3]] = x[..., [0, 1, 2, 3]]
-            turned[name] = pairs
-    assert len(turned) == 8  # of two layers: q, k, k_rotated, cached k
-    path = as_folder_of_files(tmp_path / "dump", "once", arrays | turned)
+            in_pairs[name] = pairs
+    assert len(in_pairs) == 8  # of two layers: q, k, k_rotated, cached k
+    path = as_folder_of_files(tmp_path / "dump", "once", arrays | in_pairs)
     found = read(suite, path, "once", "raw")
     for name, array in found.arrays.items():
         np.testing.assert_array_equal(array, arrays[name], err_msg=name)
     as_given = read(suite, path, "once", "hf")
-    for name, array in turned.items():
+    for name, array in in_pairs.items():
         np.testing.assert_array_equal(as_given.arrays[name], array)
     for case, name in (("rope", "out"), ("greedy", "logprobs")):
         path = as_folder_of_files(tmp_path / case, case, {name: expected(case)[name]})

@@ -18,7 +18,7 @@ CASES = {
     case["id"]: case for case in json.loads((V1 / "manifest.json").read_text("utf-8"))["cases"]
 }
 Arrays = dict[str, np.ndarray]
-TURNED = ("q", "k", "q_rotated", "k_rotated")
+QUERIES_AND_KEYS = ("q", "k", "q_rotated", "k_rotated")
 
 
 def part_of(case: str, part: str) -> Arrays:
@@ -30,9 +30,9 @@ def part_of(case: str, part: str) -> Arrays:
     }
 
 
-def is_turned(name: str) -> bool:
+def is_query_or_key(name: str) -> bool:
     *_, layer, stage = name.split(".")
-    return stage in TURNED and ("cache" not in name or stage == "k") and layer.isdigit()
+    return stage in QUERIES_AND_KEYS and ("cache" not in name or stage == "k") and layer.isdigit()
 
 
 def in_raw_order(x: np.ndarray) -> np.ndarray:
@@ -45,7 +45,7 @@ def in_raw_order(x: np.ndarray) -> np.ndarray:
 
 
 def as_raw_program(arrays: Arrays) -> Arrays:
-    return {name: in_raw_order(x) if is_turned(name) else x for name, x in arrays.items()}
+    return {name: in_raw_order(x) if is_query_or_key(name) else x for name, x in arrays.items()}
 
 
 def with_rotated(arrays: Arrays, turn: Callable[[np.ndarray], np.ndarray]) -> Arrays:
@@ -60,14 +60,14 @@ def neighbours(x: np.ndarray, theta: float = 100.0) -> np.ndarray:
     """Rotate 2i and 2i + 1 of (B, T, heads, d), at positions 0 to T - 1."""
     d = x.shape[-1]
     angles = np.arange(x.shape[1])[:, None, None] * theta ** (-np.arange(0, d, 2) / d)
-    turned = (x[..., ::2] + 1j * x[..., 1::2]) * np.exp(1j * angles)
-    return np.stack([turned.real, turned.imag], axis=-1).reshape(x.shape).astype(np.float32)
+    rotated = (x[..., ::2] + 1j * x[..., 1::2]) * np.exp(1j * angles)
+    return np.stack([rotated.real, rotated.imag], axis=-1).reshape(x.shape).astype(np.float32)
 
 
 def opposites(x: np.ndarray) -> np.ndarray:
     """Rotate i and i + d/2."""
-    turned = neighbours(in_raw_order(x), 1e4)
-    return np.concatenate([turned[..., ::2], turned[..., 1::2]], axis=-1)
+    rotated = neighbours(in_raw_order(x), 1e4)
+    return np.concatenate([rotated[..., ::2], rotated[..., 1::2]], axis=-1)
 
 
 def told(folder: Path, *options: str) -> tuple[int, dict]:
@@ -89,7 +89,7 @@ def write(folder: Path, case: str, arrays: Arrays) -> Path:
 
 def test_a_raw_model_may_have_either_order(tmp_path: Path) -> None:
     right = part_of("raw-layout", "expected")
-    assert sum(map(is_turned, right)) == 10  # of two layers: q, k, both rotated, cached k
+    assert sum(map(is_query_or_key, right)) == 10  # of two layers: q, k, both rotated, cached k
     table = good("golden", "check", "v1", str(write(tmp_path, "raw-layout", right)))
     assert "raw-layout  OK  39 of 39" in table
     table = good("golden", "check", "v1", str(write(tmp_path, "raw-layout", as_raw_program(right))))
@@ -101,7 +101,7 @@ def test_a_raw_model_may_have_either_order(tmp_path: Path) -> None:
 
 def test_any_of_the_tensors_is_enough_to_recognize_the_order(tmp_path: Path) -> None:
     raw = as_raw_program(part_of("raw-layout", "expected"))
-    for name in filter(is_turned, raw):
+    for name in filter(is_query_or_key, raw):
         assert told(write(tmp_path, "raw-layout", {name: raw[name]}))[0] == 0, name
 
 
@@ -154,14 +154,14 @@ def test_raw_weights_rotated_by_halves_are_a_mistake(tmp_path: Path) -> None:
 # Columns of attention weights
 
 
-def by_column(case: str, rest: float = 7.0) -> Arrays:
-    """A column of the weights for each token of the input so far; `rest` in those of padding."""
+def by_column(case: str) -> Arrays:
+    """A column of the weights for each token of the input so far; 7 in those of padding."""
     arrays, inputs = part_of(case, "expected"), part_of(case, "inputs")
     for name in [name for name in arrays if name.endswith("attention_weights")]:
         call = int(name.split(".")[1])
         keys = inputs[f"calls.{call}.key_positions"]
         columns = np.concatenate([inputs[f"calls.{n}.positions"] for n in range(call + 1)], axis=1)
-        out = np.full((*arrays[name].shape[:3], columns.shape[1]), rest, dtype=np.float32)
+        out = np.full((*arrays[name].shape[:3], columns.shape[1]), 7, dtype=np.float32)
         for b, c in np.argwhere(columns >= 0):
             (key,) = np.flatnonzero(keys[b] == columns[b, c])
             out[b, :, :, c] = arrays[name][b, :, :, key]

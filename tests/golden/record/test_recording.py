@@ -31,9 +31,9 @@ GREEDY = goldens("gqa.float64", "greedy")
 PROMPT = GREEDY["input_ids"][0].tolist()
 
 
-def record(out: Path, *arguments: object, ids: list[int] = IDS, model: Path = GQA) -> str:
+def record(out: Path, *arguments: object, ids: list[int] = IDS) -> str:
     return good(
-        *("golden", "record", "--model", str(model), "-o", str(out)),
+        *("golden", "record", "--model", str(GQA), "-o", str(out)),
         *("--ids", *map(str, ids), *map(str, arguments)),
     )
 

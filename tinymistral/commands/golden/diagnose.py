@@ -164,7 +164,7 @@ def without_vocabulary(diagnoses: Mapping[str, Diagnosis], predictions: Predicti
             if case.kind in TEXT_KINDS and predictions.tokenizer(case) is None:
                 name = one_line((case.vocabulary or {}).get("name"), 100)
                 lines.append(
-                    f"{case.id}: with its vocabulary more can be told: --vocabulary FILE, "
+                    f"{case.id}: its vocabulary would show more: --vocabulary FILE, "
                     f"the path of {name}"
                 )
     return lines

@@ -2,8 +2,8 @@
 
 Each has a line with its id, its kind, and what it is about.
 
-tinymistral golden list
-tinymistral golden list --json
+  tinymistral golden list
+  tinymistral golden list --json
 """
 
 from __future__ import annotations

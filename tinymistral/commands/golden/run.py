@@ -17,6 +17,7 @@ from pathlib import Path
 from tinymistral.commands import golden
 from tinymistral.commands.console import Progress, interruptible, write
 
+# Each has the module of its name in golden/run.
 PEERS = ("tinymistral", "transformers", "llama-cpp")
 
 EPILOG = """\

@@ -36,7 +36,7 @@ COLUMNS_TAKEN = (
     "attention weights are taken to have a column for each token of the input, padding too; the "
     "suite has those of inputs.calls.N.key_positions"
 )
-REMEDY = "give yourself the right to read it, or have it written anew"
+REMEDY = "make it readable, or write it again"
 LOOKED_UP = 10  # unknown names for which a similar one is searched
 
 

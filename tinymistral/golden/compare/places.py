@@ -28,6 +28,7 @@ AXES = {
 _NAME = re.compile(
     r"(?:calls\.(?P<call>\d{1,9})\.)?(?P<cache>cache\.)?(?:layers\.(?P<layer>\d{1,9})\.)?(?P<stage>\w+)"
 )
+MOST_RANGES = 4  # that a message lists
 _OF_OPERATIONS = {"rope": "B T H d", "attention": "B T H d", "embedding": "B T D"}
 
 
@@ -123,7 +124,7 @@ def _word(axis: str, n: int) -> str:
     return f"axis {n} index" if axis == "?" else AXES.get(axis, "dimension")
 
 
-def ranges(numbers: list[int], most: int = 4) -> str:
+def ranges(numbers: list[int]) -> str:
     """Return rising numbers as ranges: "0-3, 7, 9-10 and others"."""
     runs: list[list[int]] = []
     for n in numbers:
@@ -131,8 +132,8 @@ def ranges(numbers: list[int], most: int = 4) -> str:
             runs[-1][1] = n
         else:
             runs.append([n, n])
-    texts = [str(a) if a == b else f"{a}-{b}" for a, b in runs[:most]]
-    return ", ".join(texts) + (" and others" if len(runs) > most else "")
+    texts = [str(a) if a == b else f"{a}-{b}" for a, b in runs[:MOST_RANGES]]
+    return ", ".join(texts) + (" and others" if len(runs) > MOST_RANGES else "")
 
 
 def shape_problem(
@@ -158,7 +159,7 @@ def shape_problem(
         text += "; reshape it"
     elif step := token_too_many(axes, found, wanted):
         much = "many" if step > 0 else "few"
-        text += f"; it is of a token too {much}, and `golden diagnose` tells of which"
+        text += f"; it is of a token too {much}, and `golden diagnose` says which one"
     elif "N" in axes and len(found) == 2 and found[0] == wanted[0]:
         step = found[1] - wanted[1]
         much = f"new token{'s' * (abs(step) > 1)} too {'many' if step > 0 else 'few'}"

@@ -18,6 +18,7 @@ from typing import Any
 from tinymistral.golden.compare.tensors import DTYPES
 from tinymistral.golden.compare.verdicts import AGREES, DIFFERS, Compared, Part
 from tinymistral.golden.manifest import Case
+from tinymistral.text import shorten
 
 ASKED = {"strings": "text", "decodings": "ids", "conversations": "messages"}
 ANSWERS = ("ids", "decoded")
@@ -117,4 +118,4 @@ def shown(value: Any, most: int = 100) -> str:
         text = repr(value)
     except RecursionError:
         text = f"a {type(value).__name__} of many levels"
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    return shorten(text, most)

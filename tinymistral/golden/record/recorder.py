@@ -49,9 +49,7 @@ class Request:
     layers: Sequence[int] | None = None
     new: int = 0  # tokens to continue the text by, greedily
     dtype: str = "float64"  # of the expected numbers
-    ways: int | None = (
-        None  # number of variants in each dtype; None: MANY or FEW, by the model's size
-    )
+    ways: int | None = None  # variants in each dtype; None: MANY or FEW, by the model's size
 
 
 def record(

@@ -22,8 +22,6 @@ from tinymistral.golden.manifest import TEXT_KINDS
 from tinymistral.golden.suite import Case, Suite
 from tinymistral.text import one_line
 
-PEERS = ("tinymistral", "transformers", "llama-cpp")  # each in the module of its name
-
 Results = dict[str, Any]  # arrays by the names of `expected`; of a tokenizer or chat case, its JSON
 Adapter = Callable[[Case], Results]
 

@@ -187,7 +187,7 @@ def run_operation(
     from transformers.models.mistral import modeling_mistral as mistral
 
     if name == "attention":
-        check_seen(inputs, parameters["window"])
+        check_visible(inputs, parameters["window"])
         check_finite(inputs)
     if name == "rope":
         check_counted(inputs["positions"])
@@ -212,7 +212,7 @@ def run_operation(
     return {n: to_numpy(tensor) for n, tensor in found.items()}
 
 
-def check_seen(inputs: Mapping[str, np.ndarray], window: int | None) -> None:
+def check_visible(inputs: Mapping[str, np.ndarray], window: int | None) -> None:
     """Raise CannotRun where no key is visible to a query that is not padding."""
     nothing = ~visible_keys(inputs["q_positions"], inputs["k_positions"], window).any(axis=-1)
     if (nothing & (inputs["q_positions"] >= 0)).any():
