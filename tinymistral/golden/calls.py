@@ -64,7 +64,10 @@ def at_positions(
 
 
 def logprobs(scores: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Return the log-probabilities (B, n) of tokens (B, n) by logits (B, n, V), in float64."""
+    """Return the log-probabilities (B, n) of tokens (B, n) by logits (B, n, V), in float64.
+
+    Expected numbers are made with it, so it does not use `sampling.log_softmax`, which they test.
+    """
     scores = scores.astype(np.float64)
     scores = scores - scores.max(axis=-1, keepdims=True)
     picked = np.take_along_axis(scores, chosen[..., None], axis=-1)[..., 0]

@@ -24,14 +24,13 @@ from tinymistral.golden.manifest import (
     IN_PACKAGE,
     TEXT_KINDS,
     Case,
-    Expected,
     Manifest,
     Model,
     check_inputs,
     parse_manifest,
 )
 
-__all__ = ["V1", "Case", "CaseArrays", "Expected", "Manifest", "Model", "Suite", "read_suite"]
+__all__ = ["V1", "Case", "CaseArrays", "Model", "Suite", "read_suite"]
 
 V1 = Path(__file__).parent / "v1"
 

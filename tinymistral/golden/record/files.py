@@ -69,7 +69,7 @@ class RecordedSuite:
             )
 
     def add_model(self, entry: dict[str, Any], weights: Callable[[bool], dict[str, Any]]) -> None:
-        """Add a model, or check that it is the one that is there.
+        """Add a model, or check that the suite has the same one.
 
         `weights(complete)` returns their entry in the manifest; with the sha256 of files only if
         `complete`.
@@ -95,7 +95,7 @@ class RecordedSuite:
     def has(
         self, entry: Mapping[str, Any], inputs: Mapping[str, np.ndarray], expected: set[str]
     ) -> bool:
-        """Return whether a case is there; ValueError if another one has its id."""
+        """Return whether the suite has this case; ValueError if another one has its id."""
         case = entry["id"]
         known = next((c for c in self.fields["cases"] if c["id"] == case), None)
         if known is None:
