@@ -27,6 +27,7 @@ import pytest
 
 import tinymistral.scoring
 from tinymistral import DEMO, MistralForCausalLM, MistralForSequenceClassification
+from tinymistral.scoring import score
 
 REPOSITORY = Path(__file__).parents[1]
 NAMES = ("README.md", "CONTRIBUTING.md", "backends/README.md", "tinymistral/golden/README.md")
@@ -237,6 +238,7 @@ def names() -> dict[str, object]:
     classes = MistralForSequenceClassification(model.config, seed=0)
     return {name: getattr(tinymistral, name) for name in tinymistral.__all__} | {
         "tinymistral": tinymistral,
+        "score": score,
         "folder": DEMO,
         "model": model,
         "tokenizer": tinymistral.MistralTokenizer.from_pretrained(DEMO),

@@ -15,10 +15,10 @@ from tinymistral.config import MistralConfig
 class RollingCache:
     """Keys and values of the tokens so far; `past_key_values` is one of these.
 
-    The n-th token of a row goes to slot `n % S`. The model writes a piece of at most C tokens
-    first and then attends to all slots; with S = W + C - 1 slots the oldest query of a piece still
-    finds its W - 1 predecessors. The order of slots does not matter: a slot's position says which
-    token it holds, and so to which queries that is visible.
+    Token n of a row, counted from 0, goes to slot `n % S`. The model writes a piece, of at most C
+    tokens, first and then attends to all slots; with S = W + C - 1 slots the oldest query of a
+    piece still finds its W - 1 predecessors. The order of slots does not matter: a slot's position
+    says which token it holds, and so to which queries that is visible.
 
         W = 3, C = 2, S = 4; positions 4 and 5 come, then 6 and 7, then 8:
         slot          0  1  2  3
@@ -28,7 +28,8 @@ class RollingCache:
 
     Storage grows to S before anything wraps, and no further; without a window it grows on.
     Padding is never written. A piece may go back to an earlier position: the row's tokens from
-    there on are dropped, so a rejected draft of up to C tokens needs no clean-up.
+    there on are dropped, so up to C tokens that were guessed
+    ahead and rejected need no clean-up.
 
     Attributes: `k[n]`, `v[n]` (B, storage, K, d) of layer n, on the backend; on the host
     `positions` (B, storage), -1 in an empty slot; `count` (B,), each row's number of tokens, and
@@ -54,7 +55,8 @@ class RollingCache:
         self.count = np.zeros(rows, dtype=np.int64)
         self.last = np.full(rows, -1, dtype=np.int64)
         self.evicted = np.full(rows, -1, dtype=np.int64)  # the last position overwritten
-        # The attention mask so far: its width, and its values up to the last column with a zero.
+        # The attention mask so far, to compare with a later one: its width, and its values without
+        # the columns of ones at its end.
         self.columns = 0
         self.mask = np.empty((rows, 0), dtype=bool)
         self.slots = np.empty((rows, 0), dtype=np.int64)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tinymistral.heads import MistralForCausalLM
     from tinymistral.tokenizer import MistralTokenizer
 
-# Room in the cache for up to this many new tokens is made at once; when used up, it doubles.
+# Room in the cache for up to this many new tokens is made at once; used up, it is doubled.
 MOST_RESERVED = 1024
 
 
@@ -27,7 +27,7 @@ class GenerationStep:
     """One more token for every row; a finished row gets the fill id, with log-probability 0."""
 
     tokens: np.ndarray  # (B,)
-    logprobs: np.ndarray  # (B,), natural logarithms, of the model itself: before any processor
+    logprobs: np.ndarray  # (B,), natural logarithms, of the model itself, before temperature etc.
     finished: np.ndarray  # (B,), rows that end with this token or have ended before
 
 
@@ -49,10 +49,11 @@ def generate(
 ) -> np.ndarray | GenerationOutput:
     """Continue prompts (B, T) -> prompts and continuations (B, T + new), as transformers does.
 
-    Greedy, unless `do_sample`. The options are the fields of `GenerationConfig` and those of
-    `generate_stream`; `stop`, texts that end a row, needs the `tokenizer`. Shorter rows are padded
-    on either side, as `attention_mask` says; finished rows are filled up. With
-    `return_dict_in_generate` the log-probability of every new token is returned too.
+    Greedy, unless `do_sample` is given, or set in the model's `generation_config`. The options are
+    the fields of `GenerationConfig` and those of `generate_stream`; `stop`, texts that end a row,
+    needs the `tokenizer`. Shorter rows are padded on either side, as `attention_mask` says;
+    finished rows are filled up. With `return_dict_in_generate` the log-probability of every new
+    token is returned too.
     """
     ids = check_ids(input_ids, model.config.vocab_size)
     steps = list(generate_stream(model, ids, attention_mask, **options))
@@ -81,8 +82,8 @@ def generate_stream(
     Arguments as for `generate`; a wrong one raises here, not at the first step.
     `progress(done, total)` is called with the number of prompt tokens computed so far. Rows are in
     the order of the prompts, each `num_return_sequences` times. With `past_key_values`, for one
-    row, `input_ids` begin with the tokens that it holds, which are not computed again; at the end
-    it holds all tokens but the last new one.
+    row, `input_ids` begin with the tokens that the cache holds (which is not checked), and these
+    are not computed again; at the end it holds all tokens but the last new one.
     """
     ids = check_ids(input_ids, model.config.vocab_size)
     config = settle(model, options, prompt_length=ids.shape[1])
@@ -231,7 +232,7 @@ def last_logits(model: MistralForCausalLM, hidden: Any) -> np.ndarray:
 
 
 def random_streams(seed: int | None, rows: int) -> list[np.random.Generator]:
-    """Return a random stream for each row, whatever the number of rows."""
+    """Return a random stream for each row; row n's is the same for any number of rows."""
     if seed is None:
         from secrets import randbits  # takes milliseconds to import; greedy does not need it
 

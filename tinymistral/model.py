@@ -12,8 +12,9 @@ The letters, here and everywhere in this project:
 Every token has an absolute position, -1 for padding. Tokens go through in pieces of at most C;
 each layer writes a piece's keys and values into a ring (`cache.py`), then attends to all of it.
 No mask is passed: `backend.attention` finds from positions alone which keys are visible to a query.
-The operations are the backend's; `operations.py` has each of them in plain NumPy. `heads.py` has
-the classes that users know, which call these functions.
+What a model computes for padding (position -1) means nothing, and nobody reads it.
+The operations are the backend's; `operations.py` has each of them in plain NumPy. `pretrained.py`
+makes x from token ids and calls `forward`; `heads.py` makes logits of the result.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tinymistral.config import MistralConfig
 
 
 class Parameter(Protocol):
-    """What has one weight in a checkpoint, such as `q_proj` or `norm`."""
+    """A module of one weight, such as `q_proj` or `norm`."""
 
     weight: Array
 
@@ -60,7 +61,7 @@ class Layer(Protocol):
 
 
 class Weights(Protocol):
-    """The weights of a model without a head, by their names in a checkpoint."""
+    """The weights of a model without its output layer, by their names in a checkpoint."""
 
     embed_tokens: Parameter  # (V, D)
     layers: list[Layer]
@@ -77,7 +78,11 @@ def attention(
     config: MistralConfig,
     backend: Backend,
 ) -> Array:
-    """Grouped-query attention of layer n: normed x (B, T, D) at positions (B, T) -> (B, T, D)."""
+    """Grouped-query attention of layer n: normed x (B, T, D) at positions (B, T) -> (B, T, D).
+
+    H/K query heads share a key/value head, so the cache is only K/H as large
+    (Ainslie et al. 2023, https://arxiv.org/abs/2305.13245).
+    """
     (B, T, _), d = x.shape, config.head_dim
     H, K, window = config.num_attention_heads, config.num_key_value_heads, config.sliding_window
     q = backend.linear(x, weights.q_proj.weight).reshape(B, T, H, d)
@@ -106,7 +111,7 @@ def forward(
 ) -> Array:
     """Run embedded tokens x (B, T, D) at positions (B, T) through all layers -> (B, T, D), normed.
 
-    T is at most the cache's chunk; their keys and values are added to the cache.
+    T is at most the cache's chunk; the tokens' keys and values are added to the cache.
     """
     eps = config.rms_norm_eps
     table = backend.rope_table(positions, config.rope_theta, config.head_dim)

@@ -25,9 +25,9 @@ def visible(q_positions: np.ndarray, k_positions: np.ndarray, window: int | None
     """Return which keys are visible to each query: positions (T,) and (S,) -> booleans (T, S).
 
     The one rule of masking, windows, caches and padding: key j is visible to query i iff
-    `j >= 0 and 0 <= i - j < window`. A window of W counts the query's own key (so does
-    transformers' masking_utils, and mistral-inference); "between i - W and i", as the paper
-    puts it (https://arxiv.org/abs/2310.06825), would be W + 1.
+    `j >= 0 and 0 <= i - j < window`. A window of W counts the query's own key, as in transformers'
+    masking_utils and mistral-inference. The paper's words, "between i - W and i"
+    (https://arxiv.org/abs/2310.06825), would make it W + 1 keys.
     """
     distance = q_positions[:, None] - k_positions
     mask = (k_positions >= 0) & (distance >= 0)
@@ -99,7 +99,7 @@ class PlainBackend(Backend):
         rotated = [first * cos - second * sin, second * cos + first * sin]
         return self.round(np.concatenate(rotated, axis=-1))
 
-    # Attention. Visible infinities may give NaN (inf - inf, 0 · inf), without a warning.
+    # Attention. inf - inf and 0 · inf of visible numbers are NaN, without a warning.
 
     @np.errstate(invalid="ignore")
     def attention(
@@ -146,7 +146,8 @@ class PlainBackend(Backend):
         for b in range(B):
             for t, mask in enumerate(visible(q_positions[b], k_positions[b], window)):
                 if mask.any():
-                    out[b, :, t, mask] = self.softmax(q[b, t], k[b, mask]).reshape(H, -1).T
+                    weights = self.softmax(q[b, t], k[b, mask])
+                    out[b, :, t, mask] = weights.reshape(H, -1).T  # mask comes first: (n, H)
         return self.round(out)
 
     # The cache
