@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from goldens import DEMO, FIXTURES, MODELS, goldens, read_json
+from strategies import config, tiny_model
 
 from tinymistral import MistralForCausalLM, MistralTokenizer, RollingCache
 from tinymistral.sampling import GenerationConfig
@@ -346,3 +347,14 @@ def test_an_empty_prompt_is_an_error_that_names_its_row():
 def test_the_defaults_are_those_of_transformers():
     config = GenerationConfig()
     assert (config.do_sample, config.temperature, config.top_k, config.top_p) == (False, 1, 50, 1)
+
+
+def test_a_cache_of_another_model_is_refused():
+    model = tiny_model(config())
+    for other, says in (
+        (tiny_model(config(sliding_window=5)), "same configuration"),
+        (tiny_model(config(num_hidden_layers=1)), "same configuration"),
+        (tiny_model(config(), dtype="float16"), "float16"),
+    ):
+        with pytest.raises(ValueError, match=f"past_key_values: .*{says}"):
+            model.generate([[1, 2, 3]], past_key_values=other.new_cache(1))

@@ -17,6 +17,7 @@ from strategies import config, tiny_model
 from tinymistral import MistralConfig, MistralForCausalLM, MistralModel, RollingCache
 from tinymistral.checkpoint import write_tensors
 from tinymistral.numpy_backend import NumpyBackend
+from tinymistral.tap import STAGES
 
 FLOAT64 = 1e-9
 FLOAT32 = 2e-4
@@ -287,3 +288,30 @@ def test_a_config_that_does_not_fit_the_weights_is_one_error(tmp_path):
         with pytest.raises(ValueError, match=message) as caught:
             MistralForCausalLM.from_pretrained(tmp_path)
         assert "\n" not in str(caught.value)
+
+
+def test_stages_have_their_names_also_where_layers_share_weights():
+    model, ids = tiny_model(config()), [[1, 2, 3]]
+    model.weights.model.layers[0] = model.weights.model.layers[1]
+    named = {}
+    states = model(ids, tap=named.__setitem__, output_hidden_states=True).hidden_states
+    stages = [name.replace("N", str(n)) for name in STAGES for n in (0, 1)]
+    assert set(named) == set(stages)
+    expected = [named["embedding"], named["layers.0.output"], named["norm"]]
+    for state, array in zip(states, expected, strict=True):
+        np.testing.assert_array_equal(state, array)
+
+
+@pytest.mark.parametrize("name", ["layers.0.q", "layers.1.up"])
+def test_a_projection_of_a_stage_is_the_product_of_its_norm_and_weight(name):
+    model, named = tiny_model(config()), {}
+    model([[1, 2, 3]], tap=named.__setitem__)
+    layer, stage = name.rsplit(".", 1)
+    n = int(layer[-1])
+    module, norm = {
+        "q": ("self_attn.q_proj", "input_layernorm"),
+        "up": ("mlp.up_proj", "post_attention_layernorm"),
+    }[stage]
+    weight = model.tensors[f"model.layers.{n}.{module}.weight"].astype(np.float64)
+    product = named[f"{layer}.{norm}"] @ weight.T
+    np.testing.assert_allclose(named[name].reshape(product.shape), product, rtol=1e-12)

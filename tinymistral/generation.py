@@ -10,7 +10,7 @@ import numpy as np
 
 from tinymistral import sampling
 from tinymistral.cache import RollingCache
-from tinymistral.inputs import Inputs, check_ids, integers
+from tinymistral.inputs import Inputs, check_cache, check_ids, integers
 from tinymistral.sampling import GenerationConfig, settle
 from tinymistral.streaming import StopStrings, StreamDecoder
 
@@ -96,6 +96,7 @@ def generate_stream(
         copies = range(config.num_return_sequences)
         stoppers = [Stopper(stop, tokenizer, prompt) for prompt in prompts for _ in copies]
     if past_key_values is not None:
+        check_cache(past_key_values, model)
         if len(prompts) * config.num_return_sequences * len(past_key_values.count) != 1:
             raise ValueError("past_key_values: generate continues one row, and returns one")
         held = int(past_key_values.count[0])
@@ -155,8 +156,8 @@ def decode(
     if config.num_return_sequences > 1:
         logits, cache = logits[source], cache.select(source)
     present = np.zeros(logits.shape, dtype=bool)  # (B, V), the tokens that a row contains
-    for row, n in enumerate(source):
-        present[row, prompts[n]] = True
+    for row, prompt in enumerate(source):
+        present[row, prompts[prompt]] = True
     randoms = random_streams(config.seed, len(source)) if config.do_sample else []
     active = np.arange(len(source))  # rows of the result that are still in the batch
     finished = np.zeros(len(source), dtype=bool)

@@ -58,24 +58,31 @@ def check_inputs(
     cache = past_key_values
     if cache is None:
         cache = model.new_cache(B, max(T, backend.chunk) if in_one_piece else None)
-    elif not isinstance(cache, RollingCache) or cache.config != config:
+    else:
+        check_cache(cache, model)
+        if len(cache.count) != B:
+            raise ValueError(f"past_key_values: holds {len(cache.count)} rows, the input has {B}")
+        if in_one_piece and cache.chunk < T:
+            raise ValueError(
+                f"tap and output_attentions take the input in one piece, and past_key_values takes "
+                f"pieces of at most {cache.chunk} tokens, got {T}; give it fewer at a time"
+            )
+    return Inputs(ids, embeds, check_positions(attention_mask, position_ids, (B, T), cache), cache)
+
+
+def check_cache(cache: Any, model: PreTrainedModel[Any]) -> None:
+    """Raise a ValueError for a cache that is not of such a model, or of another backend."""
+    backend = model.backend
+    if not isinstance(cache, RollingCache) or cache.config != model.config:
         raise ValueError(
             "past_key_values: expected what an earlier call of a model of the same "
             f"configuration returned, got {type(cache).__qualname__}"
         )
-    elif (cache.backend.name, cache.backend.dtype) != (backend.name, backend.dtype):
+    if (cache.backend.name, cache.backend.dtype) != (backend.name, backend.dtype):
         raise ValueError(
             f"past_key_values: made by backend {cache.backend.name} in {cache.backend.dtype}, the "
             f"model computes by {backend.name} in {backend.dtype}; begin with a new cache"
         )
-    elif len(cache.count) != B:
-        raise ValueError(f"past_key_values: holds {len(cache.count)} rows, the input has {B}")
-    elif in_one_piece and cache.chunk < T:
-        raise ValueError(
-            f"tap and output_attentions take the input in one piece, and past_key_values takes "
-            f"pieces of at most {cache.chunk} tokens, got {T}; give it fewer at a time"
-        )
-    return Inputs(ids, embeds, check_positions(attention_mask, position_ids, (B, T), cache), cache)
 
 
 def as_array(name: str, value: Any, kind: str = "integer") -> np.ndarray:

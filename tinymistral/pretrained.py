@@ -108,6 +108,7 @@ class PreTrainedModel(Generic[AnyOutput]):
         position_ids: Any = None,
         past_key_values: RollingCache | None = None,
         inputs_embeds: Any = None,
+        *,
         use_cache: bool | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
@@ -123,7 +124,12 @@ class PreTrainedModel(Generic[AnyOutput]):
         of `tap.STAGES`; the input then goes through in one piece. `head` explains further
         arguments, such as `labels`. Raises ValueError for inputs that do not fit.
         """
-        refuse_unknown(self.__call__, head_arguments, self.head)
+        refuse_unknown(PreTrainedModel.__call__, head_arguments, self.head)
+        if output_attentions and not self.backend.has_attention_weights:
+            raise ValueError(
+                f"output_attentions: backend {self.backend.name!r} does not give attention "
+                "weights; leave it out, or use backend 'numpy'"
+            )
         inputs = check_inputs(
             self,
             input_ids=input_ids,
@@ -135,8 +141,9 @@ class PreTrainedModel(Generic[AnyOutput]):
         )
         backend: Any = self.backend
         if tap is not None or output_hidden_states or output_attentions:
-            weights, wanted = flat(self.weights), (tap, output_hidden_states, output_attentions)
-            backend = Tapped(self.backend, weights, inputs.cache, *wanted)
+            arrays, wanted = flat(self.weights), (tap, output_hidden_states, output_attentions)
+            bias = next((x for name, x in arrays.items() if name.endswith(".bias")), None)
+            backend = Tapped(self.backend, inputs.cache, bias, *wanted)
         output = self.head(self.run(inputs, backend), inputs, backend, **head_arguments)
         if self.config.use_cache if use_cache is None else use_cache:
             output.past_key_values = inputs.cache
@@ -248,7 +255,7 @@ def refuse_unknown(
         return
     functions = [function] if head is None else [function, head]
     parameters = [p for f in functions for p in inspect.signature(f).parameters.values()]
-    passed_on = ("pieces", "inputs", "backend")[: 3 if head else 0]
+    passed_on = ("self", "pieces", "inputs", "backend")
     named = [p.name for p in parameters if p.kind != p.VAR_KEYWORD and p.name not in passed_on]
     if unknown := sorted(set(extra) - set(named)):
         name = (

@@ -5,7 +5,7 @@ The model knows nothing of this: the wrapper names a stage by its operation and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -37,17 +37,12 @@ STAGES = {
     "logits": "B T V",  # with a head for labels: the number of labels instead of V
 }
 
-# The stage that `linear` computes with a weight of this name.
-OF_PROJECTION = {
-    "q_proj": "q",
-    "k_proj": "k",
-    "v_proj": "v",
-    "o_proj": "attention_output",
-    "gate_proj": "gate",
-    "up_proj": "up",
-    "down_proj": "mlp_output",
+# The stages that `linear` computes one after the other, by the norm before them.
+PROJECTIONS = {
+    "input_layernorm": ("q", "k", "v", "attention_output"),
+    "post_attention_layernorm": ("gate", "up", "mlp_output"),
+    "norm": (),  # from here on, logits
 }
-HEADS = ("lm_head", "embed_tokens", "score", "qa_outputs")  # `linear` with these: logits
 
 Tap = Callable[[str, np.ndarray], None]
 
@@ -55,32 +50,28 @@ Tap = Callable[[str, np.ndarray], None]
 class Tapped:
     """A backend that passes each stage to `tap`, and collects those that a call returns.
 
-    Made for one call of a model: `weights` are its arrays by name, `cache` the one that the call
-    writes to. A residual sum is shown when it is normed, the first operation that reads it.
+    Made for one call of a model, which writes to `cache`; `bias` is that of its head. Stages are
+    named by the order in which `model.py` computes them. A residual sum is shown when it is normed,
+    the first operation that reads it.
     """
 
     def __init__(
         self,
         backend: Backend,
-        weights: Mapping[str, Array],
         cache: RollingCache,
+        bias: Array | None = None,
         tap: Tap | None = None,
         hidden_states: bool = False,
         attentions: bool = False,
     ):
-        if attentions and not backend.has_attention_weights:
-            raise ValueError(
-                f"output_attentions: backend {backend.name!r} does not give attention weights; "
-                "leave it out, or use backend 'numpy'"
-            )
-        self._backend, self._cache, self._tap = backend, cache, tap
+        self._backend, self._cache, self._bias, self._tap = backend, cache, bias, tap
         self._wants_states, self._wants_attentions = hidden_states, attentions
         # Attention weights are computed for this alone.
         self.weighs = backend.has_attention_weights and (tap is not None or attentions)
-        self._names = {id(array): name.removeprefix("model.") for name, array in weights.items()}
-        self._biases = {name: x for name, x in weights.items() if name.endswith(".bias")}
-        self._layer = ""  # "layers.N." while the last weight used is one of layer N's
-        self._last = ""  # the stage shown last
+        self._norms = 0  # so many of the piece's norms are done: two a layer, and the last
+        self._layer = ""  # "layers.N."
+        self._projections: Iterator[str] = iter(())  # those that come next
+        self._rotated: Iterator[str] = iter(())
         self._states: dict[str, list[np.ndarray]] = {}  # by stage: its pieces
         self._attentions: list[np.ndarray] = []
 
@@ -89,29 +80,36 @@ class Tapped:
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         """Show the sum, which is the input, and its norm."""
-        before, stage = self._layer, self._enter(weight)
-        if stage == "post_attention_layernorm":
-            self._show(f"{before}attention_residual", x)
+        layers = self._cache.config.num_hidden_layers
+        n, second = divmod(self._norms, 2)
+        if second:
+            self._show(f"{self._layer}attention_residual", x)
+            stage = "post_attention_layernorm"
         else:
-            self._show(f"{before}output" if before else "embedding", x)
+            self._show(f"{self._layer}output" if n else "embedding", x)
+            stage = "input_layernorm" if n < layers else "norm"
+            self._layer = f"layers.{n}." if n < layers else ""
+        self._norms = (self._norms + 1) % (2 * layers + 1)
+        self._projections = iter(PROJECTIONS[stage])
+        self._rotated = iter(("q_rotated", "k_rotated"))
         return self._show(self._layer + stage, self._backend.rms_norm(x, weight, eps))
 
     def linear(self, x: Array, weight: Array) -> Array:
-        """Show a projection, or logits."""
-        out, name = self._backend.linear(x, weight), self._enter(weight)
-        if name in HEADS:
-            bias = self._biases.get(f"{name}.bias")
-            self._show("logits", out if bias is None else out + bias)
-            return out
-        stage, d = OF_PROJECTION[name], self._cache.config.head_dim
-        heads = (out.shape[-1] // d, d) if stage in ("q", "k", "v") else out.shape[-1:]
-        self._show(self._layer + stage, out.reshape(*out.shape[:-1], *heads))
+        """Show a projection, heads apart, or logits."""
+        out, d = self._backend.linear(x, weight), self._cache.config.head_dim
+        stage = next(self._projections, "logits")
+        if stage == "logits":
+            self._show(stage, out if self._bias is None else out + self._bias)
+        elif stage in ("q", "k", "v"):
+            heads = out.reshape(*out.shape[:-1], out.shape[-1] // d, d)
+            self._show(self._layer + stage, heads)
+        else:
+            self._show(self._layer + stage, out)
         return out
 
     def rope(self, x: Array, table: Array) -> Array:
-        """Show the rotated queries, then the rotated keys."""
-        stage = "q_rotated" if self._last.endswith(".v") else "k_rotated"
-        return self._show(self._layer + stage, self._backend.rope(x, table))
+        """Show rotated queries, then rotated keys."""
+        return self._show(self._layer + next(self._rotated), self._backend.rope(x, table))
 
     def attention(self, q: Array, k: Array, v: Array, *positions_and_window: Any) -> Array:
         """Show the attention weights, in token order, and the mix of values."""
@@ -128,14 +126,7 @@ class Tapped:
         """Show the product."""
         return self._show(f"{self._layer}silu_mul", self._backend.silu_mul(gate, up))
 
-    def _enter(self, weight: Array) -> str:
-        """Record the layer of a weight, and return its module's name: q_proj, norm, lm_head."""
-        *path, name, _ = self._names[id(weight)].split(".")
-        self._layer = f"layers.{path[1]}." if path else ""
-        return name
-
     def _show(self, name: str, array: Array) -> Array:
-        self._last = name
         keep = self._wants_states and name.rpartition(".")[2] in ("embedding", "output", "norm")
         if self._tap is None and not keep:
             return array

@@ -43,7 +43,7 @@ def run_layer(
     `weights` and stages are those of layer 0. Returned are the wanted stages and the output.
     """
     weights = {name.removeprefix("model."): x for name, x in weights.items()}
-    weights["norm.weight"] = np.ones(config.hidden_size, dtype=np.float32)  # its result is not used
+    weights["norm.weight"] = weights["layers.0.input_layernorm.weight"]  # its result is not used
     pieces: dict[str, list[np.ndarray]] = {}
 
     def keep(name: str, array: np.ndarray) -> None:
@@ -54,7 +54,7 @@ def run_layer(
     T = hidden.shape[1]
     cache = RollingCache(one, backend, 1, width)
     cache.reserve(T)
-    tapped: Any = Tapped(backend, weights, cache, keep)
+    tapped: Any = Tapped(backend, cache, tap=keep)
     tapped.weighs = wanted("layers.0.attention_weights")
     for start in range(0, T, width):
         x = hidden[:, start : start + width]
