@@ -1,6 +1,6 @@
 """The named stages of a forward pass, and a wrapper around a backend that shows them.
 
-The model knows nothing of this: the wrapper names a stage by its operation and its weight.
+The model knows nothing of this: the order of its operations tells which stage a result is.
 """
 
 from __future__ import annotations
