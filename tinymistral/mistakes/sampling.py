@@ -27,7 +27,7 @@ def temperature(scores: np.ndarray, how: Parameters) -> np.ndarray:
 
 
 def top_k(scores: np.ndarray, how: Parameters, more: int = 0) -> np.ndarray:
-    """Keep the k highest scores, and `more` of them."""
+    """Keep the k + `more` highest scores."""
     return sampling.keep_top_k(scores, max(1, how["top_k"] + more)) if how.get("top_k") else scores
 
 

@@ -74,7 +74,7 @@ def text_stripped(entry, tokenizer):
 @mistake("strings", "decodings")
 def space_kept_in_decoding(entry, tokenizer):
     """Decoded text begins with the space that SentencePiece put before the text.
-    Fix: Remove that space from the beginning of decoded text."""
+    Fix: Remove one space, which SentencePiece adds, from the beginning of decoded text."""
     spaced = "text" in entry and bool(entry["ids"])
     if "text" not in entry:
         if tokenizer is None:
