@@ -1,4 +1,4 @@
-"""Tests of the laws: each mistake of the catalogue is caught by the law that is named for it."""
+"""Tests of the laws and of the catalogue of mistakes: each mistake is caught by its law."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OF_ATTENTION = [
     n for n, t in LAWS.items() if t.tinymistral_law.check.__module__.endswith(".test_attention")
 ]
 
-# The first example that fails will do, whatever it is.
+# Stop at the first example that fails, without shrinking it.
 QUICK = settings(SETTINGS, phases=[Phase.generate], report_multiple_bugs=False, database=None)
 
 
@@ -38,7 +38,7 @@ def check(law: str, backend: Backend, examples: int = QUICK.max_examples) -> Non
 
     @functools.wraps(test)
     def run(backend: Backend, data: st.DataObject) -> None:
-        with suppress(ValueError, IndexError):  # a cache that cannot go on says little of the law
+        with suppress(ValueError, IndexError):  # a cache that crashes says little about the law
             test(backend, data)
 
     settings(QUICK, max_examples=examples)(given(data=st.data())(run))(backend)
@@ -63,7 +63,7 @@ def each_in_its_dtypes() -> list:
 
 @pytest.mark.parametrize("mistake, dtype", each_in_its_dtypes())
 def test_the_law_catches_the_mistake_and_a_snippet_repeats_it(mistake, dtype):
-    # An AssertionError is asked for: that a mistake crashes says little about the law.
+    # Only an AssertionError counts: a mistake that crashes says little about the law.
     with mistake.planted(dtype) as backend:
         with pytest.raises(AssertionError) as caught:
             check(mistake.law, backend)
@@ -74,13 +74,13 @@ def test_the_law_catches_the_mistake_and_a_snippet_repeats_it(mistake, dtype):
             exec(snippet, {})
 
 
-def test_no_law_is_one_that_cannot_fail():
+def test_every_law_can_fail():
     assert {mistake.law for mistake in OF_LAWS} == set(LAWS)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 @pytest.mark.parametrize("law", OF_ATTENTION)
-def test_the_attention_that_mistakes_are_made_in_is_right(law, dtype):
+def test_attention_in_parts_is_right_without_a_mistake(law, dtype):
     with np.errstate(all="ignore"):
         check(law, InParts(dtype), examples=20)
 
@@ -92,7 +92,7 @@ def test_the_attention_that_mistakes_are_made_in_is_right(law, dtype):
 def test_an_entry_is_complete(mistake):
     assert re.fullmatch(r"[a-z0-9]+([-.][a-z0-9]+)*", mistake.name)
     assert mistake.changes
-    for name, _ in mistake.changes:  # each replaces something that there is
+    for name, _ in mistake.changes:  # each replaces something that exists
         attribute = name.removeprefix("cache.")
         of = RollingCache if attribute != name else faulty(NumpyBackend, in_parts=True)
         assert hasattr(of, attribute) or name in OTHER_CHANGES
@@ -128,7 +128,7 @@ TINY = Tiny(
 
 
 @pytest.mark.parametrize("mistake", OF_LAWS, ids=lambda mistake: mistake.name)
-def test_it_is_planted_for_the_time_of_a_with(mistake: Mistake):
+def test_it_is_planted_only_inside_the_with_block(mistake: Mistake):
     with mistake.planted("float32") as backend:
         assert type(backend) is mistake.backend
         assert backend.dtype == "float32"
@@ -141,7 +141,7 @@ def test_it_is_planted_for_the_time_of_a_with(mistake: Mistake):
     assert type(model.new_cache(1)) is RollingCache
 
 
-def test_it_is_taken_out_after_an_error_too():
+def test_it_is_removed_after_an_error_too():
     mistake = next(mistake for mistake in MISTAKES if mistake.cache is not RollingCache)
     with pytest.raises(ZeroDivisionError), mistake.planted("float64"):
         _ = 1 / 0

@@ -1,8 +1,7 @@
-"""Every mistake is found when it is planted: from all stages, and from logits alone where it shows.
+"""Every mistake is found when it is planted: from all stages, and from logits alone if it shows.
 
-The candidates round at other places than the predictions do, see `planted.py`. What cannot be told
-apart is declared here, with the reason; a diagnosis may name no other mistake beside the planted
-one.
+The candidates round at other places than the predictions, see `planted.py`. Mistakes with equal
+results are listed here, with the reason; a diagnosis may name no others beside the planted one.
 """
 
 from itertools import chain
@@ -24,7 +23,7 @@ from tinymistral.numpy_backend import NumpyBackend
 BY_NAME = {mistake.name: mistake for mistake in FORWARD}
 HALVES = ("float16", "bfloat16")
 
-# These come to the same numbers: names, in which dtypes, whether with all stages too, and why.
+# Mistakes with equal results: names, in which dtypes, whether in all stages or only logits, why.
 ALIKE = [
     (
         {"padding-written-to-the-last-slot", "padding-stored"},
@@ -42,26 +41,26 @@ ALIKE = [
         {"permuted-twice", "pairs-turned-always"},
         ("float32", *HALVES),
         False,
-        "numbers of a head in another order, and other pairs turned: the scores are the same",
+        "a head's numbers in another order, and other pairs rotated: the scores are the same",
     ),
     (
         {"eps-outside-the-root", "eps-forgotten"},
         ("bfloat16",),
         True,
-        "1e-5 beside a root of 1e-3 is less than bfloat16 tells",
+        "bfloat16 rounds 1e-5 away beside a root of 1e-3",
     ),
     (
         {"eps-outside-the-root", "eps-forgotten"},
         ("float16",),
         False,
-        "the same: float16 tells them by numbers smaller than those of a whole model",
+        "as in bfloat16: in float16 only numbers smaller than a model's distinguish them",
     ),
     (
         {"rope-angles-in-float32", "rope-positions-in-float32"},
         ("float32", *HALVES),
         True,
-        "it shows past 2^24 alone, and all frequencies are powers of 2 there, by which multiplied "
-        "a position that is rounded is an angle that is",
+        "both show only past 2^24, where the case's frequencies are powers of 2: it is the same "
+        "to round a position or its product with one",
     ),
     (
         {"gelu-for-silu", "exact-gelu-for-silu"},
@@ -71,7 +70,7 @@ ALIKE = [
     ),
 ]
 
-# In the logits of v1's models nothing shows of these, and why.
+# Mistakes that do not show in the logits of v1's models, and why.
 _OPERATIONS = "its case is an operation by itself"
 HIDDEN_IN_LOGITS = {
     "window-by-default": _OPERATIONS,
@@ -82,24 +81,23 @@ HIDDEN_IN_LOGITS = {
     "zero-times-nan": _OPERATIONS,
     "nan-swallowed": _OPERATIONS,
     "softmax-summed-in-16-bits": _OPERATIONS,
-    "weights-without-the-window": "the weights that are shown are not those that are used",
-    "rope-in-place": "what is rotated is right, what is shown of q and k later is not",
-    "strides-ignored": "it shows where logits are made of the last token of each row alone",
-    "rope-counts-from-1": "only distances between positions bear on the logits",
+    "weights-without-the-window": "only `attention_weights` is wrong, which the logits do not use",
+    "rope-in-place": "rotated numbers are right, only the stages q and k are not",
+    "strides-ignored": "it shows only if logits are computed for just the last token of each row",
+    "rope-counts-from-1": "logits depend only on distances between positions",
 }
-# How many are found from logits alone, of all. float16 is left out of the tests for the time it
-# takes.
+# The share of mistakes found from logits alone. float16 is not tested, since it takes long.
 RATE = {"float32": 0.92, "bfloat16": 0.91}
 
 
 @pytest.fixture(scope="module")
 def predictions() -> Predictions:
-    """What comes of each mistake, computed once for all tests."""
+    """The results of each mistake, computed once for all tests."""
     return Predictions(read_suite())
 
 
 def alike(name: str, dtype: str, logits: bool) -> set[str]:
-    """The names that may stand beside a mistake's."""
+    """The names that a diagnosis of a mistake may list."""
     groups = [
         names
         for names, dtypes, all_stages, _ in ALIKE
@@ -109,7 +107,7 @@ def alike(name: str, dtype: str, logits: bool) -> set[str]:
 
 
 def first_names(diagnosis: Diagnosis) -> set[str]:
-    return {s.name for s in diagnosis.whole[0].mistakes} if diagnosis.whole else set()
+    return {s.name for s in diagnosis.explanations[0].mistakes} if diagnosis.explanations else set()
 
 
 def found_by(evidence: list[Evidence], predictions: Predictions) -> Diagnosis:
@@ -146,7 +144,7 @@ def test_nothing_is_found_where_nothing_is_wrong(predictions: Predictions, dtype
         assert evidence is not None
         diagnosis = found_by([evidence], predictions)
         assert not diagnosis.differing, case.id
-        assert (diagnosis.whole, diagnosis.partial, diagnosis.tried) == ((), (), 0)
+        assert (diagnosis.explanations, diagnosis.partial, diagnosis.tried) == ((), (), 0)
 
 
 PAIRS = [
@@ -163,7 +161,7 @@ PAIRS = [
     ("evict-before-attend", "padding-seen"),
     ("heads-joined-across-tokens", "eps-outside-the-root"),
     ("positions-of-columns", "window-in-columns"),
-    # Of these one is not common, but explains a part.
+    # One of each is not common, but explains a part.
     ("rope-backwards", "up-forgotten"),
     ("one-head-for-all", "layers-in-reverse"),
     ("mean-subtracted", "tied-head-forgotten"),
@@ -175,7 +173,7 @@ PAIRS = [
 def test_two_mistakes_at_once_are_found(predictions: Predictions, names: tuple[str, str]) -> None:
     one, other = (BY_NAME[name] for name in names)
     diagnosis = found_by(candidate(predictions, one & other, "float32"), predictions)
-    best = diagnosis.whole[0].mistakes[0]
+    best = diagnosis.explanations[0].mistakes[0]
     assert set(best.name.split(" and ")) == set(names)
     assert best.pair
 
@@ -185,15 +183,15 @@ COMMON_PAIRS = [p for p in PAIRS if all(BY_NAME[name].common for name in p)]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("names", COMMON_PAIRS, ids=" and ".join)
-def test_common_ones_are_found_from_logits_alone(
+def test_common_pairs_are_found_from_logits_alone(
     predictions: Predictions, names: tuple[str, str]
 ) -> None:
     one, other = (BY_NAME[name] for name in names)
     diagnosis = found_by(candidate(predictions, one & other, "float32", True), predictions)
-    assert set(diagnosis.whole[0].mistakes[0].name.split(" and ")) == set(names)
+    assert set(diagnosis.explanations[0].mistakes[0].name.split(" and ")) == set(names)
 
 
-UNKNOWN = [  # the end of a weight's name, by what one number of it is multiplied; from logits alone
+UNKNOWN = [  # end of a weight's name, factor of one of its numbers, dtype, from logits alone
     ("layers.0.self_attn.q_proj.weight", 1.5, "float32", False),
     ("layers.1.self_attn.k_proj.weight", -1.0, "float32", True),
     ("lm_head.weight", 2.0, "bfloat16", False),
@@ -203,7 +201,7 @@ UNKNOWN = [  # the end of a weight's name, by what one number of it is multiplie
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name, factor, dtype, logits", UNKNOWN)
-def test_what_is_unknown_is_said_to_be(
+def test_an_unknown_mistake_has_no_full_explanation(
     predictions: Predictions, name: str, factor: float, dtype: str, logits: bool
 ) -> None:
     evidence = []
@@ -221,15 +219,15 @@ def test_what_is_unknown_is_said_to_be(
         each = as_evidence(predictions, case, results, dtype)
         evidence += [] if each is None else [each]
     diagnosis = found_by(evidence, predictions)
-    assert diagnosis.whole == ()
+    assert diagnosis.explanations == ()
     for explanation in diagnosis.partial:
         assert len(explanation.explained) < len(diagnosis.differing)
 
 
-def test_what_explains_no_case_is_not_told(predictions: Predictions) -> None:
-    """Alone it would lead further, to the mistake that is unknown, and explain nothing."""
-    turned = BY_NAME["rope-interleaved"]
-    planted = turned & BY_NAME["final-norm-missing"]
+def test_what_explains_no_case_is_not_reported(predictions: Predictions) -> None:
+    """One of two mistakes explains the first stages, but no case, if the other is not tried."""
+    interleaved = BY_NAME["rope-interleaved"]
+    planted = interleaved & BY_NAME["final-norm-missing"]
     given = [e for e in candidate(predictions, planted, "float32") if e.case.id == "plain"]
-    diagnosis = diagnose(given, [turned], predictions)
-    assert (len(diagnosis.differing), diagnosis.whole, diagnosis.partial) == (1, (), ())
+    diagnosis = diagnose(given, [interleaved], predictions)
+    assert (len(diagnosis.differing), diagnosis.explanations, diagnosis.partial) == (1, (), ())

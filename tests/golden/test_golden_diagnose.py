@@ -29,7 +29,7 @@ SOME = ("rms-norm", "rope", "silu-mul", "plain", "raw-layout")
 
 
 def dump(folder: Path, name: str, cases: tuple[str, ...] = SOME, last: str = "") -> Path:
-    """Write what a program would that makes this mistake: tensors whose names end in `last`."""
+    """Write the output of a program with this mistake: tensors whose names end in `last`."""
     predictions = Predictions(SUITE)
     for case in map(SUITE.case, cases):
         results = predictions.of(BY_NAME[name], case, "float32")
@@ -51,13 +51,13 @@ def truth(folder: Path, cases: tuple[str, ...] = SOME) -> Path:
 
 
 def diagnosed(*arguments: str) -> list[dict[str, Any]]:
-    """What --json prints of a dump that differs: one object on one line."""
+    """The diagnoses that --json prints for a dump that differs: one object on one line."""
     code, out, err = run("golden", "diagnose", "--json", "v1", *arguments)
     assert (code, err) == (1, "")
     assert out.count("\n") == 1
-    told = json.loads(out, parse_constant=pytest.fail)
-    assert (told["suite"], told["candidate"]) == ("v1", arguments[0])
-    diagnoses: list[dict[str, Any]] = told["diagnoses"]
+    printed = json.loads(out, parse_constant=pytest.fail)
+    assert (printed["suite"], printed["candidate"]) == ("v1", arguments[0])
+    diagnoses: list[dict[str, Any]] = printed["diagnoses"]
     return diagnoses
 
 
@@ -65,7 +65,7 @@ def names(diagnosis: dict[str, Any], place: int = 0) -> list[str]:
     return [suspect["name"] for suspect in diagnosis["explanations"][place]["suspects"]]
 
 
-def test_a_mistake_is_named_with_what_is_right_and_where_it_is_decided(tmp_path: Path) -> None:
+def test_a_mistake_is_named_with_its_fix_and_where_it_first_shows(tmp_path: Path) -> None:
     dump(tmp_path, "rope-interleaved")
     code, out, err = run("golden", "diagnose", "v1", str(tmp_path))
     assert (code, err) == (1, "")
@@ -73,15 +73,15 @@ def test_a_mistake_is_named_with_what_is_right_and_where_it_is_decided(tmp_path:
     lines = [line.strip() for line in out.splitlines()]
     assert lines[:3] == ["forward: 3 of 5 cases differ", "", "Your output is what you get with"]
     assert lines[3] == f"1. rope-interleaved: {says}"
-    assert lines[4].startswith("It agrees with all that is given of 5 cases, within 0.")
+    assert lines[4].startswith("It explains all of your output for 5 cases, within 0.")
     assert lines[5:] == [
-        "It is decided in the operation rope (case rope).",
-        f"Right is: {fix}",
+        "It first shows in the operation rope (case rope).",
+        f"Fix: {fix}",
         "",
     ]
 
 
-def test_the_stage_is_named_where_logits_alone_are_given(tmp_path: Path) -> None:
+def test_the_stage_is_named_from_logits_alone(tmp_path: Path) -> None:
     dump(tmp_path, "final-norm-missing", last="logits")
     (diagnosis,) = diagnosed(str(tmp_path))
     assert names(diagnosis) == ["final-norm-missing"]
@@ -94,12 +94,12 @@ def test_the_stage_is_named_where_logits_alone_are_given(tmp_path: Path) -> None
     assert 0 < found["worst"] <= 1
 
 
-def test_what_cannot_be_told_apart_is_named_together(tmp_path: Path) -> None:
+def test_mistakes_with_the_same_output_are_named_together(tmp_path: Path) -> None:
     dump(tmp_path, "gate-and-up-swapped", last="logits")
     (diagnosis,) = diagnosed(str(tmp_path))
     assert set(names(diagnosis)) == {"gate-and-up-swapped", "gate-and-up-weights-swapped"}
     out = run("golden", "diagnose", "v1", str(tmp_path)).out
-    assert "Nothing that is given tells it from\n" in out
+    assert "Your output does not distinguish it from\n" in out
 
 
 @pytest.mark.slow
@@ -113,14 +113,14 @@ def test_without_a_known_mistake_the_first_tensor_is_named(tmp_path: Path) -> No
     assert diagnosis["explanations"] == diagnosis["partial_explanations"] == []
     assert diagnosis["first"]["name"] == "calls.0.layers.1.up"
     out = run("golden", "diagnose", "v1", str(tmp_path)).out
-    assert "No known mistake, and no pair of them, makes this output" in out
+    assert "No known mistake, and no likely pair, makes this output" in out
     assert "What differs first is calls.0.layers.1.up, in case plain: off by " in out
     assert "`post_attention_layernorm` and `up_proj.weight` (w3)" in out
     assert "the last of them calls.0.layers.1.gate." in out
 
 
 @pytest.mark.slow
-def test_a_coarser_dtype_is_advised_where_it_explains_all(tmp_path: Path) -> None:
+def test_a_coarser_dtype_is_suggested_if_everything_agrees_in_it(tmp_path: Path) -> None:
     case = SUITE.case("plain")
     assert case.expected is not None
     arrays = SUITE.read(case).expected
@@ -128,19 +128,19 @@ def test_a_coarser_dtype_is_advised_where_it_explains_all(tmp_path: Path) -> Non
     write_arrays(tmp_path / "plain.safetensors", {n: x.astype(np.float32) for n, x in near.items()})
     code, out, _ = run("golden", "diagnose", "v1", str(tmp_path))
     assert code == 1
-    assert "By the tolerances of bfloat16 all of it is right" in out
+    assert "With the tolerances of bfloat16 all of it agrees" in out
     assert "nothing differs" in good(
         "golden", "diagnose", "v1", str(tmp_path), "--dtype", "bfloat16"
     )
 
 
-def test_where_nothing_differs_that_is_said(tmp_path: Path) -> None:
+def test_if_nothing_differs_it_says_so(tmp_path: Path) -> None:
     truth(tmp_path)
     out = good("golden", "diagnose", "v1", str(tmp_path))
     assert out == "forward: nothing differs in 5 cases\n"
 
 
-def test_only_the_cases_that_are_asked_for_are_looked_at(tmp_path: Path) -> None:
+def test_only_the_named_cases_are_diagnosed(tmp_path: Path) -> None:
     dump(tmp_path, "norm-weight-plus-1")
     (diagnosis,) = diagnosed(str(tmp_path), "--case", "rms-norm")
     assert diagnosis["cases"] == ["rms-norm"]
@@ -150,7 +150,7 @@ def test_only_the_cases_that_are_asked_for_are_looked_at(tmp_path: Path) -> None
     )
 
 
-def test_what_cannot_be_compared_is_told(tmp_path: Path) -> None:
+def test_what_cannot_be_compared_is_reported(tmp_path: Path) -> None:
     short = {"calls.0.logits": np.zeros((2, 4, 37), dtype=np.float32)}
     write_arrays(tmp_path / "plain.safetensors", short)
     assert "nothing can be compared" in refused("golden", "diagnose", "v1", str(tmp_path))
@@ -173,16 +173,16 @@ def test_each_mistake_in_sampling_is_named(tmp_path: Path, name: str) -> None:
 
 
 def written(folder: Path, case: str, change: Callable[[dict[str, Any]], Any], part: str) -> Path:
-    """Write the document of a case with other ids; where there are none, without the entry."""
+    """Write the document of a case with changed ids, without the entries whose ids are None."""
     entries = SUITE.document(SUITE.case(case))[part]
     asked = "messages" if part == "conversations" else "text"
-    told = [{asked: e[asked], "ids": change(e)} for e in entries]
-    content = json.dumps({part: [entry for entry in told if entry["ids"] is not None]})
+    changed = [{asked: e[asked], "ids": change(e)} for e in entries]
+    content = json.dumps({part: [entry for entry in changed if entry["ids"] is not None]})
     (folder / f"{case}.json").write_text(content, encoding="utf-8")
     return folder
 
 
-def test_ids_alone_tell_of_control_tokens(tmp_path: Path) -> None:
+def test_mistakes_with_control_tokens_are_found_from_ids_alone(tmp_path: Path) -> None:
     written(tmp_path, "tokenizer-v1", lambda entry: [1, *entry["ids"]], "strings")
     written(tmp_path, "chat-v1", lambda entry: [1, *entry["ids"]], "conversations")
     of_texts, of_conversations = diagnosed(str(tmp_path))
@@ -197,17 +197,17 @@ def test_ids_alone_tell_of_control_tokens(tmp_path: Path) -> None:
         ("decoding-stripped", str.strip),
     ],
 )
-def test_what_decodes_another_way_is_named_without_the_vocabulary(
+def test_mistakes_in_decoding_are_named_without_the_vocabulary(
     tmp_path: Path, name: str, change: Callable[[str], str]
 ) -> None:
     entries = SUITE.document(SUITE.case("tokenizer-v1"))["strings"]
-    told = [{**entry, "decoded": change(entry["decoded"])} for entry in entries]
-    (tmp_path / "tokenizer-v1.json").write_text(json.dumps({"strings": told}), encoding="utf-8")
+    changed = [{**entry, "decoded": change(entry["decoded"])} for entry in entries]
+    (tmp_path / "tokenizer-v1.json").write_text(json.dumps({"strings": changed}), encoding="utf-8")
     (diagnosis,) = diagnosed(str(tmp_path))
     assert names(diagnosis) == [name]
 
 
-def test_eos_after_what_the_user_says_is_told(tmp_path: Path) -> None:
+def test_eos_after_the_users_turns_is_named(tmp_path: Path) -> None:
     """After the last turn, or after each: [/INST] has an id of its own from v2 on, which is 4."""
 
     def last(entry: dict[str, Any]) -> list[int]:
@@ -223,8 +223,8 @@ def test_eos_after_what_the_user_says_is_told(tmp_path: Path) -> None:
         assert names(diagnosis) == [name]
 
 
-def test_spaces_of_the_hub_are_told_with_the_vocabulary(tmp_path: Path) -> None:
-    """And without it, it is said that it is wanted."""
+def test_spaces_of_the_hub_are_named_with_the_vocabulary(tmp_path: Path) -> None:
+    """Without it, the output asks for it."""
     tokenizer = MistralTokenizer(V1)
 
     def ids(entry: dict[str, Any]) -> list[int] | None:
@@ -240,7 +240,7 @@ def test_spaces_of_the_hub_are_told_with_the_vocabulary(tmp_path: Path) -> None:
     assert out.endswith("--vocabulary FILE, the path of tokenizer.model.v1\n")
 
 
-def test_spaces_of_the_hub_are_told_without_a_vocabulary_where_it_comes_along(
+def test_spaces_of_the_hub_are_named_without_a_vocabulary_if_tinymistral_has_it(
     tmp_path: Path,
 ) -> None:
     tokenizer = MistralTokenizer(DEMO / "tokenizer.model")
@@ -261,7 +261,7 @@ BOS = 1
 
 
 def computed(folder: Path, case_id: str, ids: np.ndarray, last: str = "") -> Path:
-    """Write what a right program computes of other ids than those of a case's only call."""
+    """Write a right program's results for other ids than those of a case's only call."""
     case, model = SUITE.case(case_id), SUITE.case(case_id).model
     T = ids.shape[1]
     positions = np.broadcast_to(np.arange(T, dtype=np.int64), ids.shape)
@@ -287,24 +287,24 @@ def computed(folder: Path, case_id: str, ids: np.ndarray, last: str = "") -> Pat
 def test_a_token_too_many_or_too_few_is_named(
     tmp_path: Path, name: str, change: Callable[[np.ndarray], np.ndarray], last: str
 ) -> None:
-    """Though nothing has the shape that is expected."""
+    """Though nothing but the cache has the expected shape."""
     for case in ("plain", "window-at-once"):
         ids = SUITE.read(SUITE.case(case)).inputs["calls.0.input_ids"]
         computed(tmp_path, case, change(ids), last)
     (diagnosis,) = diagnosed(str(tmp_path))
     assert names(diagnosis) == [name]
     code, out, _ = run("golden", "check", "v1", str(tmp_path))
-    assert code == (2 if last else 1)  # what is cached has the shape that is expected
-    assert f"it is of a token too {'few' if 'missing' in name else 'many'}" in out
+    assert code == (2 if last else 1)  # the cache has the expected shape
+    assert f"it has a token too {'few' if 'missing' in name else 'many'}" in out
 
 
-def test_another_token_too_many_is_said_to_be_unknown(tmp_path: Path) -> None:
+def test_an_added_token_in_the_middle_is_unknown(tmp_path: Path) -> None:
     ids = SUITE.read(SUITE.case("plain")).inputs["calls.0.input_ids"]
     computed(tmp_path, "plain", np.insert(ids, 3, 7, axis=1), "logits")
     (diagnosis,) = diagnosed(str(tmp_path))
     assert diagnosis["explanations"] == []
     out = run("golden", "diagnose", "v1", str(tmp_path)).out
-    assert "What differs first is calls.0.logits, in case plain: it is of a token too many." in out
+    assert "What differs first is calls.0.logits, in case plain: it has a token too many." in out
 
 
 VOCABULARIES = [V1, *V1.parent.glob("mistral_instruct_tokenizer_*.model.v[23]")]
@@ -313,7 +313,7 @@ TEXT_CASES = [case for case in SUITE.manifest.cases.values() if case.kind in ("t
 
 @pytest.mark.parametrize("name", [mistake.name for mistake in TEXTS])
 def test_each_mistake_about_texts_is_named(name: str) -> None:
-    """In each case where it shows; and it does in one at least."""
+    """In each case where it shows, which is at least one."""
     predictions, shown = Predictions(SUITE, VOCABULARIES), 0
     for case in TEXT_CASES:
         document = predictions.document(BY_NAME[name], case)
@@ -323,7 +323,7 @@ def test_each_mistake_about_texts_is_named(name: str) -> None:
         evidence = TextEvidence.of(compare_texts(case, right, document), right)
         assert evidence is not None
         if evidence.differs:
-            (found,) = diagnose([evidence], TEXTS, predictions).whole
+            (found,) = diagnose([evidence], TEXTS, predictions).explanations
             assert [mistake.name for mistake in found.mistakes] == [name]
             shown += 1
     assert shown

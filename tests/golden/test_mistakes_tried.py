@@ -1,6 +1,6 @@
-"""The mistakes that `golden diagnose` tries: all of the catalogue, or it is said why not.
+"""The mistakes that `golden diagnose` tries: all of the catalogue but those with a reason not to.
 
-That each shows in v1 is tested in `test_diagnosing.py`: there it is planted, and found.
+`test_diagnosing.py` tests that each is found in v1 when it is planted.
 """
 
 import pytest
@@ -13,7 +13,7 @@ from tinymistral.mistakes import FORWARD, MISTAKES, SAMPLING, TEXTS
 
 BY_NAME = {mistake.name: mistake for mistake in FORWARD}
 
-# What people get wrong, as users report it, and the mistake that it is.
+# What users report, and the mistake's name.
 REPORTED = {
     "inclusive window": "inclusive-window",
     "no window": "no-window",
@@ -22,7 +22,7 @@ REPORTED = {
     "a ring that evicts before attending": "evict-before-attend",
     "interleaved RoPE on HF weights": "rope-interleaved",
     "interleaved RoPE whatever the weights": "pairs-turned-always",
-    "halves turned on raw weights": "raw-not-permuted",
+    "halves rotated with raw weights": "raw-not-permuted",
     "permuted once more": "permuted-twice",
     "theta 1e4": "rope-theta-ignored",
     "theta 1e6": "theta-of-v0.2",
@@ -39,13 +39,13 @@ REPORTED = {
     "missing final norm": "final-norm-missing",
     "causal mask off by one": "next-token-seen",
     "tied head forgotten": "tied-head-forgotten",
-    "pad rows seen": "mask-ignored",
+    "padding visible": "mask-ignored",
     "doubled BOS": "first-token-twice",
     "BOS missing": "first-token-missing",
     "BOS added to ids": "begun-with-bos",
     "EOS after a prompt": "ended-with-eos",
-    "windows of 32 bits": "window-in-32-bits",
-    "positions of 32 bits": "positions-in-32-bits",
+    "window in 32 bits": "window-in-32-bits",
+    "positions in 32 bits": "positions-in-32-bits",
     "positions in float32": "rope-positions-in-float32",
     "NaN in empty slots": "zero-times-nan",
     "weights in 16 bits though all else is in float32": "weights-rounded-to-bfloat16",
@@ -59,14 +59,14 @@ def test_each_mistake_of_the_catalogue_is_tried_or_left_out_for_a_reason() -> No
         assert (mistake in tried) != bool(mistake.not_diagnosed), mistake.name
 
 
-def test_a_pair_can_be_told_from_its_name() -> None:
+def test_only_names_of_pairs_contain_and() -> None:
     for mistake in MISTAKES:
         assert " and " not in mistake.name
     assert (BY_NAME["no-window"] & BY_NAME["norms-swapped"]).name == "no-window and norms-swapped"
 
 
 @pytest.mark.parametrize("name", REPORTED.values(), ids=REPORTED)
-def test_what_people_get_wrong_is_tried(name: str) -> None:
+def test_what_users_report_is_tried(name: str) -> None:
     assert name in BY_NAME
 
 
@@ -82,8 +82,8 @@ def test_a_pair_makes_both_mistakes() -> None:
 
 
 @pytest.mark.slow
-def test_what_is_left_out_shows_nowhere() -> None:
-    """Or else it should be tried."""
+def test_mistakes_that_are_not_tried_show_in_no_case() -> None:
+    """A mistake that shows should be tried."""
     predictions = Predictions(read_suite())
     for mistake in MISTAKES:
         if not mistake.not_diagnosed:

@@ -1,4 +1,4 @@
-"""Mistakes about heads, scores, their softmax, and the mix of values that it makes."""
+"""Mistakes about heads, scores, the softmax, and the mix of values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SOFTMAX = "attention_weights_are_the_softmax"
 NO_INFLUENCE = "what_a_query_does_not_see_has_no_influence"
 HEADS = "grouped_heads_are_repeated_heads"
 
-TILE = 4  # slots at a time, of a softmax that is made tile by tile
+TILE = 4  # slots at a time, in a softmax that is computed tile by tile
 
 
 # Heads
@@ -20,8 +20,8 @@ TILE = 4  # slots at a time, of a softmax that is made tile by tile
 
 @mistake("repeat", law=HEADS, common=True)
 def tiled_heads(self, _, x, H):
-    """Query head h reads key/value head h % K rather than h // (H/K). It is right for one key/value
-    head, and for as many as query heads.
+    """Query head h reads key/value head h % K rather than h // (H/K). Correct only with one
+    key/value head, or as many as query heads.
     Fix: Query head h reads key/value head h // (H/K): repeat each head, do not tile them."""
     return np.tile(x, (1, 1, H // x.shape[2], 1))
 
@@ -35,9 +35,9 @@ def one_head_for_all(self, _, x, H):
 
 @mistake("linear", common=True)
 def heads_joined_across_tokens(self, right, x, weight):
-    """The mix is still (B, H, T, d) when it is reshaped to (B, T, H·d), so that tokens mingle. One
-    token at a time is right.
-    Fix: Bring (B, H, T, d) into (B, T, H, d), by transpose(1, 2), before the heads are joined."""
+    """The mix is still (B, H, T, d) when it is reshaped to (B, T, H·d), which mixes tokens. Correct
+    for one token at a time.
+    Fix: Transpose (B, H, T, d) to (B, T, H, d), by transpose(1, 2), before joining the heads."""
     if self.name_of(weight).endswith("o_proj"):
         by_head = x.reshape(*x.shape[:2], -1, self.config.head_dim).swapaxes(1, 2)
         x = by_head.reshape(x.shape)
@@ -46,9 +46,9 @@ def heads_joined_across_tokens(self, right, x, weight):
 
 @mistake("linear", common=True)
 def heads_cut_across_tokens(self, right, x, weight):
-    """q, k and v are reshaped to (B, heads, T, d) without a transpose, so that tokens mingle. One
-    token at a time is right.
-    Fix: Cut q, k and v into (B, T, heads, d) first, and bring that into (B, heads, T, d)."""
+    """q, k and v are reshaped to (B, heads, T, d) without a transpose, which mixes tokens. Correct
+    for one token at a time.
+    Fix: Reshape q, k and v to (B, T, heads, d) first, then transpose to (B, heads, T, d)."""
     y = right(x, weight)
     if self.name_of(weight).endswith(("q_proj", "k_proj", "v_proj")):
         B, T, n = y.shape
@@ -68,8 +68,8 @@ def scores_not_scaled(self, _, H, d):
 
 @mistake("scale", law=SOFTMAX)
 def scores_scaled_twice(self, _, H, d):
-    """Scores are divided by d rather than by its root: attention is too flat. As when queries are
-    scaled, and then the scores again.
+    """Scores are divided by d rather than by its root, for example because the queries were scaled
+    already: attention is too flat.
     Fix: Scale the queries or the scores by head_dim^-0.5, not both."""
     return 1 / d
 
@@ -77,14 +77,14 @@ def scores_scaled_twice(self, _, H, d):
 @mistake("scale", law=MIXES)
 def scores_scaled_by_the_model_width(self, _, H, d):
     """Scores are divided by the root of the width of all heads, H·d, rather than of one head.
-    Fix: Scale by the width of a head, head_dim^-0.5, not by that of all heads."""
+    Fix: Scale by the width of one head, head_dim^-0.5, not by that of all heads."""
     return float((H * d) ** -0.5)
 
 
 @mistake("scale")
 def scores_scaled_by_hidden_size(self, _, H, d):
     """Scores are divided by the root of `hidden_size` rather than of the width of a head.
-    Fix: Scale by the width of a head, head_dim^-0.5, not by that of the model."""
+    Fix: Scale by the width of one head, head_dim^-0.5, not by that of the model."""
     return float((self.config.hidden_size if self.config else d) ** -0.5)
 
 
@@ -93,15 +93,14 @@ def scores_scaled_by_hidden_size(self, _, H, d):
 
 @mistake("masked_exp", law="large_scores_do_not_overflow", of_a_dtype=BUT_FLOAT64)
 def softmax_overflows(self, _, scores, mask):
-    """exp is taken of the scores as they are. Past 88 it is infinite in float32, and the quotient
-    NaN.
+    """exp is taken of the raw scores. Above 88 it is infinite in float32, and the quotient is NaN.
     Fix: Subtract the row's largest visible score before exp."""
     return np.where(mask, np.exp(scores), 0)
 
 
 @mistake("masked_exp", law=NO_INFLUENCE, of_a_dtype=BUT_FLOAT64)
 def maximum_of_hidden_scores(self, _, scores, mask):
-    """The largest score is looked for among masked ones too. A large one, or a NaN in an empty
+    """The row's largest score is taken over masked scores too. A large one, or a NaN in an empty
     slot, makes all weights 0 or NaN.
     Fix: Mask first, then take the row's largest score."""
     largest = scores.max(axis=-1, keepdims=True, initial=-np.inf)
@@ -110,24 +109,25 @@ def maximum_of_hidden_scores(self, _, scores, mask):
 
 @mistake("masked_exp", law="who_sees_nothing_gets_zeros", of_a_dtype=BUT_FLOAT64)
 def masked_by_adding(self, right, scores, mask):
-    """A large negative number is added to masked scores. A row that sees nothing, such as padding,
-    then sees all keys alike; and NaN stays NaN.
-    Fix: Leave masked scores out, or make them -inf, and give zeros to a row that sees nothing."""
+    """A large negative number is added to masked scores. A row with no visible key, such as
+    padding, attends to all keys; and NaN stays NaN.
+    Fix: Leave masked scores out, or make them -inf, and return zeros for a row with no visible
+    key."""
     return right(scores + np.where(mask, 0, -1e9).astype(scores.dtype), mask | True)
 
 
 @mistake("masked_exp", law=MIXES)
 def masked_by_multiplying(self, right, scores, mask):
-    """Masked scores are multiplied by 0. Each still has the weight of a score of 0.
-    Fix: Make masked scores -inf before the softmax; a score of 0 is not a weight of 0."""
+    """Masked scores are multiplied by 0, so each still has the weight of a score of 0.
+    Fix: Set masked scores to -inf before the softmax; a score of 0 is not a weight of 0."""
     return right(scores * mask, mask | True)
 
 
 @mistake("mix", law=NO_INFLUENCE)
 def zero_times_nan(self, right, weights, v, mask):
-    """Masked values are multiplied by a weight of 0, and 0 · NaN is NaN. One that is left in an
-    empty slot, or in padding, spreads to every query of the row.
-    Fix: Leave masked values out of the sum, or keep what is in unused slots finite."""
+    """Masked values are multiplied by a weight of 0, and 0 · NaN is NaN. A NaN in an empty slot, or
+    in padding, spreads to every query of the row.
+    Fix: Leave masked values out of the sum, or make sure that unused slots hold finite numbers."""
     return right(weights, v, mask | True)
 
 
@@ -137,24 +137,24 @@ for _mistake in (masked_by_adding, masked_by_multiplying):
 
 @mistake("masked_softmax", law=SUM_TO_1)
 def masked_after_the_softmax(self, right, scores, mask):
-    """Masked weights are made 0 after the softmax: those that are left sum to less than 1.
+    """Masked weights are set to 0 after the softmax: the remaining ones sum to less than 1.
     Fix: Mask the scores before the softmax, so that the weights of visible keys sum to 1."""
     return right(scores, mask | True) * mask
 
 
 @mistake("mix", law="who_sees_nothing_gets_zeros")
 def nan_for_who_sees_nothing(self, right, weights, v, mask):
-    """A row that sees nothing, such as padding, is 0 / 0: NaN, which later layers may spread.
-    Fix: Where the sum of a row's weights is 0, give zeros rather than divide by it."""
+    """A row with no visible key, such as padding, is 0 / 0 = NaN, which later layers may spread.
+    Fix: Where a row's weights sum to 0, return zeros rather than divide by the sum."""
     sees_any = np.any(mask, axis=-1)[:, :, None, None]
     return np.where(sees_any, right(weights, v, mask), np.nan)
 
 
 @mistake("mix", law="what_is_not_finite_reaches_whoever_sees_it")
 def nan_swallowed(self, right, weights, v, mask):
-    """Whatever is not finite is made 0, as by nan_to_num. A model that is damaged, or overflows,
+    """NaN and infinity are replaced by 0, as by nan_to_num. A model that is damaged, or overflows,
     goes on with wrong numbers and no error.
-    Fix: Let NaN and infinity of visible values through; give zeros only where nothing is
+    Fix: Let NaN and infinity of visible values through; return zeros only where nothing is
     visible."""
     mix = right(weights, v, mask)
     return np.where(np.isfinite(mix), mix, 0)
@@ -163,22 +163,22 @@ def nan_swallowed(self, right, weights, v, mask):
 @mistake("masked_softmax", law=SUM_TO_1)
 def softmax_not_divided(self, _, scores, mask):
     """The exponentials are not divided by their sum: the more keys, the larger the mix.
-    Fix: Divide by the sum of the row's exponentials, at the end where tiles are summed."""
+    Fix: Divide by the sum of the row's exponentials; with tiles, after the last one."""
     return self.masked_exp(scores, mask)
 
 
 @mistake("masked_softmax", law=SUM_TO_1)
 def softmax_over_queries(self, right, scores, mask):
-    """The softmax is taken along the wrong axis: over queries, not over keys. The weights of a key
-    sum to 1, those of a query to anything.
-    Fix: The softmax is over the keys of one query, the last axis of (B, H, T, S)."""
+    """The softmax is taken along the wrong axis, over queries instead of keys. The weights of a key
+    sum to 1, those of a query do not.
+    Fix: Take the softmax over the keys of one query, the last axis of (B, H, T, S)."""
     return right(scores.swapaxes(2, 3), mask.swapaxes(2, 3)).swapaxes(2, 3)
 
 
 @mistake("masked_exp", law=MIXES)
 def online_softmax_not_rescaled(self, _, scores, mask):
-    """A softmax is made tile by tile, and sums are not scaled down when a larger score comes.
-    Earlier tiles weigh too much. Of a text that fits one tile all is right.
+    """The softmax is computed tile by tile, but earlier sums are not scaled down when a larger
+    score comes: earlier tiles weigh too much. Correct if all keys fit in one tile.
     Fix: When a tile raises the largest score, multiply sum and mix so far by exp(old - new)."""
     scores = np.where(mask, scores, -np.inf)
     out = np.zeros(scores.shape, dtype=self.compute_dtype)
@@ -192,16 +192,16 @@ def online_softmax_not_rescaled(self, _, scores, mask):
 @mistake("visible", law="the_last_visible_key_has_influence")
 def online_softmax_forgets_the_tail(self, right, i, j, window):
     """The last keys, which do not fill a tile, are left out: S // tile is rounded down.
-    Fix: Count tiles by rounding up, and mask what the last one has beyond the end."""
+    Fix: Round the number of tiles up, and mask the part of the last one beyond the end."""
     S = j.shape[-1]
     return right(i, j, window) & (np.arange(S) < S // TILE * TILE)
 
 
 @mistake("masked_exp", law="padding_on_either_side_changes_nothing")
 def online_softmax_nan_of_a_hidden_tile(self, right, scores, mask):
-    """A softmax is made tile by tile, and where all of the first one is masked it is NaN. The
-    largest score so far is -inf then, and exp of -inf - -inf is NaN. Rows with padding, or with a
-    window that has moved on, become NaN.
+    """The softmax is computed tile by tile, and is NaN if the first tile is all masked: its largest
+    score is -inf, and -inf - -inf is NaN. It shows in rows with padding, or whose first keys have
+    left the window.
     Fix: While no key was visible the largest score is -inf: skip the tile, or subtract 0."""
     nothing_yet = ~np.any(mask[..., :TILE], axis=-1, keepdims=True)
     return np.where(nothing_yet, np.nan, right(scores, mask))
@@ -209,15 +209,15 @@ def online_softmax_nan_of_a_hidden_tile(self, right, scores, mask):
 
 @mistake("masked_exp", law=MIXES, dtypes=HALVES, not_diagnosed=ROUNDING)
 def softmax_in_16_bits(self, right, scores, mask):
-    """Scores are rounded to 16 bits before exp: weights are off by percents.
-    Fix: Keep scores and softmax in float32, and round the mix alone."""
+    """Scores are rounded to 16 bits before exp: weights are off by several percent.
+    Fix: Compute scores and softmax in float32, and round only the mix."""
     return right(self.widen(self.round(scores)), mask)
 
 
 @mistake("masked_softmax", dtypes=("bfloat16",), of_a_dtype=("bfloat16",))
 def softmax_summed_in_16_bits(self, _, scores, mask):
-    """The sums of a softmax, of exponentials and of weighted values, are in 16 bits. Of some
-    hundred keys that are much alike the sum stays where one more is less than its rounding.
+    """The softmax adds up exponentials and weighted values in 16 bits. With hundreds of similar
+    keys each further term is less than the sum's rounding, and is lost.
     Fix: Add up the exponentials, and the weighted values, in float32."""
     exps = self.masked_exp(scores, mask)
     total = np.zeros(exps.shape[:-1], dtype=self.activation_dtype)
@@ -239,7 +239,7 @@ def _(self, _, weights, v, mask):
 
 @mistake("attention_weights", law=SUM_TO_1)
 def weights_without_the_window(self, right, q, k, q_positions, k_positions, window):
-    """`attention_weights`, a slow path beside a fused `attention`, ignores the window. It shows
+    """`attention_weights`, a slow path beside a fused `attention`, ignores the window. It returns
     weights that were never used.
-    Fix: Let `attention_weights` mask what `attention` masks."""
+    Fix: Apply the same mask in `attention_weights` as in `attention`."""
     return right(q, k, q_positions, k_positions, None)

@@ -1,4 +1,4 @@
-"""Mistakes about the rolling cache: its size, its slots, and what it keeps."""
+"""Mistakes about the rolling cache: its size, its slots and its contents."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ AS_A_LIST = "the_cache_remembers_what_a_list_would"
 PIECES = "logits_are_the_oracles_in_pieces_of_any_size"
 EVERY_STAGE = "every_stage_follows_from_those_before"
 SCATTER = "scatter_writes_its_slots_and_nothing_else"
-NEVER = "nothing of the kind is done in the calls of a suite"
+NEVER = "the cases of a suite do nothing of the kind"
 
 
 @mistake("cache.capacity", law=PIECES, common=True)
 def evict_before_attend(cache, _):
-    """The ring has W slots, i % W, and a piece of several tokens evicts before it attends. Keys
-    that its first tokens should see are gone. One token at a time is right.
-    Fix: Attend to the old keys and the new ones, then evict; or give the ring W + C - 1 slots."""
+    """The ring has only W slots, and a piece of several tokens evicts before it attends. Keys that
+    its first tokens need are gone. Correct for one token at a time.
+    Fix: Attend to the old keys and the new ones, then evict; or use a ring of W + C - 1 slots."""
     return None if cache.window is None else max(cache.window, cache.chunk)
 
 
 @mistake("cache.capacity", law=PIECES)
 def ring_too_small(cache, capacity):
     """The ring is one slot too small: the oldest query of a full piece misses its oldest key.
-    Fix: W + C - 1 slots: the first query of a piece of C sees W - 1 keys before the piece."""
+    Fix: Use W + C - 1 slots: the first query of a piece of C needs W - 1 keys before the piece."""
     return None if capacity is None else max(capacity - 1, cache.chunk)
 
 
@@ -34,21 +34,20 @@ def ring_too_small(cache, capacity):
     "cache.capacity", law="memory_is_constant_past_the_ring", not_diagnosed="the numbers are right"
 )
 def endless_cache(cache, _):
-    """The cache grows for ever, although the window masks all but its last keys. The numbers are
-    right, until memory is out.
+    """The cache grows without limit, although the window masks all but its last keys. The numbers
+    are right until memory runs out.
     Fix: Keep W + C - 1 slots and overwrite the oldest."""
 
 
 @mistake("cache.take_back", law=AS_A_LIST, not_diagnosed=NEVER)
 def draft_not_forgotten(cache, _, positions):
-    """Draft tokens that were rejected stay visible beside those that replace them.
-    Fix: When a position is given again, remove what the cache has from there on."""
+    """Rejected draft tokens stay visible beside the tokens that replace them.
+    Fix: When a position comes again, remove what the cache has from there on."""
 
 
 @mistake("cache.select", law=AS_A_LIST, not_diagnosed=NEVER)
 def copy_shares_memory(cache, right, rows):
-    """A copy of a cache shares keys and values with its original: what is written to one is in
-    both.
+    """A copy of a cache shares keys and values with its original: writing to one changes both.
     Fix: Copy keys and values when a cache is copied."""
     new = right(rows)
     if np.array_equal(rows, np.arange(len(cache.count))):
@@ -58,8 +57,8 @@ def copy_shares_memory(cache, right, rows):
 
 @mistake("cache.select", law=AS_A_LIST, not_diagnosed=NEVER)
 def positions_not_reordered(cache, right, rows):
-    """When rows change places or leave the batch, keys and values go along, positions do not.
-    Fix: Reorder all that a cache has by row: keys, values, positions and counts."""
+    """When rows are reordered or leave the batch, keys and values follow, but positions do not.
+    Fix: Reorder everything that has a row axis: keys, values, positions and counts."""
     new, same = right(rows), np.arange(len(rows)) % len(cache.count)
     for name in ("positions", "count", "last", "evicted"):
         setattr(new, name, getattr(cache, name)[same])
@@ -68,8 +67,8 @@ def positions_not_reordered(cache, right, rows):
 
 @mistake("cache.reserve", law=AS_A_LIST)
 def growth_forgets(cache, right, tokens):
-    """When the cache grows, what it held is lost: keys and values are 0, and still visible.
-    Fix: Copy what is there into the larger arrays."""
+    """When the cache grows, its contents are lost: keys and values are 0, and still visible.
+    Fix: Copy the old contents into the larger arrays."""
     before = cache.positions.shape[1]
     right(tokens)
     if cache.positions.shape[1] > before:
@@ -79,8 +78,8 @@ def growth_forgets(cache, right, tokens):
 
 @mistake("cache.admit", law=AS_A_LIST)
 def positions_not_updated(cache, right, positions):
-    """A slot keeps the position of its first token when others overwrite it. It is right until the
-    cache wraps; then new keys are masked, or visible as old ones.
+    """A slot that is overwritten still has the position of its first token. Correct until the cache
+    wraps; then new keys are masked, or visible as old ones.
     Fix: Write a token's position wherever its key and value are written."""
     cache.take_back(positions)
     before = cache.positions.copy()
@@ -91,8 +90,8 @@ def positions_not_updated(cache, right, positions):
 
 @mistake("cache.commit", law="log_probabilities_are_those_of_scoring_the_text_at_once", common=True)
 def padding_counted(cache, right, positions):
-    """The next token's position counts padding too. What is generated after a prompt that was
-    padded is too far from it.
+    """The next token's position counts padding too. Tokens generated after a padded prompt are too
+    far from it.
     Fix: A row's next position follows its last token, and padding has none: cumsum(mask) - 1."""
     right(positions)
     cache.last = np.full_like(cache.last, cache.columns - 1)
@@ -103,17 +102,17 @@ padding_counted.also("inputs")(padding_counted_later)
 
 @mistake("cache.admit", law=EVERY_STAGE)
 def padding_takes_slots(cache, right, positions):
-    """All rows are taken to be as long as the longest. Padding pushes tokens out of the ring that
-    are still visible.
-    Fix: Count the tokens of each row by itself, and give slots to tokens alone."""
+    """All rows count as many tokens as the longest. Padding pushes tokens out of the ring that are
+    still visible.
+    Fix: Count the tokens of each row separately, and write only tokens to slots."""
     cache.count[:] = cache.count.max()
     return right(positions)
 
 
 @mistake("cache.read", law="each_row_of_a_padded_batch_is_the_row_alone")
 def length_of_the_first_row(cache, _, layer):
-    """Only as many slots are read as the first row has: longer rows lose their newest keys.
-    Fix: Attend to as many slots as the longest row has, and let positions say which are empty."""
+    """Only as many slots are read as the first row uses: longer rows lose their newest keys.
+    Fix: Read as many slots as the longest row uses, and mask empty ones by their position."""
     used = int(cache.count[0])
     return cache.k[layer][:, :used], cache.v[layer][:, :used]
 
@@ -125,17 +124,17 @@ def _(cache, right):
 
 @mistake("cache.read", law=EVERY_STAGE)
 def layers_share_a_cache(cache, right, layer):
-    """All layers attend to the keys and values of the first. A model of one layer is right.
-    Fix: Give every layer keys and values of its own, and read those of the current layer."""
+    """All layers attend to the keys and values of the first. Correct for a model of one layer.
+    Fix: Store keys and values for each layer, and read those of the current layer."""
     return right(0)
 
 
 @mistake("cache.admit", common=True)
 def cache_forgotten(cache, right, positions):
-    """Each call sees only its own tokens, as if there were no cache; positions go on.
+    """Each call attends only to its own tokens, as if there were no cache; positions go on.
     Fix: Keep keys and values of earlier calls, and attend to them together with the new ones."""
     slots = right(positions)
-    cache.kept = cache.positions.copy()
+    cache.all_positions = cache.positions.copy()
     old = np.ones(cache.positions.shape, dtype=bool)
     b, t = np.nonzero(slots >= 0)
     old[b, slots[b, t]] = False
@@ -146,28 +145,28 @@ def cache_forgotten(cache, right, positions):
 @cache_forgotten.also("cache.commit")
 def _(cache, right, positions):
     right(positions)
-    cache.positions = cache.kept
+    cache.positions = cache.all_positions
 
 
 # What is written to which slot
 
 
 def _to_all_slots(cache: Array, slots: Array, new: Array) -> Array:
-    """Write to all slots; in NumPy -1 is the last one."""
+    """Write to all slots; -1 is then the last one, as in NumPy."""
     cache[np.arange(len(slots))[:, None], slots] = new
     return cache
 
 
 @mistake("scatter", law=SCATTER)
 def padding_written_to_the_last_slot(self, _, cache, slots, new):
-    """Slot -1 is taken for an index that counts from the end: padding overwrites the last slot.
-    Fix: Skip slot -1: it says that there is nothing to write."""
+    """Slot -1 is used as an index from the end: padding overwrites the last slot.
+    Fix: Skip slot -1: it means that there is nothing to write."""
     return _to_all_slots(cache, slots, new)
 
 
 @mistake("cache.update", law=AS_A_LIST)
 def padding_stored(cache, _, layer, k, v):
-    """The cache writes keys and values without `scatter`, and padding to the last slot.
+    """The cache writes keys and values without `scatter`, and writes padding to the last slot.
     Fix: Skip slot -1 in the cache, as `scatter` does."""
     _to_all_slots(cache.k[layer], cache.slots, k)
     _to_all_slots(cache.v[layer], cache.slots, v)
@@ -177,15 +176,15 @@ def padding_stored(cache, _, layer, k, v):
 @mistake("scatter", law=SCATTER)
 def slots_of_the_first_row(self, right, cache, slots, new):
     """All rows of a batch are written to the slots of the first.
-    Fix: Slots have a row for each row of the batch: index them by it."""
+    Fix: Slots have a row for each row of the batch: use its own for each."""
     return right(cache, np.broadcast_to(slots[:1], slots.shape), new)
 
 
 @mistake("scatter", law=SCATTER)
 def added_to_the_slot(self, _, cache, slots, new):
-    """New numbers are added to what a slot held, as scatter-add does. It is right until the cache
+    """New numbers are added to the slot's old ones, as scatter-add does. Correct until the cache
     wraps.
-    Fix: Overwrite what a slot held: it is a token that has left the ring."""
+    Fix: Overwrite the slot: its old token has left the ring."""
     b, t = np.nonzero(slots >= 0)
     cache[b, slots[b, t]] += new[b, t]
     return cache

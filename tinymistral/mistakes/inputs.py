@@ -1,8 +1,8 @@
-"""Mistakes about the inputs: padding that is taken for text, a token too many or too few.
+"""Mistakes about the inputs: padding treated as text, a token too many or too few.
 
-The inputs of a case are by name: those of calls that follow each other with one cache
-("calls.0.input_ids", "calls.0.positions", ...); or a prompt, if there is an "attention_mask"; or
-those of an operation, which stay as they are.
+A case has one of three kinds of inputs, by name: of calls one after another with one cache
+("calls.0.input_ids", "calls.0.positions", ...); of a prompt, if there is an "attention_mask"; or of
+an operation, which do not change.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from tinymistral.mistakes.mistake import mistake
 
 Arrays = Mapping[str, np.ndarray]
 Results = dict[str, np.ndarray]
-Undo = Callable[[Results], Results]  # brings results into the shapes that are expected
+Undo = Callable[[Results], Results]  # brings results into the expected shapes
 Changed = tuple[Arrays, Undo]
 
 BOS, EOS = 1, 2  # the ids of <s> and </s> in all of Mistral's vocabularies
 
 
 def unchanged(results: Results) -> Results:
-    """Leave results as they are."""
+    """Return the results."""
     return results
 
 
 def positions_of(inputs: Arrays) -> tuple[np.ndarray, list[int]]:
-    """Join the calls -> positions (B, columns), and the columns of each call; none: (0, 0)."""
+    """Return the positions of all calls (B, columns), or (0, 0), and the columns of each call."""
     parts: list[np.ndarray] = []
     while f"calls.{len(parts)}.positions" in inputs:
         parts.append(inputs[f"calls.{len(parts)}.positions"])
@@ -35,8 +35,8 @@ def positions_of(inputs: Arrays) -> tuple[np.ndarray, list[int]]:
     return np.concatenate(parts, axis=1) if parts else nothing, [x.shape[1] for x in parts]
 
 
-def _renumbered(inputs: Arrays, new: np.ndarray) -> Arrays:
-    """Give each column of the calls a new position (B, columns), and look in the cache for it."""
+def _with_positions(inputs: Arrays, new: np.ndarray) -> Arrays:
+    """Replace the positions of the calls by new (B, columns), and those of the cache likewise."""
     (old, widths), found, stop = positions_of(inputs), dict(inputs), 0
     for n, width in enumerate(widths):
         stop += width
@@ -48,15 +48,15 @@ def _renumbered(inputs: Arrays, new: np.ndarray) -> Arrays:
     return found
 
 
-def _columns(inputs: Arrays) -> np.ndarray:
-    """Return the number of each column of the calls (B, columns), counted from a row's first."""
+def _column_positions(inputs: Arrays) -> np.ndarray:
+    """Return positions (B, columns) that count padding too, from a row's first position."""
     positions, _ = positions_of(inputs)
     first = np.where(positions >= 0, positions, np.iinfo(np.int64).max).min(axis=1)
     return first[:, None] + np.arange(positions.shape[1], dtype=np.int64)
 
 
 def padding_as_text(inputs: Arrays) -> Changed:
-    """Give padding positions; the results are without its columns of attention weights."""
+    """Give padding positions; leave its columns out of the resulting attention weights."""
     positions, widths = positions_of(inputs)
     if not widths:
         return inputs, unchanged
@@ -71,23 +71,23 @@ def padding_as_text(inputs: Arrays) -> Changed:
                     out[b, :, :, : row.sum()] = x[b][:, :, row]
         return results
 
-    return _renumbered(inputs, _columns(inputs)), undo
+    return _with_positions(inputs, _column_positions(inputs)), undo
 
 
 def padding_counted_later(inputs: Arrays) -> Changed:
-    """Let positions after the first call count padding; `generate` counts on by its cache."""
+    """Let positions after the first call count padding; in `generate` the cache counts them."""
     positions, widths = positions_of(inputs)
     if not widths:
         return inputs, unchanged
-    new = np.where(positions >= 0, _columns(inputs), -1)
+    new = np.where(positions >= 0, _column_positions(inputs), -1)
     new[:, : widths[0]] = positions[:, : widths[0]]
-    return _renumbered(inputs, new), unchanged
+    return _with_positions(inputs, new), unchanged
 
 
 @mistake("inputs", common=True)
 def mask_ignored(inputs):
-    """Padding is taken for text: it has positions, and is visible to the tokens after it.
-    Fix: Padding is no token: it has no position and is masked, as the attention mask says."""
+    """Padding is treated as text: it has positions, and is visible to the tokens after it.
+    Fix: Mask padding and count no positions for it, as the attention mask says."""
     if "attention_mask" in inputs:
         return {**inputs, "attention_mask": np.ones_like(inputs["attention_mask"])}, unchanged
     return padding_as_text(inputs)
@@ -95,23 +95,23 @@ def mask_ignored(inputs):
 
 @mistake("inputs", common=True)
 def begun_with_bos(inputs):
-    """<s>, id 1, is put before the ids that were given, and its results are left out.
-    Fix: Run the ids as they are given; <s> is put before a text by its tokenizer, once."""
-    return _begun_with(inputs, lambda first: np.full_like(first, BOS))
+    """<s>, id 1, is put before the case's ids, and its results are left out.
+    Fix: Run the ids as they are; <s> is put before a text by its tokenizer, once."""
+    return _with_first(inputs, lambda first: np.full_like(first, BOS))
 
 
 @mistake("inputs", common=True)
 def first_token_twice(inputs):
-    """The first token of each row is there twice, as <s> is where two parts of a program add it.
-    The results of one of them are left out.
-    Fix: Run the ids as they are given: they begin with <s> already if the text does."""
-    return _begun_with(inputs, lambda first: first)
+    """The first token of each row occurs twice, as <s> does if two parts of a program add it. The
+    results of one of them are left out.
+    Fix: Run the ids as they are: they begin with <s> already if the text does."""
+    return _with_first(inputs, lambda first: first)
 
 
 @mistake("inputs")
 def ended_with_eos(inputs):
-    """</s>, id 2, is put after the ids that were given first, and its results are left out.
-    Fix: Run the ids as they are given; </s> ends what a model has written, not its prompt."""
+    """</s>, id 2, is put after the ids of the first call, and its results are left out.
+    Fix: Run the ids as they are; </s> ends what a model has written, not its prompt."""
     if "attention_mask" in inputs:
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         longer = {
@@ -125,7 +125,7 @@ def ended_with_eos(inputs):
     last = positions[:, widths[0] - 1]
     if (last < 0).any():
         return None
-    found = _moved(inputs, 1, last)
+    found = _with_shifted(inputs, 1, last)
     for name, end in (("input_ids", EOS), ("positions", last[:, None] + 1)):
         name = f"calls.0.{name}"
         column = np.broadcast_to(end, (len(last), 1)).astype(np.int64)
@@ -135,20 +135,20 @@ def ended_with_eos(inputs):
 
 @mistake("inputs", common=True)
 def first_token_missing(inputs):
-    """The first token of each row is left out, as <s> is where nothing puts it before a text.
-    Fix: Run all ids that are given, <s> too, which most texts begin with."""
-    return _shorter(inputs, first=True)
+    """The first token of each row is left out, as <s> is if nothing puts it before a text.
+    Fix: Run all ids of the case, also the first, which is often <s>."""
+    return _without_token(inputs, first=True)
 
 
 @mistake("inputs")
 def last_token_missing(inputs):
-    """The last token of what is given first is left out, as targets are cut off in training.
-    Fix: Run all ids that are given, the last one too: what follows the text depends on it."""
-    return _shorter(inputs, first=False)
+    """The last token of the first call is left out, as in training, where it is only a target.
+    Fix: Run all ids of the case, also the last: what follows the text depends on it."""
+    return _without_token(inputs, first=False)
 
 
-def _shorter(inputs: Arrays, first: bool) -> Changed | None:
-    """Leave a token of the first call out; None where there is padding."""
+def _without_token(inputs: Arrays, first: bool) -> Changed | None:
+    """Leave out the first token of the first call, or its last; None if there is padding."""
     part = slice(1, None) if first else slice(None, -1)
     if "attention_mask" in inputs:
         if not inputs["attention_mask"].all() or inputs["input_ids"].shape[1] == 1:
@@ -159,14 +159,14 @@ def _shorter(inputs: Arrays, first: bool) -> Changed | None:
         return inputs, unchanged
     if widths[0] == 1 or (positions < 0).any():
         return None
-    found = _moved(inputs, -1, positions[:, 0 if first else widths[0] - 1])
+    found = _with_shifted(inputs, -1, positions[:, 0 if first else widths[0] - 1])
     for name in ("calls.0.input_ids", "calls.0.positions"):
         found[name] = found[name][:, part]
     return found, unchanged
 
 
-def _moved(inputs: Arrays, step: int, after: np.ndarray) -> dict[str, np.ndarray]:
-    """Move all positions that come after these (B,) by a step; if by -1, these themselves go."""
+def _with_shifted(inputs: Arrays, step: int, after: np.ndarray) -> dict[str, np.ndarray]:
+    """Shift all positions after these (B,) by a step; if it is -1, remove these."""
     found = dict(inputs)
     for name, x in inputs.items():
         if name.endswith("positions"):
@@ -175,8 +175,8 @@ def _moved(inputs: Arrays, step: int, after: np.ndarray) -> dict[str, np.ndarray
     return found
 
 
-def _begun_with(inputs: Arrays, more: Callable[[np.ndarray], np.ndarray]) -> Changed:
-    """Put `more(first ids (B,))` before each row; its results are left out."""
+def _with_first(inputs: Arrays, more: Callable[[np.ndarray], np.ndarray]) -> Changed:
+    """Put `more(first ids (B,))` before each row, and leave out its results."""
     found = dict(inputs)
     if "attention_mask" in inputs:
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
@@ -191,14 +191,14 @@ def _begun_with(inputs: Arrays, more: Callable[[np.ndarray], np.ndarray]) -> Cha
         calls = range(len(widths))
         ids = np.concatenate([inputs[f"calls.{n}.input_ids"] for n in calls], axis=1)
         start = more(ids[np.arange(len(ids)), (positions >= 0).argmax(axis=1)])[:, None]
-        for name, begin in (("input_ids", start), ("positions", _columns(inputs)[:, :1])):
+        for name, begin in (("input_ids", start), ("positions", _column_positions(inputs)[:, :1])):
             name = f"calls.0.{name}"
             found[name] = np.concatenate([begin, found[name]], axis=1)
     return found, lambda results: _without_column(results, 0)
 
 
 def _without_column(results: Results, column: int) -> Results:
-    """Leave out the results of a token that was put in."""
+    """Leave out the results of an added token."""
     found = dict(results)
     for name, x in results.items():
         if name.endswith("attention_weights"):

@@ -9,10 +9,10 @@ import numpy as np
 from tinymistral.backend import Array
 from tinymistral.mistakes.cache import endless_cache
 from tinymistral.mistakes.inputs import padding_as_text
-from tinymistral.mistakes.mistake import FOUND, Mistake, mistake
+from tinymistral.mistakes.mistake import ENTRIES, Mistake, mistake
 from tinymistral.mistakes.planting import Window
 
-# Each replaces `visible`: queries at i (B, T, 1), keys at j (B, 1, S), -1 where there is nothing.
+# Each replaces `visible`: queries at i (B, T, 1), keys at j (B, 1, S); -1: padding, empty slot.
 
 MIXES = "attention_mixes_what_is_visible"
 LAST_KEY = "the_last_visible_key_has_influence"
@@ -20,7 +20,7 @@ ANY_ORDER = "slots_may_be_in_any_order"
 
 
 def _uncausal(i: Array, j: Array, window: Window) -> Array:
-    """Return what is visible where the future is not masked."""
+    """Return the mask without causality."""
     mask = (i >= 0) & (j >= 0)
     return mask if window is None else mask & (i - j < window)
 
@@ -32,42 +32,42 @@ def _distance_in_slots(i: Array, j: Array) -> Array:
 
 @mistake("visible", law=MIXES, common=True)
 def inclusive_window(self, right, i, j, window):
-    """A query sees one key too many, `i - j <= W`. So the Mistral paper's words "between i - W and
-    i" have it, and the first code that came with it.
+    """One key too many is visible, `i - j <= W`, as in the Mistral paper's words "between i - W and
+    i" and the first code published with it.
     Fix: The window counts the query's own key: make the comparison `i - j < W`."""
     return right(i, j, None if window is None else window + 1)
 
 
 @mistake("visible", law=MIXES)
 def inclusive_window_of_prompts(self, right, i, j, window):
-    """Several queries at once see one key too many, `i - j <= W`, a single one does not. So a mask
-    of W + 1 keys and a cache of W slots disagree, in the paper's own code and for long in
-    FlashAttention as transformers called it.
-    Fix: Let prefill and decode share one comparison, `i - j < W`."""
+    """One key too many is visible to several queries at once, `i - j <= W`, but not to a single
+    one. The paper's own code had it, with a mask of W + 1 keys and a cache of W slots; so had
+    FlashAttention, as transformers called it, for long.
+    Fix: Use one comparison, `i - j < W`, for prefill and decode."""
     return right(i, j, window if window is None or i.shape[1] == 1 else window + 1)
 
 
 @mistake("visible", law=LAST_KEY)
 def short_window(self, right, i, j, window):
-    """A query sees one key too few, `i - j < W - 1`. As when a cache that keeps W - 1 past keys is
-    taken for one of W - 1 keys in all.
-    Fix: The window counts the query's own key and W - 1 before it: make it `i - j < W`."""
+    """One key too few is visible, `i - j < W - 1`, for example because a cache of W - 1 past keys
+    is taken for W - 1 keys in all.
+    Fix: The window is the query's own key and W - 1 before it: make it `i - j < W`."""
     return right(i, j, None if window is None else window - 1)
 
 
 @mistake("visible", law="a_token_reaches_as_far_as_the_window_does_in_every_layer", common=True)
 def no_window(self, right, i, j, window):
-    """The window is ignored: every query sees all keys before it. Nothing shows before a text is
+    """The window is ignored: every query attends to all keys before it. It shows only in texts
     longer than the window.
     Fix: Read `sliding_window` from the configuration and mask keys with `i - j >= W`."""
     return right(i, j, None)
 
 
-# A program with no ring sees more: its cache keeps all keys.
-FOUND.extend(
+# Without a ring more is visible: the cache still has all keys.
+ENTRIES.extend(
     Mistake(
         f"{narrow.name}-and-no-ring",
-        f"{narrow.says} The cache keeps all keys.",
+        f"{narrow.says} The cache has all keys.",
         narrow.fix,
         narrow.changes + endless_cache.changes,
         common=True,
@@ -78,16 +78,16 @@ FOUND.extend(
 
 @mistake("visible", law="large_scores_do_not_overflow")
 def window_by_default(self, right, i, j, window):
-    """Where there is no window, one of 4096 is used, the default of the configuration's class. It
-    shows past 4096 tokens, of v0.2 and v0.3 models.
-    Fix: `sliding_window` null means no window: keep None apart from the default."""
+    """Where there is no window, one of 4096 is used, the configuration class's default. It shows
+    past 4096 tokens, with v0.2 and v0.3 models.
+    Fix: `sliding_window` null means no window: do not replace it by the default."""
     return right(i, j, window or 4096)
 
 
 @mistake("visible", law="logits_are_the_oracles_in_pieces_of_any_size")
 def window_of_the_piece(self, right, i, j, window):
-    """All queries of a piece share the window of its last one: earlier ones see too few keys. One
-    token at a time it is right; a prompt at once is not.
+    """All queries of a piece share the window of its last one: earlier ones lack keys. Correct for
+    one token at a time, but not for a prompt.
     Fix: Count the window back from each query's own position, not from the newest of a piece."""
     newest = np.broadcast_to(i.max(axis=1, keepdims=True), i.shape)
     return right(i, j, None) & right(newest, j, window)
@@ -95,81 +95,80 @@ def window_of_the_piece(self, right, i, j, window):
 
 @mistake("visible", law="pieces_through_a_ring_are_the_whole")
 def window_by_slot(self, right, i, j, window):
-    """The window is counted in slots of the cache rather than in positions. It is right until the
-    cache wraps, or a row has padding.
-    Fix: Take distances from the positions of queries and keys, not from where keys are stored."""
+    """The window is counted in slots of the cache rather than in positions. Correct until the cache
+    wraps, or a row has padding.
+    Fix: Compute distances from the positions of queries and keys, not from their slots."""
     mask = right(i, j, None)
     return mask if window is None else mask & (_distance_in_slots(i, j) < window)
 
 
 @mistake("visible", law=ANY_ORDER)
 def causal_by_slot(self, _, i, j, window):
-    """The future is masked by the order of slots, as by a triangular mask (tril, triu). It is right
+    """The future is masked by the order of slots, as by a triangular mask (tril, triu). Correct
     until the cache wraps, or a row has padding.
-    Fix: A key is in the future if its position is larger than the query's, wherever it is
-    stored."""
+    Fix: Mask a key if its position is larger than the query's, whatever its slot."""
     return _uncausal(i, j, window) & (_distance_in_slots(i, j) >= 0)
 
 
 @mistake("visible", law=ANY_ORDER)
 def stops_at_the_first_hidden(self, right, i, j, window):
-    """The loop over keys ends at the first one in the future, as if all after it were too. It is
-    right until the cache wraps.
-    Fix: Look at every slot: in a ring those that are visible are not next to each other."""
+    """The loop over keys ends at the first one in the future, as if all after it were too. Correct
+    until the cache wraps.
+    Fix: Test every slot: in a ring, visible keys need not be adjacent."""
     return right(i, j, window) & np.logical_and.accumulate(j <= i, axis=-1)
 
 
 @mistake("visible", law="what_a_query_does_not_see_has_no_influence", common=True)
 def future_seen(self, _, i, j, window):
-    """Queries see keys after their own. Decoding one token at a time hides it; a prompt that goes
-    through at once is wrong, and a text that is scored is predicted too well.
+    """Keys after the query are visible. One token at a time is right; a prompt in one call is
+    wrong, and a scored text is predicted too well.
     Fix: Mask keys whose position is larger than the query's: visible means `0 <= i - j`."""
     return _uncausal(i, j, window)
 
 
 @mistake("visible", common=True)
 def next_token_seen(self, _, i, j, window):
-    """The causal mask is off by one, `j <= i + 1`: each query sees the token after its own.
+    """The causal mask is off by one, `j <= i + 1`: the token after the query is visible too.
     Fix: A key is visible if its position is not larger than the query's: `0 <= i - j`."""
     return _uncausal(i, j, window) & (i + 1 - j >= 0)
 
 
 @mistake("visible", law=LAST_KEY)
 def blind_to_itself(self, right, i, j, window):
-    """A query does not see its own key, `0 < i - j`; the first token sees nothing at all.
-    Fix: A query sees its own key: visible means `0 <= i - j`, 0 included."""
+    """A query's own key is masked, `0 < i - j`; for the first token nothing is visible.
+    Fix: A query's own key is visible: use `0 <= i - j`, 0 included."""
     return right(i, j, window) & (i > j)
 
 
 @mistake("visible", law="padding_on_either_side_changes_nothing", common=True)
 def padding_seen(self, _, i, j, window):
-    """Position -1 is taken for one before the first, not for nothing. Padding and empty slots are
-    visible to the first tokens of a row.
-    Fix: Mask every key at position -1: visible means `j >= 0`, too."""
+    """Position -1 is treated as one before the first, not as an empty slot. Padding and empty slots
+    are visible to the first tokens of a row.
+    Fix: Mask every key at position -1: visible means also `j >= 0`."""
     mask = i - j >= 0
     return mask if window is None else mask & (i - j < window)
 
 
 @mistake("visible", law="rows_of_a_batch_attend_by_themselves")
 def positions_of_the_first_row(self, right, i, j, window):
-    """The positions of the first row are used for all rows of a batch. It is right for one row, and
-    for rows of the same length.
-    Fix: Positions have a row for each row of the batch: index them by it."""
+    """The positions of the first row are used for all rows of a batch. Correct for one row, and for
+    rows of the same length.
+    Fix: Positions have a row for each row of the batch: use its own for each."""
     return right(i[:1], j[:1], window)
 
 
 @mistake("visible", law=MIXES)
 def window_in_32_bits(self, right, i, j, window):
-    """A window is cut to its lower 32 bits. One that is larger than any text, to say that there is
-    none, becomes 0 or negative, and nothing is visible.
-    Fix: Keep the window in 64 bits, or cut it to the largest number that the type holds."""
+    """A window is cut to its lower 32 bits. A huge one, which means no window, becomes 0 or
+    negative, and nothing is visible.
+    Fix: Store the window in 64 bits, or limit it to the type's largest number."""
     return right(i, j, None if window is None else int(np.int64(window).astype("int32")))
 
 
 @mistake("visible", law=MIXES)
 def positions_in_float32_compared(self, right, i, j, window):
-    """Positions are compared as float32 numbers, which cannot count past 2^24. There a token sees
-    its successor, or loses the last key of its window.
+    """Positions are compared as float32 numbers, which are not exact past 2^24. There the next
+    token is visible, or the last key of the window is not.
     Fix: Compare positions as integers of 32 bits at least."""
     return right(i.astype(np.float32), j.astype(np.float32), window)
 
@@ -177,7 +176,7 @@ def positions_in_float32_compared(self, right, i, j, window):
 @mistake("visible")
 def positions_in_32_bits(self, right, i, j, window):
     """Positions are integers of 32 bits: from 2^31 on they are negative, and nothing is visible.
-    Fix: Keep positions in 64 bits, or refuse texts that are longer than 2^31 - 1 tokens."""
+    Fix: Store positions in 64 bits, or refuse texts that are longer than 2^31 - 1 tokens."""
     return right(i.astype(np.int32), j.astype(np.int32), window)
 
 
@@ -191,17 +190,17 @@ def _(self, right, positions, *rest):
 
 @mistake("visible")
 def no_mask_in_later_calls(self, right, i, j, window):
-    """Only the first call is masked causally; in later ones all queries see all new keys.
-    Fix: Mask the future in every call of more than one token, also where there is a cache."""
+    """Only the first call has a causal mask; in later ones all new keys are visible.
+    Fix: Mask the future in every call of more than one token, also with a cache."""
     return right(i, j, window) if self.call <= 0 else _uncausal(i, j, window)
 
 
 @mistake("visible", common=True)
 def causal_from_the_first_key(self, right, i, j, window):
     """In later calls of several tokens the triangle of the mask begins at the oldest key. Query t
-    sees the first t + 1 keys of all, not those up to its own.
-    Fix: With S keys, T of them new, query t sees keys up to S - T + t: align the triangle at its
-    lower right corner (PyTorch's is_causal aligns it at the upper left)."""
+    attends to the first t + 1 keys of all, not those up to its own.
+    Fix: With S keys, T of them new, query t attends to keys up to S - T + t: align the triangle at
+    its lower right corner (PyTorch's is_causal aligns it at the upper left)."""
     if self.call <= 0 or i.shape[1] == 1:
         return right(i, j, window)
     rank = np.where(j < 0, j.max() + 1, j).argsort(axis=-1, kind="stable").argsort(axis=-1)
@@ -210,15 +209,15 @@ def causal_from_the_first_key(self, right, i, j, window):
 
 @mistake("visible", common=True)
 def window_forgotten_when_decoding(self, right, i, j, window):
-    """A prompt is masked by the window; one token at a time sees all keys before it.
+    """The window applies to a prompt, but in decoding all earlier keys are visible.
     Fix: Mask keys with `i - j >= W` in every call, not only where a mask is made for a prompt."""
     return right(i, j, None if self.call >= 0 and i.shape[1] == 1 else window)
 
 
 @mistake("visible", common=True)
 def window_forgotten_in_prompts(self, right, i, j, window):
-    """A call of several tokens sees all keys there are; one token at a time sees the window.
-    Fix: Put the window into the mask of a prompt, too; a ring drops old keys only when decoding."""
+    """The window applies in decoding, but not in calls of several tokens.
+    Fix: Apply the window in the mask of a prompt too; a ring drops old keys only when decoding."""
     return right(i, j, None if self.call >= 0 and i.shape[1] > 1 else window)
 
 
@@ -229,7 +228,7 @@ for _mistake in (window_forgotten_when_decoding, window_forgotten_in_prompts):
 @mistake("visible", common=True)
 def window_in_columns(self, right, i, j, window):
     """The window is counted in columns of the batch: padding between two tokens counts.
-    Fix: Take the distance of two tokens from their positions, which padding does not have."""
+    Fix: Compute the distance of two tokens from their positions, which do not count padding."""
     if window is None or not self.mask.size:
         return right(i, j, window)
     distance = _columns_of(self, i) - _columns_of(self, j)
@@ -237,7 +236,7 @@ def window_in_columns(self, right, i, j, window):
 
 
 def _columns_of(self: Any, positions: Array) -> Array:
-    """Return the column of the token at each position; positions need not begin at 0."""
+    """Return the column of each position's token; positions need not begin at 0."""
     out = np.full_like(positions, -1)
     for row, mask in enumerate(self.mask):
         real = positions[row] >= 0
@@ -247,9 +246,9 @@ def _columns_of(self: Any, positions: Array) -> Array:
 
 @mistake("visible", common=True)
 def mask_forgotten_later(self, right, i, j, window):
-    """The attention mask of the first call is not kept. In later calls the padding of the first one
+    """The attention mask of the first call is not stored. In later calls the padding of the first
     is visible like any token, and counted in positions.
-    Fix: Keep the mask of all tokens so far beside the cache, or their positions."""
+    Fix: Store the mask of all tokens so far beside the cache, or their positions."""
     mask = right(i, j, window)
     return mask & _real(self, i) & _real(self, j) if self.call == 0 else mask
 
@@ -264,12 +263,12 @@ def _(self, right, positions, *rest):
 
 @mask_forgotten_later.also("inputs")
 def _(inputs):
-    """Give padding positions; the backend masks it."""
+    """Give padding positions; `visible` masks it in the first call."""
     return None if "attention_mask" in inputs else padding_as_text(inputs)
 
 
 def _real(self: Any, columns: Array) -> Array:
-    """Return where there is a token, not padding: columns (B, T, 1) or (B, 1, S)."""
+    """Return where these columns, (B, T, 1) or (B, 1, S), are tokens rather than padding."""
     real = np.zeros(columns.shape, dtype=bool)
     for b, row in enumerate(columns):
         real[b] = (row >= 0) & self.mask[b][np.maximum(row - self.first[b], 0)]

@@ -1,4 +1,4 @@
-"""What a mistake is: what it replaces, what to say of it, and which law catches it."""
+"""The class `Mistake`, and the decorator that adds a function to the catalogue."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ from tinymistral.pretrained import PreTrainedModel
 
 HALVES = ("float16", "bfloat16")
 BUT_FLOAT64 = ("float32", *HALVES)
-ROUNDING = "it is within what rounding may do, so nothing differs"
+ROUNDING = "it is within the tolerances of rounding, so nothing differs"
 
 
 @dataclass(eq=False)
 class Mistake:
-    """A mistake by name: what is wrong, what is right, and what it replaces by what.
+    """A mistake: its name, what is wrong, how to fix it, and the functions that make it.
 
-    Each of `changes` is the name of what is replaced, and a function that takes its place:
+    Each of `changes` is the name of what is replaced, and the wrong function. Its parameters:
 
-        an operation of a backend, `add`, or a part of attention (`planting.py`), of
-            (backend, what it replaces, arguments)
-        cache.NAME: a method of RollingCache, of (cache, what it replaces, arguments), or a
-            property, of (cache, its value)
-        checkpoint: of (layout "hf" or "raw", configuration, tensors) -> (configuration, tensors)
-        inputs: of (inputs of a case) -> (inputs, what brings the results into the shapes that
-            are expected), or None where nothing can be said
-        sampling: of (logits (B, V), previous ids (B, n), parameters) -> probabilities (B, V)
-        strings, decodings, conversations: of (an entry of a case, tokenizer or None) -> what is
-            answered to it, or None where nothing can be said
+        an operation of a backend, `add`, or a part of attention (`planting.py`):
+            (backend, right function, its arguments)
+        cache.NAME: (cache, right method of RollingCache, its arguments), or for a property
+            (cache, right value)
+        checkpoint: (layout "hf" or "raw", configuration, tensors) -> (configuration, tensors)
+        inputs: (inputs of a case) -> (inputs, function that brings the results into the expected
+            shapes), or None if the mistake cannot be made there
+        sampling: (logits (B, V), previous ids (B, n), parameters) -> probabilities (B, V)
+        strings, decodings, conversations: (an entry of a case, tokenizer or None) -> the wrong
+            answers, or None if they are unknown
     """
 
     name: str
     says: str
     fix: str
     changes: tuple[Change, ...] = ()
-    law: str | None = None  # of the conformance suite; None where no law can catch it
+    law: str | None = None  # of the conformance suite; None if no law can catch it
     dtypes: tuple[str, ...] = DTYPES  # in which the law catches it; without a law, `shows_in`
-    # It lies in rounding or in the range of a dtype: the dtypes in which it shows in a suite.
+    # If it depends on rounding or on a dtype's range: the dtypes in which it shows in a suite.
     of_a_dtype: tuple[str, ...] = ()
-    common: bool = False  # often made, so it is tried together with others
+    common: bool = False  # frequent, so it is tried in pairs with others
     not_diagnosed: str = ""  # why `golden diagnose` does not try it
-    needs_vocabulary: bool = False  # its answers cannot be told without
+    needs_vocabulary: bool = False  # its answers are unknown without
     where: tuple[str, str] = ("", "")  # module and name of the function
-    pair: bool = False  # two mistakes
+    pair: bool = False  # two mistakes at once
 
     def __and__(self, other: Mistake) -> Mistake:
-        """Return both mistakes as one."""
+        """Return a mistake that makes both."""
         dtypes = tuple(dtype for dtype in self.shows_in if dtype in other.shows_in)
         return Mistake(
             f"{self.name} and {other.name}",
@@ -72,11 +72,11 @@ class Mistake:
         return self.of_a_dtype or (DTYPES if self.law else self.dtypes)
 
     def replacing(self, name: str) -> list[Callable[..., Any]]:
-        """Return what takes the place of this."""
+        """Return the wrong functions that replace `name`."""
         return [wrong for what, wrong in self.changes if what == name]
 
     def also(self, replaces: str) -> Callable[[Callable[..., Any]], Any]:
-        """Replace something else, too, by the function that follows."""
+        """Decorate a function that replaces something else too."""
 
         def enter(wrong: Callable[..., Any]) -> Any:
             self.changes += ((replaces, wrong),)
@@ -86,21 +86,21 @@ class Mistake:
 
     @cached_property
     def backend(self) -> type[Faulty]:
-        """A backend that makes the mistake."""
+        """The class of backends that make the mistake."""
         module, name = self.where
         home = {"__module__": module, "__qualname__": f"{name}.backend"}
         return type("backend", (faulty_for(self.changes),), {"changes": self.changes, **home})
 
     @cached_property
     def cache(self) -> type[RollingCache]:
-        """A cache that makes it; the right one if it is not about caches."""
+        """The class of caches that make the mistake; RollingCache if it is not about caches."""
         return cache_with(self.changes)
 
     @contextmanager
     def planted(self, dtype: str) -> Iterator[Faulty]:
-        """Give a backend that makes the mistake; meanwhile all models make caches that do.
+        """Yield a backend that makes the mistake; meanwhile the caches of all models make it too.
 
-        NumPy does not warn of the NaN and infinities that come of it.
+        NumPy's warnings of the resulting NaN and infinities are off.
         """
 
         def new_cache(model: PreTrainedModel, rows: int, chunk: int | None = None) -> RollingCache:
@@ -110,14 +110,14 @@ class Mistake:
             yield self.backend(dtype)
 
 
-FOUND: list[Mistake] = []
+ENTRIES: list[Mistake] = []
 
 
 def mistake(*replaces: str, name: str = "", **more: Any) -> Callable[[Callable[..., Any]], Mistake]:
-    """Enter a function into the catalogue, as what takes the place of `replaces`.
+    """Add the decorated function, which replaces `replaces`, to the catalogue.
 
-    Its name, with hyphens, is the mistake's; its docstring is what that says, and after "Fix:" how
-    it is put right. `more` are other fields of `Mistake`.
+    Its name, with hyphens, is the mistake's. Its docstring says what is wrong, and after "Fix:"
+    what is right. `more` are other fields of `Mistake`.
     """
 
     def enter(wrong: Callable[..., Any]) -> Mistake:
@@ -130,7 +130,7 @@ def mistake(*replaces: str, name: str = "", **more: Any) -> Callable[[Callable[.
             where=(wrong.__module__, wrong.__name__),
             **more,
         )
-        FOUND.append(entry)
+        ENTRIES.append(entry)
         return entry
 
     return enter

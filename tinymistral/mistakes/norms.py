@@ -1,4 +1,4 @@
-"""Mistakes about norms, sums with what they norm, and the gate of the feed-forward network."""
+"""Mistakes about norms, residual sums, and the gate of the feed-forward network."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def norm_over_the_batch(self, _, x, weight, eps):
 
 @mistake("rms_norm", law=RMS_NORM, common=True)
 def eps_outside_the_root(self, _, x, weight, eps):
-    """Epsilon is added to the root, not under it. Small activations, as those of the embedding, are
-    scaled too much.
+    """Epsilon is added to the root, not under it. Small activations, such as those of the
+    embedding, are scaled up too much.
     Fix: Add epsilon to the mean square, then take the root."""
     wide = self.widen(x)
     root = np.sqrt(np.square(wide).mean(axis=-1, keepdims=True)) + self.compute_dtype.type(eps)
@@ -43,8 +43,8 @@ def eps_forgotten(self, right, x, weight, eps):
 
 @mistake("rms_norm", law=EVERY_STAGE, dtypes=("float32", "float64"), common=True)
 def eps_of_another_model(self, right, x, weight, eps):
-    """Epsilon is 1e-6, the default of other configurations, whatever this one says. It shows in
-    small activations alone.
+    """Epsilon is 1e-6, a common default, whatever the configuration says. It shows only in small
+    activations.
     Fix: Read `rms_norm_eps` from the configuration: 1e-5 for the published models."""
     return right(x, weight, 1e-6)
 
@@ -82,15 +82,16 @@ def norm_weight_plus_1(self, right, x, weight, eps):
 
 @mistake("rms_norm", law=RMS_NORM)
 def norm_weight_forgotten(self, right, x, weight, eps):
-    """The norm is not multiplied by its weight. With random weights nothing shows: there it is 1.
+    """The norm is not multiplied by its weight. It does not show with new random weights: there it
+    is 1.
     Fix: Multiply by the weight (D,) after the division."""
     return right(x, np.ones_like(weight), eps)
 
 
 @mistake("rms_norm", law=RMS_NORM, dtypes=HALVES, not_diagnosed=ROUNDING)
 def norm_rounded_before_its_weight(self, right, x, weight, eps):
-    """The quotient is rounded to 16 bits, multiplied by the weight, and rounded again. So does
-    transformers: no blunder, but not what this reference computes.
+    """The quotient is rounded to 16 bits, multiplied by the weight, and rounded again. transformers
+    does so: no error, but not what this reference computes.
     Fix: Multiply by the weight in float32, and round once."""
     normed = right(x, np.ones_like(weight), eps)
     return self.round(self.widen(normed) * self.widen(weight))
@@ -98,9 +99,9 @@ def norm_rounded_before_its_weight(self, right, x, weight, eps):
 
 @mistake("rms_norm", law=RMS_NORM, dtypes=HALVES, of_a_dtype=("float16",))
 def squares_in_16_bits(self, _, x, weight, eps):
-    """Squares are rounded to 16 bits. In float16 those of numbers past 255 are infinite, and the
-    norm 0.
-    Fix: Convert x to float32 before it is squared."""
+    """Squares are rounded to 16 bits. In float16 squares of numbers above 255 are infinite, and the
+    norm is 0.
+    Fix: Convert x to float32 before squaring it."""
     mean = self.widen(np.square(x)).mean(axis=-1, keepdims=True)
     root = np.sqrt(mean + self.compute_dtype.type(eps))
     return self.round(self.widen(x) / root * self.widen(weight))
@@ -111,57 +112,58 @@ def squares_in_16_bits(self, _, x, weight, eps):
 
 @mistake("rms_norm", common=True)
 def final_norm_missing(self, right, x, weight, eps):
-    """The logits are made of the last layer's output as it is, without the final norm.
-    Fix: Norm the last layer's output by `model.norm` before the head."""
+    """The logits are computed from the last layer's output without the final norm.
+    Fix: Apply `model.norm` to the last layer's output before the head."""
     return x if self.name_of(weight) == FINAL else right(x, weight, eps)
 
 
 @mistake("rms_norm")
 def final_norm_twice(self, right, x, weight, eps):
-    """The final norm is applied twice, as by the model and once more by its head.
-    Fix: Norm the last layer's output by `model.norm` once."""
+    """The final norm is applied twice, for example by the model and again by its head.
+    Fix: Apply `model.norm` to the last layer's output once."""
     x = right(x, weight, eps)
     return right(x, weight, eps) if self.name_of(weight) == FINAL else x
 
 
-# Sums with the input x of attention or of the feed-forward network; `to_norm` is normed next.
+# Residual sums: x is the input of attention or of the feed-forward network, y its output.
+# `to_norm` is the input of the next norm.
 
 
 @mistake("add", law=EVERY_STAGE)
 def residual_not_normed(self, right, x, y):
-    """The sum that goes on is right, but what is normed is x before the sum.
-    Fix: Norm the sum x + residual, not x."""
+    """The sum that goes on is right, but the next norm is of x before the sum.
+    Fix: Apply the norm to the sum x + residual, not to x."""
     self.to_norm = x
     return right(x, y)
 
 
 @mistake("add", law=EVERY_STAGE)
 def residual_lost(self, right, x, y):
-    """The norm is of the right sum, but what goes on is x, without what was to be added.
-    Fix: Write x + residual back: it is what the next layer adds to."""
+    """The norm is of the right sum, x + residual, but x alone goes on.
+    Fix: Store x + residual: it is what the next layer adds to."""
     self.to_norm = right(x, y)
     return x
 
 
 @mistake("add", common=True)
 def attention_residual_forgotten(self, right, x, y):
-    """What attention gives takes the place of a layer's input, rather than being added to it.
-    Fix: Add a layer's input to what its attention gives: x + attention(norm(x))."""
+    """Attention's output replaces a layer's input instead of being added to it.
+    Fix: Add a layer's input to its attention's output: x + attention(norm(x))."""
     return y if self.last_weight.endswith("o_proj") else right(x, y)
 
 
 @mistake("add", common=True)
 def mlp_residual_forgotten(self, right, x, y):
-    """What the feed-forward network gives takes the place of its input. It should be added to it.
-    Fix: Add what the feed-forward network gives to what it was given: h + mlp(norm(h))."""
+    """The feed-forward network's output replaces its input instead of being added to it.
+    Fix: Add the network's output to its input before the norm: h + mlp(norm(h))."""
     return y if self.last_weight.endswith("down_proj") else right(x, y)
 
 
 @mistake("add", common=True)
 def residual_of_the_norm(self, right, x, y):
-    """The sum is with the normed input, norm(x) + attention(norm(x)), as if x were overwritten. So
-    it was in the first transformers, whose norms came after the sum.
-    Fix: Keep x as it was before the norm, and add to that: x + attention(norm(x))."""
+    """The sum is with the normed input, norm(x) + attention(norm(x)), as if x were overwritten. The
+    original Transformer does so: its norms follow the sum.
+    Fix: Keep x from before the norm, and add to that: x + attention(norm(x))."""
     return right(self.normed, y)
 
 
@@ -179,7 +181,7 @@ def mlp_beside_attention(self, right, x, y):
 
 @mistake("silu_mul", law=SILU_MUL, common=True)
 def gelu_for_silu(self, _, gate, up):
-    """The activation is GELU, which is close to SiLU and not it.
+    """The activation is GELU, in its tanh form: close to SiLU, but not equal.
     Fix: The activation is silu(x) = x / (1 + exp(-x)), also called swish."""
     gate = self.widen(gate)
     inner = (2 / np.pi) ** 0.5 * (gate + 0.044715 * gate**3)
@@ -188,7 +190,7 @@ def gelu_for_silu(self, _, gate, up):
 
 @mistake("silu_mul")
 def exact_gelu_for_silu(self, _, gate, up):
-    """The activation is GELU by its definition, x · Φ(x), not by tanh; and it is not SiLU.
+    """The activation is exact GELU, x · Φ(x), without the tanh approximation, instead of SiLU.
     Fix: The activation is silu(x) = x / (1 + exp(-x)), also called swish."""
     x = self.widen(gate)
     erf = np.array([math.erf(x / 2**0.5) for x in x.ravel().tolist()], dtype=self.compute_dtype)
@@ -197,7 +199,7 @@ def exact_gelu_for_silu(self, _, gate, up):
 
 @mistake("silu_mul")
 def relu_for_silu(self, _, gate, up):
-    """The activation is ReLU, max(x, 0).
+    """The activation is ReLU, max(x, 0), instead of SiLU.
     Fix: The activation is silu(x) = x / (1 + exp(-x)), also called swish."""
     return self.round(np.maximum(self.widen(gate), 0) * self.widen(up))
 
@@ -205,7 +207,7 @@ def relu_for_silu(self, _, gate, up):
 @mistake("silu_mul")
 def silu_forgotten(self, _, gate, up):
     """The feed-forward network multiplies gate by up, with no activation.
-    Fix: Take silu of gate before it is multiplied by up."""
+    Fix: Apply silu to gate before multiplying it by up."""
     return self.round(self.widen(gate) * self.widen(up))
 
 
@@ -218,8 +220,8 @@ def up_forgotten(self, right, gate, up):
 
 @mistake("silu_mul", law=SILU_MUL, common=True)
 def gate_and_up_swapped(self, right, gate, up):
-    """silu is taken of `up`, and `gate` multiplies it: w1 and w3 have changed places.
-    Fix: silu is taken of gate_proj (w1 of a raw checkpoint), and up_proj (w3) multiplies it."""
+    """silu is applied to `up`, which `gate` multiplies: w1 and w3 are swapped.
+    Fix: Apply silu to gate_proj (w1 of a raw checkpoint), and multiply by up_proj (w3)."""
     return right(up, gate)
 
 
@@ -232,15 +234,15 @@ def sigmoid_for_silu(self, _, gate, up):
 
 @mistake("silu_mul", law=SILU_MUL, dtypes=HALVES, not_diagnosed=ROUNDING)
 def silu_rounded_before_up(self, right, gate, up):
-    """silu(gate) is rounded to 16 bits, multiplied by up, and rounded again. So does transformers:
-    no blunder, but not what this reference computes.
+    """silu(gate) is rounded to 16 bits, multiplied by up, and rounded again. transformers does so:
+    no error, but not what this reference computes.
     Fix: Multiply silu(gate) by up in float32, and round once."""
     return self.round(self.widen(right(gate, np.ones_like(up))) * self.widen(up))
 
 
 @mistake("silu_mul", law=SILU_MUL, of_a_dtype=BUT_FLOAT64)
 def silu_overflows(self, _, gate, up):
-    """The sigmoid is exp(x) / (1 + exp(x)): inf / inf, NaN, for x past 88 in float32.
-    Fix: Divide x by 1 + exp(-x), which is right where exp overflows: the quotient is 0."""
+    """The sigmoid is exp(x) / (1 + exp(x)), which is inf / inf = NaN for x above 88 in float32.
+    Fix: Divide x by 1 + exp(-x): where exp overflows the quotient is 0, which is right."""
     gate = self.widen(gate)
     return self.round(gate * (np.exp(gate) / (1 + np.exp(gate))) * self.widen(up))

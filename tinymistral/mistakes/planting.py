@@ -1,8 +1,8 @@
-"""Backends and caches that make mistakes: what is replaced, and the little that mistakes may ask.
+"""Backends and caches that make mistakes, and what they record for the mistakes' functions.
 
-A change is a name and a function. The function takes the backend (or cache), what it replaces, and
-then the arguments of that; so several changes of one operation are made one inside the other. The
-second parameter is `_` if the function does not call what it replaces.
+A change is a name and a function. The function takes the backend (or cache), the function that it
+replaces, and that one's arguments; so several changes of one operation are nested. The second
+parameter is `_` if the function does not call what it replaces.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PARTS = ("visible", "repeat", "scale", "masked_exp", "masked_softmax", "mix")  #
 
 
 def in_order(changes: Iterable[Change]) -> list[Change]:
-    """Sort changes from the innermost: those that do not call what they replace come first."""
+    """Sort changes, innermost first: those that do not call what they replace come first."""
 
     def key(change: Change) -> tuple[bool, str, int]:
         code = change[1].__code__
@@ -35,19 +35,19 @@ def in_order(changes: Iterable[Change]) -> list[Change]:
 
 
 class InParts(NumpyBackend):
-    """Attention as in a textbook: all scores at once, in parts that a mistake replaces one of."""
+    """Attention with all scores at once, in parts that mistakes can replace one by one."""
 
     def visible(self, i: Array, j: Array, window: Window) -> Array:
-        """Return which keys at j (B, 1, S) the queries at i (B, T, 1) see -> (B, T, S)."""
+        """Return which keys at j (B, 1, S) are visible to queries at i (B, T, 1) -> (B, T, S)."""
         mask = (j >= 0) & (i - j >= 0)
         return mask if window is None else mask & (i - j < window)
 
     def repeat(self, x: Array, H: int) -> Array:
-        """Give each query head its key/value head: (B, S, K, d) -> (B, S, H, d)."""
+        """Repeat key/value heads for the query heads: (B, S, K, d) -> (B, S, H, d)."""
         return np.repeat(x, H // x.shape[2], axis=2)
 
     def scale(self, H: int, d: int) -> float:
-        """Return what scores are multiplied by."""
+        """Return the factor of the scores."""
         return float(d**-0.5)
 
     def masked_exp(self, scores: Array, mask: Array) -> Array:
@@ -57,13 +57,13 @@ class InParts(NumpyBackend):
         return np.exp(scores - np.where(largest == -np.inf, 0, largest))
 
     def masked_softmax(self, scores: Array, mask: Array) -> Array:
-        """Return weights (B, H, T, S); in a row that sees nothing all are 0."""
+        """Return weights (B, H, T, S); all are 0 in a row with no visible key."""
         exps = self.masked_exp(scores, mask)
         total = exps.sum(axis=-1, keepdims=True)
         return exps / np.where(total == 0, 1, total)
 
     def mix(self, weights: Array, v: Array, mask: Array) -> Array:
-        """Sum what is visible of v (B, S, H, d), weighted -> (B, T, H, d)."""
+        """Return the weighted sum of the visible v (B, S, H, d) -> (B, T, H, d)."""
         weights, finite = np.where(mask[:, None], weights, 0), np.isfinite(v)
         out = (weights @ np.where(finite, v, 0).swapaxes(1, 2)).swapaxes(1, 2)
         for b, s in np.argwhere(~finite.all(axis=(2, 3))):  # 0 · NaN is NaN: only where visible
@@ -96,9 +96,9 @@ class InParts(NumpyBackend):
 
 
 class Stream(np.ndarray):
-    """What goes from layer to layer; sums with it are made by the backend's `add`."""
+    """The residual stream: an array whose sums are computed by the backend's `add`."""
 
-    backend: Any = None  # views and results have none: they add as any array does
+    backend: Any = None  # views and results have none: they add like any array
 
     def __add__(self, other: Any) -> Any:
         if self.backend is None:
@@ -107,42 +107,42 @@ class Stream(np.ndarray):
 
 
 class Faulty(NumpyBackend):
-    """A backend that makes the mistakes in `changes`, and what it knows for their sake.
+    """A backend that makes the mistakes in `changes`, and the state that their functions read.
 
-    Of an operation by itself `call` is -1; names and padding are known after `know`.
+    `call` is -1 in an operation by itself; names and padding are known after `set_model`.
     """
 
     changes: ClassVar[tuple[Change, ...]] = ()
 
     config: Any = None
-    call = -1  # the number of the call, of the piece in `generate`
+    call = -1  # the number of the call, or of the piece in `generate`
     width = 0  # columns of this call
     stop = 0  # columns up to the end of this call
     mask = np.zeros((0, 0), dtype=bool)  # (B, columns of all calls), false for padding
     first = np.zeros(0, dtype=np.int64)  # (B,) the first position of each row
-    last_weight = ""  # the name of the weight that `linear` had last
-    ropes = 0  # since the last `linear`: before that of queries 0, before that of keys 1
+    last_weight = ""  # the name of the weight of the last `linear`
+    ropes = 0  # calls of `rope` since the last `linear`: 0 when queries come, 1 when keys come
     normed: Array | None = None  # the last result of `rms_norm`
-    to_norm: Array | None = None  # what the next `rms_norm` is of, if not of what it is given
+    to_norm: Array | None = None  # the input of the next `rms_norm`, if not its argument
 
     def __init__(self, dtype: str | None = None, changes: Iterable[Change] | None = None):
         super().__init__(dtype)
         self._names: dict[int, str] = {}
-        given = self.changes if changes is None else changes
-        for name, wrong in in_order(change for change in given if hasattr(self, change[0])):
+        changes = self.changes if changes is None else changes
+        for name, wrong in in_order(change for change in changes if hasattr(self, change[0])):
             self._replace(name, partial(wrong, self))
-        for name in ("embedding", "rms_norm", "linear", "rope"):  # whatever the mistakes call
+        for name in ("embedding", "rms_norm", "linear", "rope"):  # these record the state
             self._replace(name, getattr(self, f"_{name}"))
 
     def _replace(self, name: str, new: Callable[..., Any]) -> None:
         setattr(self, name, partial(new, getattr(self, name)))
 
-    def know(self, model: MistralForCausalLM, positions: Array) -> None:
-        """Take a model's weights by name, and the positions (B, T) of all calls that will come."""
+    def set_model(self, model: MistralForCausalLM, positions: Array) -> None:
+        """Set the model whose weights have names, and the positions (B, T) of all its calls."""
         self.config = model.config
         self._names = {id(array): name for name, array in flat(model.weights).items()}
         self.mask = positions >= 0
-        if positions.size:  # in `generate` nothing is known of them
+        if positions.size:  # in `generate` they are unknown
             self.first = np.where(self.mask, positions, positions.max()).min(axis=1)
 
     def name_of(self, weight: Array) -> str:
@@ -150,15 +150,15 @@ class Faulty(NumpyBackend):
         return self._names.get(id(weight), "").removesuffix(".weight")
 
     def add(self, x: Array, y: Array) -> Array:
-        """Add what attention or the feed-forward network gives, y, to its input x."""
+        """Add the output y of attention or of the feed-forward network to its input x."""
         return x + y
 
     def add_to_stream(self, x: Array, y: Array) -> Array:
-        """Return the sum as what goes on to the next layer."""
+        """Return the sum as the new residual stream."""
         return self._stream(self.add(x, y))
 
     def _stream(self, x: Array) -> Array:
-        if type(x) is not np.ndarray:  # an array that adds in a way of its own
+        if type(x) is not np.ndarray:  # an array with its own sums
             return x
         stream = x.view(Stream)
         stream.backend = self
@@ -188,7 +188,7 @@ class Faulty(NumpyBackend):
 
 @cache
 def faulty(base: type[NumpyBackend], in_parts: bool) -> type[Faulty]:
-    """Return the class of backends that are `base` but for mistakes."""
+    """Return the class of backends like `base` in which mistakes can be made."""
     bases = (Faulty, InParts, base) if in_parts else (Faulty, base)
     least = bases[:-1] if base is NumpyBackend else bases
     return least[0] if len(least) == 1 else type("Faulty", least, {})
@@ -200,7 +200,7 @@ def faulty_for(changes: Iterable[Change], base: type[NumpyBackend] = NumpyBacken
 
 
 def cache_with(changes: Iterable[Change]) -> type[RollingCache]:
-    """Return a cache in which these methods and properties are replaced, by `cache.NAME`."""
+    """Return a class of caches with the changes that are named `cache.NAME`."""
     kind: Any = RollingCache
     for name, wrong in in_order(change for change in changes if change[0].startswith("cache.")):
         name = name.removeprefix("cache.")

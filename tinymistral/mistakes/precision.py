@@ -1,4 +1,4 @@
-"""Mistakes about numbers: embeddings, linear maps, dtypes, and arrays to the backend and back."""
+"""Mistakes about embeddings, linear maps, dtypes, and the arrays of a backend."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from tinymistral.mistakes.mistake import BUT_FLOAT64, FOUND, HALVES, ROUNDING, Mistake, mistake
+from tinymistral.mistakes.mistake import BUT_FLOAT64, ENTRIES, HALVES, ROUNDING, Mistake, mistake
 from tinymistral.numpy_backend import NumpyBackend
 from tinymistral.operations import NUMPY_DTYPES
 
@@ -17,12 +17,12 @@ DOT_PRODUCTS = "linear_is_dot_products"
 AS_THEY_ARE = "arrays_come_and_go_as_they_are"
 AS_NUMPY = "arrays_add_reshape_and_slice_as_numpys_do"
 SLICES = "take_gathers_slices_in_any_order"
-ARRAYS = "it is about arrays of a backend of tinymistral, which other programs do not have"
+ARRAYS = "only backends of tinymistral have these arrays"
 
 
 @mistake("embedding", law=TABLE)
 def embedding_counts_from_1(self, right, table, ids):
-    """Each id is given the row before its own, as if ids began at 1.
+    """Each id gets the row before its own, as if ids began at 1.
     Fix: Token id 0 is the first row of the table."""
     return right(table, ids - 1)
 
@@ -31,11 +31,11 @@ def embedding_counts_from_1(self, right, table, ids):
     "embedding",
     law=TABLE,
     dtypes=("float32", "float64", "float16"),
-    not_diagnosed="what is not rounded is nearer to what is right",
+    not_diagnosed="unrounded numbers are nearer to the right ones",
 )
 def embedding_not_converted(self, _, table, ids):
-    """Embeddings keep the dtype that the table is stored in. What follows may keep it too: a whole
-    model then computes in bfloat16 unasked.
+    """Embeddings keep the dtype of the stored table. Later stages may keep it too: the whole model
+    then computes in bfloat16 unasked.
     Fix: Convert the rows to the dtype of the activations."""
     return table[ids]
 
@@ -43,22 +43,22 @@ def embedding_not_converted(self, _, table, ids):
 @mistake("embedding", law=TABLE)
 def embedding_scaled(self, _, table, ids):
     """Embeddings are multiplied by sqrt(D), as Gemma's are.
-    Fix: Mistral's embeddings are the rows of the table as they are."""
+    Fix: Use the rows of the table without a factor."""
     return self.round(self.widen(table[ids]) * self.compute_dtype.type(table.shape[1] ** 0.5))
 
 
 @mistake("linear", law=DOT_PRODUCTS)
 def weights_transposed(self, right, x, weight):
-    """A weight's memory is read as (inputs, outputs), as Flax and GPT-2 store it. Shapes fit, for
-    square weights even without a reshape; the numbers are nonsense.
+    """A weight's memory is read as (inputs, outputs), as Flax and GPT-2 store it. The numbers are
+    wrong, but the shapes fit.
     Fix: A weight is stored as (outputs, inputs): multiply by its transpose."""
     return right(x, weight.reshape(weight.shape[::-1]).T)
 
 
 @mistake("linear", law=DOT_PRODUCTS, dtypes=HALVES, of_a_dtype=HALVES)
 def sums_in_16_bits(self, _, x, weight):
-    """Dot products are added up in 16 bits: the longer they are, the less is left of them.
-    Fix: Add up the products in float32, and round the sum alone."""
+    """Dot products are added up in 16 bits: the longer they are, the larger the error.
+    Fix: Add up the products in float32, and round only the sum."""
     total = np.zeros((*x.shape[:-1], len(weight)), dtype=self.activation_dtype)
     for n, column in enumerate(weight.T):
         total = self.round(total + self.widen(x[..., n, None]) * self.widen(column))
@@ -73,7 +73,7 @@ def sums_in_16_bits(self, _, x, weight):
 )
 def float64_by_name_only(self, _, x, weight):
     """float64 is computed in float32 and converted afterwards.
-    Fix: Where float64 is asked for, keep every intermediate in it."""
+    Fix: With dtype float64 compute every intermediate result in it."""
     return self.round(NumpyBackend("float32").linear(x.astype(np.float32), weight))
 
 
@@ -86,9 +86,8 @@ def bfloat16_read_as_float16(self, right, x, weight):
 
 @mistake("linear", law=DOT_PRODUCTS, of_a_dtype=("bfloat16",))
 def widened_in_the_wrong_order(self, right, x, weight):
-    """bfloat16 weights are read two at a time, and the two change places.
-    Fix: On a little-endian machine the lower half of two is the first: << 16 gives the even
-    ones."""
+    """bfloat16 weights are read two at a time, and the two are swapped.
+    Fix: In a little-endian pair the lower half is the first number: << 16 gives the even ones."""
     if weight.dtype == ml_dtypes.bfloat16:
         m, n = weight.shape
         pairs = weight[:, : n // 2 * 2].reshape(m, -1, 2)[:, :, ::-1].reshape(m, -1)
@@ -99,15 +98,15 @@ def widened_in_the_wrong_order(self, right, x, weight):
 @mistake("linear", law=DOT_PRODUCTS)
 def odd_weight_forgotten(self, right, x, weight):
     """Rows are multiplied two numbers at a time, and the last of an odd number is left out.
-    Fix: After the loop over whole vectors add what is left of the row."""
+    Fix: After the loop over pairs, add the remaining number."""
     paired = np.arange(x.shape[-1]) < x.shape[-1] // 2 * 2
     return right(np.where(paired, x, x.dtype.type(0)), weight)
 
 
 @mistake("linear", law="linear_of_slices_is_a_slice")
 def strides_ignored(self, right, x, weight):
-    """A view is read as if it were contiguous. Of the last token of each row, only the first row's
-    is right. One row alone is, too.
+    """A view is read as if it were contiguous: with the last token of each row, all rows but the
+    first are wrong.
     Fix: Read x by its strides, or copy a view to contiguous memory first."""
     return right(as_strided(x, x.shape, np.empty_like(x, order="C").strides), weight)
 
@@ -123,7 +122,7 @@ def one_scale_for_the_batch(self, right, x, weight):
 
 
 def _rounding_to(dtype):
-    """Return `linear`, `embedding` and `rms_norm` of weights that are rounded to a dtype."""
+    """Return changes of `linear`, `embedding` and `rms_norm` that round weights to a dtype."""
 
     def rounded(weight):
         return weight.astype(dtype).astype(weight.dtype)
@@ -135,12 +134,12 @@ def _rounding_to(dtype):
     )
 
 
-FOUND.extend(
+ENTRIES.extend(
     Mistake(
         f"weights-rounded-to-{dtype}",
-        f"Weights are rounded to {dtype} when they are read, though all else is in float32. "
-        f"Nothing shows where the checkpoint is in {dtype} itself.",
-        "Keep weights in the dtype of their file; if you compute in 16 bits, say so by --dtype.",
+        f"Weights are rounded to {dtype} when they are read, though all else is float32. "
+        f"It does not show if the checkpoint is in {dtype} itself.",
+        "Keep weights in the dtype of their file; if you compute in 16 bits, use --dtype.",
         _rounding_to(NUMPY_DTYPES[dtype]),
         dtypes=("float32",),
     )
@@ -155,7 +154,7 @@ FOUND.extend(
     "asarray",
     law="asarray_rounds_to_nearest",
     dtypes=("bfloat16",),
-    not_diagnosed="what is cut off is two roundings at most, and so much is allowed",
+    not_diagnosed="it costs two roundings at most, which the tolerances allow",
 )
 def bfloat16_truncated(self, right, array, dtype=None):
     """float32 becomes bfloat16 by dropping its lower 16 bits: all numbers move towards 0.
@@ -176,37 +175,37 @@ def weights_converted_unasked(self, right, array, dtype=None):
 
 @mistake("to_numpy", law=AS_THEY_ARE, not_diagnosed=ARRAYS)
 def float32_on_the_host(self, _, array):
-    """`to_numpy` gives float32 whatever the array is.
-    Fix: Let `to_numpy` keep the dtype, bfloat16 as `ml_dtypes.bfloat16`."""
+    """`to_numpy` returns float32 whatever the array's dtype is.
+    Fix: Return the array's own dtype, bfloat16 as `ml_dtypes.bfloat16`."""
     return array.astype(np.float32)
 
 
 @mistake("zeros", law="zeros_are_zeros", not_diagnosed=ARRAYS)
 def zeros_not_set(self, _, shape, dtype):
-    """`zeros` only allocates: what was in that memory is still there.
-    Fix: Write zeros to memory that was just allocated."""
+    """`zeros` only allocates: the memory still has its old contents.
+    Fix: Write zeros to the memory that was allocated."""
     return np.full(shape, 3, dtype=NUMPY_DTYPES[dtype])
 
 
 @mistake("take", law=SLICES, not_diagnosed=ARRAYS)
 def take_along_the_first_axis(self, _, array, indices, axis):
     """`take` gathers rows whatever the axis is.
-    Fix: Gather along the axis given."""
+    Fix: Gather along the given axis."""
     return np.take(array, indices, axis=0, mode="clip")
 
 
 @mistake("take", law=SLICES, not_diagnosed=ARRAYS)
 def take_in_order(self, right, array, indices, axis):
-    """`take` gives slices in rising order: rows of a cache that are reordered change places.
-    Fix: Gather slices in the order of the indices, repeats too."""
+    """`take` returns slices in rising order: rows of a reordered cache are in the wrong places.
+    Fix: Gather slices in the order of the indices, and repeat those that are repeated."""
     return right(array, np.sort(indices), axis)
 
 
 @mistake("take", law="what_is_taken_is_a_copy", not_diagnosed=ARRAYS)
 def take_gives_a_view(self, right, array, indices, axis):
-    """Where all slices are taken in their order, `take` gives the array itself. A copy of a cache
-    and its original then write over each other.
-    Fix: Copy what is gathered, also where the indices are all there are."""
+    """If all slices are taken in their order, `take` returns the array itself. A copy of a cache
+    and its original then overwrite each other.
+    Fix: Copy the slices even if the indices are all of them."""
     whole = np.array_equal(indices, np.arange(array.shape[axis]))
     return array if whole else right(array, indices, axis)
 
@@ -215,14 +214,13 @@ class ColumnMajor(np.ndarray):
     """An array whose first axis varies fastest."""
 
     def reshape(self, *shape: Any, **_: Any) -> Any:
-        """Reshape as Fortran would."""
+        """Reshape in Fortran's order."""
         return super().reshape(*shape, order="F")
 
 
 @mistake("asarray", law=AS_NUMPY)
 def column_major_reshape(self, right, array, dtype=None):
-    """`reshape` counts the first axis fastest, as in Fortran, R or Julia. Heads are made of numbers
-    from all over.
+    """`reshape` counts the first axis fastest, as in Fortran, R or Julia. Heads are mixed up.
     Fix: In `reshape` let the last axis vary fastest."""
     return right(array, dtype).view(ColumnMajor)
 

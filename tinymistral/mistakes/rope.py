@@ -1,4 +1,4 @@
-"""Mistakes about rotary embeddings: angles, pairs, and which position rotates what."""
+"""Mistakes about rotary embeddings: angles, pairs and positions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tinymistral.backend import Array
-from tinymistral.mistakes.mistake import FOUND, HALVES, ROUNDING, Mistake, mistake
+from tinymistral.mistakes.mistake import ENTRIES, HALVES, ROUNDING, Mistake, mistake
 from tinymistral.mistakes.weights import raw_not_permuted
 
 PAIRS = "rope_turns_the_pairs_of_halves"  # the law that catches most
@@ -16,8 +16,8 @@ EVERY_STAGE = "every_stage_follows_from_those_before"
 
 @mistake("rope", law=PAIRS, common=True)
 def rope_interleaved(self, right, x, table):
-    """Neighbours (2m, 2m + 1) are rotated, as for raw checkpoints, with weights in HF's order. A
-    few words come out well, then gibberish.
+    """Neighbours (2m, 2m + 1) are rotated, as for raw checkpoints, with weights in HF's order. The
+    first words may be right, then the text is gibberish.
     Fix: With HF weights rotate the pairs (m, m + d/2); the raw checkpoint's (2m, 2m + 1) need its
     own q_proj and k_proj."""
     halves = np.concatenate([x[..., ::2], x[..., 1::2]], axis=-1)
@@ -25,7 +25,7 @@ def rope_interleaved(self, right, x, table):
     return np.stack([first, second], axis=-1).reshape(x.shape)
 
 
-FOUND.append(
+ENTRIES.append(
     Mistake(
         "pairs-turned-always",
         "Neighbours (2m, 2m + 1) are rotated with any weights as they are stored: raw checkpoints "
@@ -40,7 +40,7 @@ FOUND.append(
 @mistake("rope", law=PAIRS)
 def rope_backwards(self, right, x, table):
     """Pairs are rotated the other way: the sign of the sine is wrong.
-    Fix: The first half becomes first · cos - second · sin, the second one second · cos + first ·
+    Fix: The first half becomes first · cos - second · sin, the second half second · cos + first ·
     sin."""
     return right(x, (table[0], -table[1]))
 
@@ -57,24 +57,24 @@ def rope_angles_in_float32(self, _, positions, theta, d):
 
 @mistake("rope_table", law=PAIRS)
 def rope_positions_in_float32(self, right, positions, *rest):
-    """Positions become float32 numbers, which cannot count past 2^24.
-    Fix: Convert positions from integers to float64, never through float32."""
+    """Positions become float32 numbers, which are not exact past 2^24.
+    Fix: Convert integer positions directly to float64, not through float32."""
     return right(positions.astype(np.float32).astype(np.int64), *rest)
 
 
 @mistake("rope_table", law=PAIRS, dtypes=HALVES, not_diagnosed=ROUNDING)
 def rope_in_16_bits(self, right, *arguments):
-    """Cosines and sines are rounded to 16 bits before they are used. So does transformers: no
-    blunder, but not what this reference computes.
-    Fix: Keep cosines, sines and products in float32, and round only the result."""
+    """Cosines and sines are rounded to 16 bits before they are used. transformers does so: no
+    error, but not what this reference computes.
+    Fix: Compute cosines, sines and products in float32, and round only the result."""
     cos, sin = right(*arguments)
     return self.widen(self.round(cos)), self.widen(self.round(sin))
 
 
 @mistake("rope", law=EVERY_STAGE)
 def rope_in_place(self, right, x, table):
-    """Queries and keys are overwritten by their rotated numbers. Whatever reads or rotates them
-    later finds them rotated already.
+    """Queries and keys are overwritten by their rotated numbers, so later stages that need the
+    originals read rotated ones.
     Fix: Write the rotated numbers to a new array; only `scatter` may work in place."""
     x[...] = self.rotated = right(x, table)
     return right(x, table) if self.call >= 0 and self.ropes == 1 else x  # keys, as they are shown
@@ -108,20 +108,20 @@ def rope_exponent_halved(self, right, positions, theta, d):
 
 @mistake("rope_table", law="rope_at_position_0_is_the_identity")
 def rope_counts_from_1(self, right, positions, *rest):
-    """The first token is rotated as if it were the second. Within a model nothing shows, since
-    distances are right; keys that are compared, or cached by others, are not.
-    Fix: The first token is at position 0, and its angle is 0."""
+    """The first token is rotated as if it were the second. Distances are right, so the logits are
+    too; rotated queries and keys, and cached keys, are not.
+    Fix: The first token has position 0, and its angle is 0."""
     return right(positions + 1, *rest)
 
 
 @mistake(
     "rope_table",
     law="rope_is_finite_where_there_is_nothing",
-    not_diagnosed="padding is never looked at",
+    not_diagnosed="results at padding are not compared",
 )
 def rope_not_set_at_padding(self, right, positions, *rest):
-    """The table has no numbers for padding, but what happened to be in memory: NaN, here.
-    Fix: Give position -1 any finite angle; what it rotates is never looked at."""
+    """The table has uninitialized memory at padding: NaN, here.
+    Fix: Use any finite angle for position -1; its results are never used."""
     nothing = (positions < 0)[:, :, None, None]
     cos, sin = right(positions, *rest)
     return np.where(nothing, np.nan, cos), np.where(nothing, np.nan, sin)
@@ -129,43 +129,43 @@ def rope_not_set_at_padding(self, right, positions, *rest):
 
 @mistake("rope_table", law="rope_keeps_norms")
 def rope_stretched(self, right, *arguments):
-    """Cosines and sines are scaled up, by a factor that YaRN has and Mistral has not. Scores are
-    larger by its square.
-    Fix: Mistral's tables are cosines and sines as they are, without an attention factor."""
+    """Cosines and sines are scaled up, by a factor that YaRN has and Mistral has not. Scores grow
+    by its square.
+    Fix: Use plain cosines and sines, without an attention factor."""
     cos, sin = right(*arguments)
     return cos * self.compute_dtype.type(1.1), sin * self.compute_dtype.type(1.1)
 
 
 @mistake("rope_table", law="rope_scores_depend_on_distance_only")
 def rope_by_slot(self, right, positions, *rest):
-    """Keys and queries are rotated by their slot in the ring, of 8 here, not by their position. It
-    is right until the cache wraps.
-    Fix: Rotate a key by its position in the text, before it is written to whatever slot."""
+    """Keys and queries are rotated by their slot in the ring, of 8 here, not by their position.
+    Correct until the cache wraps.
+    Fix: Rotate a key by its position in the text, whatever slot it is written to."""
     return right(np.where(positions < 0, -1, positions % 8), *rest)
 
 
 @mistake("rope_table", law="rope_scores_depend_on_distance_only")
 def rope_theta_grows(self, right, positions, theta, d):
     """theta grows with the length of a text, from 16 tokens on, as in dynamic NTK scaling. Keys
-    that were cached before do not fit to later queries.
-    Fix: theta is one number for all texts: leave out dynamic NTK scaling."""
+    cached before do not match later queries.
+    Fix: Use one theta for all texts, without dynamic NTK scaling."""
     return right(positions, theta * max(1.0, positions.max() / 16), d)
 
 
 @mistake("rope_table", law="logits_are_the_oracles_in_pieces_of_any_size", common=True)
 def rope_begins_anew(self, right, positions, *rest):
-    """Angles begin at 0 in every call or piece, whatever is in the cache. A prompt at once is
-    right, what is generated after it is not.
-    Fix: Count positions on from the tokens that are in the cache."""
+    """Angles begin at 0 in every call or piece, whatever is in the cache. Correct for a prompt in
+    one call, but not for the tokens after it.
+    Fix: Continue positions after the tokens in the cache."""
     columns = np.arange(positions.shape[1], dtype=np.int64)
     return right(np.broadcast_to(columns, positions.shape), *rest)
 
 
 @mistake("rope_table", law="each_row_of_a_padded_batch_is_the_row_alone")
 def rope_of_the_first_row(self, right, positions, *rest):
-    """All rows of a batch are rotated by the positions of the first. It is right for one row, and
-    for rows of the same length.
-    Fix: Make the table for the positions of every row, (B, T), not for one row."""
+    """All rows of a batch are rotated by the positions of the first. Correct for one row, and for
+    rows of the same length.
+    Fix: Compute the table for the positions of every row, (B, T), not for one row."""
     return right(positions[:1], *rest)
 
 
@@ -179,8 +179,8 @@ def decoding_one_behind(self, right, positions, *rest):
 
 @mistake("rope_table", common=True)
 def decoding_one_ahead(self, right, positions, *rest):
-    """From the second call on tokens are rotated by the position after their own. After a prompt
-    one position is left out.
+    """From the second call on tokens are rotated by the position after their own. One position is
+    skipped after a prompt.
     Fix: After n tokens the next position is n: its angle is n · theta^(-2m/d)."""
     return right(positions + (positions >= 0) * (self.call > 0), *rest)
 
@@ -188,7 +188,7 @@ def decoding_one_ahead(self, right, positions, *rest):
 @mistake("rope_table", common=True)
 def positions_of_columns(self, right, positions, *rest):
     """A token is rotated by its column in the batch, counting the padding before it. With padding
-    on the left alone distances are right, and the logits do not show it.
+    only on the left distances are right, and the logits too.
     Fix: Positions count a row's tokens, not its padding: cumsum(mask) - 1."""
     if self.call >= 0:
         columns = np.arange(self.stop - self.width, self.stop, dtype=np.int64)
@@ -205,8 +205,8 @@ def queries_not_turned(self, right, x, table):
 
 @mistake("rope", law=EVERY_STAGE, common=True)
 def keys_not_turned(self, right, x, table):
-    """Keys are written to the cache as they are, and only queries are rotated.
-    Fix: Rotate a key by its position before it is written."""
+    """Keys are cached without rotation, and only queries are rotated.
+    Fix: Rotate a key by its position before writing it to the cache."""
     self.not_rotated = x
     return right(x, table)
 
@@ -218,7 +218,7 @@ def _(cache, right, layer, k, v):
 
 @mistake("rope")
 def nothing_turned(self, _, x, table):
-    """There are no rotary embeddings: neither queries nor keys have positions.
+    """There are no rotary embeddings: neither queries nor keys are rotated.
     Fix: Rotate queries and keys by their positions."""
     return x
 
@@ -226,7 +226,7 @@ def nothing_turned(self, _, x, table):
 @mistake("cache.update", law=EVERY_STAGE)
 def values_turned(cache, right, layer, k, v):
     """Values are rotated like keys.
-    Fix: Rotate queries and keys, and write values as they are."""
+    Fix: Rotate only queries and keys; write values without rotation."""
     at = np.take_along_axis(cache.positions, np.maximum(cache.slots, 0), axis=1)
     return right(layer, k, rotated_by(cache, v, np.where(cache.slots < 0, -1, at)))
 
@@ -248,7 +248,7 @@ def keys_turned_again_when_read(cache, right, positions):
     slots = right(positions)
     cache.old = cache.positions.copy()
     b, t = np.nonzero(slots >= 0)
-    cache.old[b, slots[b, t]] = 0  # the position that rotates by nothing
+    cache.old[b, slots[b, t]] = 0  # at position 0 nothing is rotated
     return slots
 
 

@@ -1,6 +1,6 @@
-"""Mistakes in how texts and conversations become ids, and ids texts.
+"""Mistakes in encoding texts and conversations, and in decoding ids.
 
-Where ids have to be made anew it takes the vocabulary.
+Some can be made only with the vocabulary, to encode anew.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ def bos_in_the_ids(entry, _):
 
 @mistake("strings", needs_vocabulary=True)
 def no_space_before_the_text(entry, tokenizer):
-    """No space is put before the text, so that its first word is another token.
+    """No space is put before the text, so its first word becomes another token.
     Fix: SentencePiece puts a space before a text: add_dummy_prefix is true in Mistral's model."""
     if not entry["text"]:
         return None
-    space = tokenizer.encode("\n", False)  # the space, and a newline that joins with nothing
+    space = tokenizer.encode("\n", False)  # the space, and a newline, which merges with nothing
     return {"ids": tokenizer.encode("\n" + entry["text"], False)[len(space) :]}
 
 
 @mistake("strings", needs_vocabulary=True)
 def unknown_for_bytes(entry, tokenizer):
-    """Characters that are no pieces become <unk>, id 0, rather than their bytes.
-    Fix: Write a character that is no piece as its bytes in UTF-8, <0xE2> and so on."""
+    """Characters that are not in the vocabulary become <unk>, id 0, rather than their bytes.
+    Fix: Encode a character that is not in the vocabulary as its UTF-8 bytes, <0xE2> and so on."""
     pieces = tokenizer.convert_ids_to_tokens(entry["ids"])
     ids = []
     for token, piece in zip(entry["ids"], pieces, strict=True):
@@ -53,7 +53,7 @@ def unknown_for_bytes(entry, tokenizer):
 @mistake("strings", needs_vocabulary=True)
 def control_tokens_read_from_text(entry, tokenizer):
     """`<s>`, `</s>` and `[INST]` in a text are read as control tokens.
-    Fix: What is typed is text: encode `</s>` as its characters, and put control tokens in by id."""
+    Fix: What is typed is text: encode `</s>` as its characters, and insert control tokens by id."""
     names = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
     known = {n: tokenizer.convert_tokens_to_ids(n) for n in names}
     known = {name: token for name, token in known.items() if token or name == "<unk>"}
@@ -65,7 +65,7 @@ def control_tokens_read_from_text(entry, tokenizer):
 
 @mistake("strings", needs_vocabulary=True)
 def text_stripped(entry, tokenizer):
-    """White space at the beginning and the end of a text is cut off.
+    """White space at the beginning and the end of a text is removed.
     Fix: Encode a text as it is, with its spaces and newlines."""
     ids = tokenizer.encode(entry["text"].strip(), False)
     return {"ids": ids, "decoded": tokenizer.decode(ids)}
@@ -73,8 +73,8 @@ def text_stripped(entry, tokenizer):
 
 @mistake("strings", "decodings")
 def space_kept_in_decoding(entry, tokenizer):
-    """Decoded text begins with the space that was put before the text.
-    Fix: Drop the space that SentencePiece puts before a text from the beginning of decoded text."""
+    """Decoded text begins with the space that SentencePiece put before the text.
+    Fix: Remove one space, which SentencePiece adds, from the beginning of decoded text."""
     spaced = "text" in entry and bool(entry["ids"])
     if "text" not in entry:
         if tokenizer is None:
@@ -85,14 +85,14 @@ def space_kept_in_decoding(entry, tokenizer):
 
 @mistake("strings", "decodings")
 def decoding_stripped(entry, _):
-    """White space at the beginning and the end of decoded text is cut off.
-    Fix: Of decoded text drop one space at the beginning, and no other white space."""
+    """White space at the beginning and the end of decoded text is removed.
+    Fix: Remove one space at the beginning of decoded text, and no other white space."""
     return {"ids": entry["ids"], "decoded": entry["decoded"].strip()}
 
 
 @mistake("conversations")
 def bos_twice(entry, _):
-    """There are two <s> at the beginning: the template writes one, and the tokenizer another.
+    """There are two <s> at the beginning: one from the template, one from the tokenizer.
     Fix: A conversation begins with one <s>."""
     return {"ids": [BOS, *entry["ids"]]}
 
@@ -106,8 +106,8 @@ def bos_missing(entry, _):
 
 @mistake("conversations")
 def bos_before_every_turn(entry, _):
-    """After each answer, and its </s>, there is another <s>, as in Llama 2.
-    Fix: There is one <s>, before the first turn."""
+    """Each </s> after an answer is followed by another <s>, as in Llama 2.
+    Fix: Use one <s>, before the first turn."""
     ids = entry["ids"]
     again = [(t, BOS) if t == EOS and n < len(ids) - 1 else (t,) for n, t in enumerate(ids)]
     return {"ids": list(chain.from_iterable(again))}
@@ -123,7 +123,7 @@ def eos_missing(entry, _):
 @mistake("conversations")
 def eos_after_the_prompt(entry, _):
     """</s> is put after the last user's turn, where the answer should begin.
-    Fix: </s>, id 2, ends answers alone: the answer to the last user's turn is still to come."""
+    Fix: </s>, id 2, ends only answers: the answer to the last user's turn is still to come."""
     of_user = entry["messages"][-1]["role"] == "user"
     return {"ids": [*entry["ids"], *[EOS] * of_user]}
 
@@ -131,7 +131,7 @@ def eos_after_the_prompt(entry, _):
 @mistake("conversations", needs_vocabulary=True)
 def eos_after_every_turn(entry, tokenizer):
     """</s> is put after the user's turns too.
-    Fix: </s>, id 2, ends answers alone: the user's turns end with [/INST]."""
+    Fix: </s>, id 2, ends only answers: the user's turns end with [/INST]."""
     answers = [m["content"] for m in entry["messages"] if m["role"] == "assistant"]
     *turns, rest = _cut(entry["ids"], EOS)
     if len(turns) != len(answers):
@@ -147,7 +147,7 @@ def eos_after_every_turn(entry, tokenizer):
 
 
 def _cut(ids: Sequence[int], at: int) -> list[list[int]]:
-    """Return what is between the tokens `at`, and what is before and after them."""
+    """Split ids at each token `at`, which is left out."""
     parts: list[list[int]] = [[]]
     for token in ids:
         if token == at:
@@ -164,14 +164,14 @@ def hf_spaces(entry, tokenizer):
     template on the hub joins an answer to the text before it, and puts a space after </s>."""
     try:
         return {"ids": tokenizer.apply_chat_template(entry["messages"], format="hf")}
-    except ValueError:  # a system prompt, which it does not know; or a later vocabulary
+    except ValueError:  # a system prompt, or a later vocabulary: it supports neither
         return None
 
 
 @mistake("conversations", needs_vocabulary=True)
 def no_spaces_inside_inst(entry, tokenizer):
-    """The user's text stands between [INST] and [/INST] without spaces.
-    Fix: In v1 there is a space after [INST] and before [/INST]."""
+    """There are no spaces between [INST], the user's text and [/INST].
+    Fix: In v1 put a space after [INST] and before [/INST]."""
     return _encoded(entry, tokenizer, "[INST]{}[/INST]")
 
 
@@ -198,22 +198,22 @@ def _encoded(entry: Entry, tokenizer: MistralTokenizer, form: str) -> Entry:
 @mistake("conversations", needs_vocabulary=True)
 def system_prompt_in_the_first_turn(entry, tokenizer):
     """The system prompt is put before the first user's text.
-    Fix: From v2 on the system prompt stands in the last user's turn."""
+    Fix: From v2 on put the system prompt in the last user's turn."""
     return {"ids": tokenizer.apply_chat_template(_with_system(entry, first=True))}
 
 
 @mistake("conversations", needs_vocabulary=True)
 def system_prompt_in_the_last_turn(entry, tokenizer):
     """The system prompt is put before the last user's text.
-    Fix: In v1 the system prompt stands in the first user's turn."""
+    Fix: In v1 put the system prompt in the first user's turn."""
     return {"ids": tokenizer.apply_chat_template(_with_system(entry, first=False))}
 
 
 @mistake("conversations", needs_vocabulary=True)
 def system_prompt_dropped(entry, tokenizer):
     """The system prompt is left out.
-    Fix: Put the system prompt and two newlines before a user's text: v1 the first, from v2 the
-    last."""
+    Fix: Put the system prompt and two newlines before the first user's text in v1, before the last
+    from v2 on."""
     messages = [message for message in entry["messages"] if message["role"] != "system"]
     return {"ids": tokenizer.apply_chat_template(messages)}
 

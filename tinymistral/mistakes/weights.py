@@ -1,4 +1,4 @@
-"""Mistakes about weights: those of another place, or in another order, than they should be."""
+"""Mistakes about weights: in the wrong place, or in the wrong order."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ QUERIES, KEYS, VALUES = "q_proj.weight", "k_proj.weight", "v_proj.weight"
 
 
 def _reordered(tensors: Tensors, d: int, raw: bool, *kinds: str) -> Tensors:
-    """Bring these weights into the order of a raw checkpoint, or from that into Hugging Face's."""
+    """Reorder these weights from a raw checkpoint's order to Hugging Face's, or if `raw` back."""
     reorder = pair_rows if raw else rotate_halves
     return {n: reorder(x, d) if n.endswith(kinds) else x for n, x in tensors.items()}
 
 
 def _swapped(tensors: Tensors, one: str, other: str) -> Tensors:
-    """Let two kinds of weights change places in each layer."""
+    """Swap two kinds of weights in each layer."""
     swapped = dict(tensors)
     for name in tensors:
         if name.endswith(one):
@@ -45,8 +45,8 @@ def _of_layers(tensors: Tensors, sources: list[int]) -> Tensors:
 
 @mistake("checkpoint", common=True)
 def raw_not_permuted(layout, config, tensors):
-    """A raw checkpoint's wq and wk are used as if they were Hugging Face's. What RoPE rotates
-    together, the pairs (m, m + d/2), does not belong together there.
+    """A raw checkpoint's wq and wk are used as if they were Hugging Face's. The pairs (m, m + d/2)
+    that RoPE rotates are not pairs there.
     Fix: Reorder the rows of each head of wq and wk, 0, 2, 4, ..., 1, 3, 5, ..., or rotate
     neighbours (2m, 2m + 1) of a raw checkpoint."""
     raw = layout == "raw"
@@ -55,44 +55,44 @@ def raw_not_permuted(layout, config, tensors):
 
 @mistake("checkpoint")
 def raw_keys_not_permuted(layout, config, tensors):
-    """Of a raw checkpoint wq is reordered for Hugging Face's layout, but wk is not.
-    Fix: Reorder the rows of wk as those of wq, with the number of key/value heads."""
+    """A raw checkpoint's wq is reordered for Hugging Face's layout, but wk is not.
+    Fix: Reorder the rows of wk like those of wq, with the number of key/value heads."""
     return config, _reordered(tensors, config.head_dim, True, KEYS) if layout == "raw" else tensors
 
 
 @mistake("checkpoint", common=True)
 def permuted_twice(layout, config, tensors):
-    """q_proj and k_proj of a Hugging Face checkpoint are reordered, as a raw one's have to be.
-    Fix: Use q_proj and k_proj of a Hugging Face checkpoint as they are; they were reordered when it
-    was made."""
+    """q_proj and k_proj of a Hugging Face checkpoint are reordered as if they were raw.
+    Fix: Use q_proj and k_proj of a Hugging Face checkpoint as they are; they are reordered
+    already."""
     again = layout == "hf"
     return config, _reordered(tensors, config.head_dim, False, QUERIES, KEYS) if again else tensors
 
 
 @mistake("checkpoint")
 def pairs_of_a_raw_checkpoint(layout, config, tensors):
-    """q_proj and k_proj are brought into the order of a raw checkpoint, but halves are rotated.
-    Fix: Rotate the pairs (m, m + d/2) with q_proj and k_proj as Hugging Face has them."""
+    """q_proj and k_proj are in the order of a raw checkpoint, but RoPE rotates (m, m + d/2).
+    Fix: Rotate the pairs (m, m + d/2) with q_proj and k_proj in Hugging Face's order."""
     return config, _reordered(tensors, config.head_dim, True, QUERIES, KEYS)
 
 
 @mistake("checkpoint")
 def gate_and_up_weights_swapped(layout, config, tensors):
-    """gate_proj and up_proj have changed places when the weights were read.
+    """gate_proj and up_proj were swapped when the weights were read.
     Fix: gate_proj is w1 of a raw checkpoint, up_proj is w3, down_proj is w2."""
     return config, _swapped(tensors, "gate_proj.weight", "up_proj.weight")
 
 
 @mistake("checkpoint")
 def keys_and_values_swapped(layout, config, tensors):
-    """Keys are made by v_proj and values by k_proj, as when a fused matrix is cut wrongly.
-    Fix: Keys are made by k_proj, values by v_proj; in a fused matrix q, k, v are in this order."""
+    """k_proj and v_proj are swapped, for example because a fused matrix is split wrongly.
+    Fix: k_proj makes the keys, v_proj the values; the order in a fused matrix is q, k, v."""
     return config, _swapped(tensors, KEYS, VALUES)
 
 
 @mistake("checkpoint", common=True)
 def norms_swapped(layout, config, tensors):
-    """The weights of a layer's two norms have changed places.
+    """The weights of a layer's two norms are swapped.
     Fix: input_layernorm (attention_norm) is before attention, post_attention_layernorm (ffn_norm)
     before the feed-forward network."""
     return config, _swapped(tensors, "input_layernorm.weight", "post_attention_layernorm.weight")
@@ -100,7 +100,7 @@ def norms_swapped(layout, config, tensors):
 
 @mistake("checkpoint")
 def heads_cut_with_the_wrong_stride(layout, config, tensors):
-    """q, k and v are cut into heads as (d, heads): each head gets numbers from all others.
+    """q, k and v are reshaped to heads as (d, heads): each head gets numbers of all others.
     Fix: Row h·d + m of q_proj is number m of head h: reshape to (heads, d), not to (d, heads)."""
     d, found = config.head_dim, dict(tensors)
     for name, x in tensors.items():
@@ -122,22 +122,22 @@ def heads_joined_with_the_wrong_stride(layout, config, tensors):
 
 @mistake("checkpoint")
 def layers_in_reverse(layout, config, tensors):
-    """The layers are gone through from the last to the first.
-    Fix: Go through the layers from 0 on; sort names by number, not as texts."""
+    """The layers run from the last to the first.
+    Fix: Run the layers from 0 on; sort names by number, not as texts."""
     return config, _of_layers(tensors, list(range(config.num_hidden_layers))[::-1])
 
 
 @mistake("checkpoint")
 def first_layer_repeated(layout, config, tensors):
     """All layers have the weights of the first.
-    Fix: Take the weights of layer n in layer n."""
+    Fix: Use the weights of layer n in layer n."""
     return config, _of_layers(tensors, [0] * config.num_hidden_layers)
 
 
 @mistake("checkpoint")
 def last_layer_skipped(layout, config, tensors):
     """The last layer is left out.
-    Fix: Go through all `num_hidden_layers` layers, the last one too."""
+    Fix: Run all `num_hidden_layers` layers, the last one too."""
     layers = max(1, config.num_hidden_layers - 1)
     fewer = dataclasses.replace(config, num_hidden_layers=layers)
     return fewer, _of_layers(tensors, list(range(layers)))
@@ -153,7 +153,7 @@ def tied_though_it_is_not(layout, config, tensors):
 
 @mistake("checkpoint")
 def tied_head_forgotten(layout, config, tensors):
-    """A head that is the embedding was never set: it is 0 still, and so are all logits.
+    """A head that should be the embedding was never set: it is 0, and so are all logits.
     Fix: Where `tie_word_embeddings` is true there is no lm_head.weight: use the embedding."""
     if not config.tie_word_embeddings:
         return config, tensors
@@ -174,9 +174,8 @@ def checkpoint_read_as_float16(layout, config, tensors):
 
 @mistake("checkpoint")
 def checkpoint_widened_in_the_wrong_order(layout, config, tensors):
-    """A checkpoint in bfloat16 is widened two numbers at a time, and the two change places.
-    Fix: On a little-endian machine the lower half of two is the first: << 16 gives the even
-    ones."""
+    """A checkpoint in bfloat16 is widened two numbers at a time, and the two are swapped.
+    Fix: In a little-endian pair the lower half is the first number: << 16 gives the even ones."""
     narrow = _only_bfloat16(tensors)
     pairs = {n: x.reshape(*x.shape[:-1], -1, 2) for n, x in narrow.items()}
     return config, tensors | {n: x[..., ::-1].reshape(narrow[n].shape) for n, x in pairs.items()}

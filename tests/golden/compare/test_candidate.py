@@ -142,7 +142,7 @@ def test_cases_that_are_unknown_in_a_single_file(suite: Suite, tmp_path: Path) -
 
 
 def test_an_empty_dump_is_an_error(suite: Suite, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"nothing there is of any case; expected .*golden list"):
+    with pytest.raises(ValueError, match=r"no output of any case; expected .*golden list"):
         open_candidate(tmp_path, suite)
     save_file({"out": np.zeros(1, np.float32)}, tmp_path / "ropes.safetensors")
     with pytest.raises(ValueError, match=r"there is no case 'ropes', is it 'rope'\?"):

@@ -119,8 +119,8 @@ def test_another_shape_or_kind_of_number(suite: Suite, array: np.ndarray, says: 
     ("name", "shape", "says"),
     [
         ("sequences", (2, 3), "it holds only what is new: put the prompt before it"),
-        ("sequences", (2, 7), "it is of a token too many"),
-        ("sequences", (2, 5), "it is of a token too few"),
+        ("sequences", (2, 7), "it has a token too many"),
+        ("sequences", (2, 5), "it has a token too few"),
         ("sequences", (2, 9), "(C being the tokens of the prompt, padding too, then the new ones)"),
         ("logprobs", (2, 4), "it is 1 new token too many"),
         ("logprobs", (2, 1), "(N being the new tokens); it is 2 new tokens too few"),

@@ -159,7 +159,7 @@ def without_vocabulary(diagnoses: Mapping[str, Diagnosis], predictions: Predicti
 
     lines = []
     for diagnosis in diagnoses.values():
-        for each in () if diagnosis.whole else diagnosis.differing:
+        for each in () if diagnosis.explanations else diagnosis.differing:
             case = each.case
             if case.kind in TEXT_KINDS and predictions.tokenizer(case) is None:
                 name = one_line((case.vocabulary or {}).get("name"), 100)

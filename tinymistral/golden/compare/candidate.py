@@ -204,7 +204,7 @@ def open_candidate(path: str | Path, suite: Suite, layout: str = "auto") -> Cand
     unknown = nearest((name for name in (*files, *arrays) if name not in cases), cases)
     candidate = Candidate(path, suite, layout, files, arrays, unknown)
     if not candidate.cases:
-        example, text = next(iter(cases), "CASE"), "nothing there is of any case"
+        example, text = next(iter(cases), "CASE"), "no output of any case"
         for name, near in list(unknown.items())[:1]:
             text += f": there is no case {one_line(name, 80)!r}"
             text += f", is it {near!r}?" if near else ""

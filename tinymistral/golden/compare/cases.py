@@ -44,7 +44,7 @@ def check(
     for name in only:
         if suite.case(name).id not in candidate.cases and not complete:
             there = one_line(", ".join(candidate.cases), 400)
-            raise ValueError(f"{candidate.path}: nothing there is of case {name}, but of {there}")
+            raise ValueError(f"{candidate.path}: no output of case {name}, only of {there}")
     for case in suite.manifest.cases.values():
         if only and case.id not in only:
             continue

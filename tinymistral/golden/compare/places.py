@@ -159,7 +159,7 @@ def shape_problem(
         text += "; reshape it"
     elif step := token_too_many(axes, found, wanted):
         much = "many" if step > 0 else "few"
-        text += f"; it is of a token too {much}, and `golden diagnose` says which one"
+        text += f"; it has a token too {much}, and `golden diagnose` says which one"
     elif "N" in axes and len(found) == 2 and found[0] == wanted[0]:
         step = found[1] - wanted[1]
         much = f"new token{'s' * (abs(step) > 1)} too {'many' if step > 0 else 'few'}"

@@ -1,1 +1,1 @@
-"""Finding the mistake: what each would compute, and which of them fits what is given."""
+"""Finding the mistake: the results of each known one are compared with a program's output."""

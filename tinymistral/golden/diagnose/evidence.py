@@ -1,4 +1,4 @@
-"""What is given of a case, and how near a mistake's results come to it."""
+"""A candidate's output for a case, and how near a mistake's results are to it."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from tinymistral.tap import STAGES
 Numbers = Mapping[str, np.ndarray]
 Answers = Mapping[str, Any]  # by name, such as "strings.3.ids"
 
-# Fewer tolerances off than this, or a quarter of the numbers, and it is worth more runs in the
-# candidate's dtype, to see how large errors of rounding are where numbers are not the right ones.
+# If errors are below this many tolerances, or a quarter of the largest number, more runs in the
+# candidate's dtype show how large rounding errors are with the mistake.
 NEAR = 1000.0
-# These are three ways of rounding, and the largest error of others may be some times theirs.
+# Only three ways of rounding are run; the errors of others may be a few times larger.
 FEW_RUNS = 4 * FACTOR
 
 COSTS = ("operation", "sampling", "tokenizer", "chat", "model", "generate")  # the cheapest first
@@ -43,9 +43,9 @@ COSTS = ("operation", "sampling", "tokenizer", "chat", "model", "generate")  # t
 
 @dataclass(frozen=True)
 class Fit:
-    """How near results come to what is given of a case."""
+    """How near a mistake's results are to the candidate's output for a case."""
 
-    units: Mapping[str, float]  # of each tensor the largest error, at most 1 if it is explained
+    units: Mapping[str, float]  # the largest error of each tensor, at most 1 if it is explained
     mean: float  # the root mean square of all errors, in tolerances
 
     @property
@@ -60,18 +60,18 @@ class Fit:
 
     @property
     def reach(self) -> int:
-        """Count the tensors, in the order of computation, before one that is not explained."""
+        """The number of tensors, in the order of computation, before the first unexplained one."""
         return next((n for n, unit in enumerate(self.units.values()) if not unit <= 1), 10**9)
 
 
 class Comparison:
-    """What is given of a case: parts in the order of computation, compared with the suite's."""
+    """A candidate's output for a case: parts in the order of computation, and their verdicts."""
 
     parts: Mapping[str, Part]
 
     @property
     def differs(self) -> bool:
-        """Whether it is not what the suite expects."""
+        """Whether any part differs from what the suite expects."""
         return any(part.verdict == DIFFERS for part in self.parts.values())
 
     @property
@@ -83,16 +83,16 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Evidence(Comparison):
-    """The numbers that are given of a case, as far as they can be compared."""
+    """The tensors of a case that the candidate has and that can be compared."""
 
     case: Case
-    given: Numbers  # by name, in the order of computation
-    parts: Mapping[str, Part]  # how they compare with those expected
-    counts: Numbers  # which of them are looked at
-    dtype: str  # that they were computed in
+    output: Numbers  # by name, in the order of computation
+    parts: Mapping[str, Part]  # how they compare with the expected ones
+    counts: Numbers  # which of their numbers are compared
+    dtype: str  # in which they were computed
     finite: bool = field(default=True)
-    another_length: bool = False  # it is of a token too many or too few, see `of_another_length`
-    raw: bool = False  # it was given in the order of a raw checkpoint, see `compare/layouts.py`
+    another_length: bool = False  # a token too many or too few, see `of_another_length`
+    raw: bool = False  # it is in the order of a raw checkpoint, see `compare/layouts.py`
 
     @classmethod
     def of(
@@ -104,20 +104,20 @@ class Evidence(Comparison):
         stages: Mapping[str, str] = STAGES,
         raw: bool = False,
     ) -> Evidence | None:
-        """Take what is given of a case, and how it compares; None if nothing can be."""
+        """Return the evidence of a compared case; None if nothing can be compared."""
         verdicts = (AGREES, DIFFERS, UNPROVEN)
         own = own_dtype(found.values()) if dtype in (None, "float64") else dtype
         other = of_another_length(compared, found, arrays, stages, own or "float32")
         parts = other or {p.name: p for p in compared.parts if p.verdict in verdicts}
         if not parts:
             return None
-        given = {name: found[name] for name in parts}
-        dtype = own_dtype(given.values()) if dtype in (None, "float64") else dtype
-        wide = {n: x if x.dtype.kind in "iu" else x.astype(np.float64) for n, x in given.items()}
+        output = {name: found[name] for name in parts}
+        dtype = own_dtype(output.values()) if dtype in (None, "float64") else dtype
+        wide = {n: x if x.dtype.kind in "iu" else x.astype(np.float64) for n, x in output.items()}
         if other:
             counts = {name: np.ones(x.shape, dtype=bool) for name, x in wide.items()}
         else:
-            every = what_counts(compared.case, arrays, given)
+            every = what_counts(compared.case, arrays, output)
             counts = {name: every[name] for name in parts}
         finite = all(np.isfinite(x[counts[n]]).all() for n, x in wide.items())
         own = dtype or "float32"
@@ -125,11 +125,11 @@ class Evidence(Comparison):
 
     @property
     def cost(self) -> tuple[int, int]:
-        """What sorts cases by how long it takes to compute them."""
-        return COSTS.index(self.case.kind), sum(x.size for x in self.given.values())
+        """The key that sorts cases by the time they take to compute."""
+        return COSTS.index(self.case.kind), sum(x.size for x in self.output.values())
 
     def predicted(self, mistake: Mistake, predictions: Predictions) -> Numbers | None:
-        """Return a mistake's results, in float64 if nothing forbids it; None if there are none."""
+        """Return a mistake's results, in float64 if possible; None if there are none."""
         exact = self.finite and not mistake.of_a_dtype
         return self._of(mistake, predictions, "float64" if exact else self.dtype)
 
@@ -140,20 +140,20 @@ class Evidence(Comparison):
         dtype: str,
         base: type[NumpyBackend] = NumpyBackend,
     ) -> Numbers | None:
-        """Return a mistake's results, read in whichever order the candidate's would be."""
+        """Return a mistake's results, in the order in which the candidate's are read."""
         found = predictions.of(mistake, self.case, dtype, self.another_length, base)
         if found is None or not self.raw:
             return found
-        given = {name: found[name] for name in self.given if name in found}
-        raw = is_raw(self.case, predictions.arrays(self.case), given)
+        output = {name: found[name] for name in self.output if name in found}
+        raw = is_raw(self.case, predictions.arrays(self.case), output)
         return all_in_halves(self.case, found) if raw else found
 
     def fit(self, mistake: Mistake, predictions: Predictions) -> Fit | None:
-        """Return how near a mistake comes; None if it has no results."""
+        """Return how near a mistake's results are; None if it has none."""
         wanted = self.predicted(mistake, predictions)
         if wanted is None:
             return None
-        errors = {name: self.errors(name, x, wanted) for name, x in self.given.items()}
+        errors = {name: self.errors(name, x, wanted) for name, x in self.output.items()}
         worst = {name: float(error.max(initial=0.0)) for name, error in errors.items()}
         scales = self._scales({})
         off = any(worst[name] > scale for name, scale in scales.items())
@@ -168,61 +168,61 @@ class Evidence(Comparison):
         return Fit({name: worst[name] / scale for name, scale in scales.items()}, mean)
 
     def is_far(self, mistake: Mistake, predictions: Predictions) -> bool:
-        """Return whether a mistake cannot explain this, however rounding changes its results.
+        """Return whether a mistake cannot explain this, even with the largest rounding errors.
 
-        `fit` would say the same; this stops at the first tensor that is far, beginning with the
-        last ones, where most mistakes show.
+        `fit` would find the same, but this is faster: it stops at the first tensor that is far,
+        beginning with the last ones, where most mistakes show.
         """
         wanted = self.predicted(mistake, predictions)
         if wanted is None:
             return False
         scales = self._scales({})
-        for name in reversed(list(self.given)):
-            worst = float(self.errors(name, self.given[name], wanted).max(initial=0.0))
+        for name in reversed(list(self.output)):
+            worst = float(self.errors(name, self.output[name], wanted).max(initial=0.0))
             if worst > scales[name] and not (self.finite and self._near(name, worst, wanted)):
                 return True
         return False
 
     def _near(self, name: str, worst: float, wanted: Numbers) -> bool:
-        """Return whether errors may be of rounding, which more runs can show."""
+        """Return whether the errors may come from rounding, which more runs can show."""
         near = NEAR * (self.parts[name].tolerance or 1.0)
         return worst <= near or worst <= _largest(wanted, name) / 4
 
     def _scales(self, rounding: Mapping[str, float]) -> dict[str, float]:
-        """Return the largest error to accept, given the errors of rounding beside a mistake."""
+        """Return the largest accepted error of each tensor, with these rounding errors."""
         scales = {}
         for name, part in self.parts.items():
             own = rounding.get(name, 0.0)
             scales[name] = max(part.tolerance or 1.0, FEW_RUNS * own)
             if part.verdict == DIFFERS and part.tolerance:
-                scales[name] = min(scales[name], part.error * _share(own / part.error))
+                scales[name] = min(scales[name], part.error * _fraction(own / part.error))
         return scales
 
     def _rounding(
         self, mistake: Mistake, wanted: Numbers, predictions: Predictions
     ) -> dict[str, float]:
-        """Return how far from a mistake's results those are that are rounded at other places."""
+        """Return how far a mistake's results move if they are rounded at other places."""
         largest: dict[str, float] = {}
         for base in ROUNDED:
             rounded = self._of(mistake, predictions, self.dtype, base)
-            for name in self.given if rounded is not None else ():
+            for name in self.output if rounded is not None else ():
                 if name in wanted and wanted[name].dtype.kind not in "iu":
                     error = float(self.errors(name, wanted[name], rounded).max(initial=0))
                     largest[name] = max(largest.get(name, 0.0), error)
         return {name: x for name, x in largest.items() if x < math.inf}
 
     def agree(self, one: Numbers, other: Numbers) -> bool:
-        """Return whether what is given here cannot tell two results apart."""
+        """Return whether two results are equal within the tolerances of what can be compared."""
         return all(
             name in one
             and float(self.errors(name, one[name], other).max(initial=0.0))
             <= self.parts[name].tolerance
-            for name in self.given
+            for name in self.output
         )
 
     def errors(self, name: str, numbers: np.ndarray, wanted: Numbers | None) -> np.ndarray:
-        """Return how far numbers are from those wanted; 0 where nothing is looked at."""
-        shape = self.given[name].shape
+        """Return how far numbers are from the wanted ones; 0 where they are not compared."""
+        shape = self.output[name].shape
         if wanted is None or name not in wanted:
             return np.full(shape, np.inf)
         if wanted[name].shape != shape or numbers.shape != shape:
@@ -241,12 +241,12 @@ class Evidence(Comparison):
         return errors
 
     def _same_text(self, name: str, counts: np.ndarray, wanted: Numbers) -> np.ndarray:
-        """Leave out log-probabilities of other tokens, and what comes after the first of them."""
-        if name != "logprobs" or "sequences" not in self.given or "sequences" not in wanted:
+        """Leave out log-probabilities from the first token on that is not the wanted one."""
+        if name != "logprobs" or "sequences" not in self.output or "sequences" not in wanted:
             return np.ones(counts.shape, dtype=bool) if name == "logprobs" else counts
         new = counts.shape[1]
-        same = self.given["sequences"][:, -new:] == wanted["sequences"][:, -new:]
-        so_far = np.logical_and.accumulate(same.all(axis=0))  # rows may bear on each other
+        same = self.output["sequences"][:, -new:] == wanted["sequences"][:, -new:]
+        so_far = np.logical_and.accumulate(same.all(axis=0))  # one row may change the others
         return np.broadcast_to(so_far, counts.shape)
 
 
@@ -254,11 +254,11 @@ def _mean_square(errors: np.ndarray) -> float:
     return float(errors @ errors) / errors.size
 
 
-def _share(rounding: float) -> float:
-    """Return how near to a mistake one has to be, in units of the distance from what is right.
+def _fraction(rounding: float) -> float:
+    """Return the largest error that a mistake explains, as a part of the error without it.
 
-    Nearer by half to it than to that, as a rule. Where rounding beside the mistake, in the same
-    units, may lead so far, only nearer; and where it has led there, little can be said.
+    It is a half as a rule, more if rounding errors, in the same unit, may be as large as that, and
+    no limit in practice if they are.
     """
     return 0.5 if FACTOR * rounding < 0.5 else 0.9 if rounding < 0.5 else 2.0
 
@@ -269,19 +269,18 @@ def _largest(numbers: Numbers, name: str) -> float:
     return float(x) if np.isfinite(x) else 0.0
 
 
-# Results of a text that is a token longer or shorter
+# Results for a text with one token more or fewer
 
-SAYS = {1: "it is of a token too many", -1: "it is of a token too few"}
+SAYS = {1: "it has a token too many", -1: "it has a token too few"}
 
 
 def of_another_length(
     compared: Compared, found: Numbers, arrays: CaseArrays, stages: Mapping[str, str], dtype: str
 ) -> dict[str, Part]:
-    """Return the parts that are of a text of another length, as parts that differ; {} if none is.
+    """Return the parts with the shapes of a text of another length, as differing; {} if none.
 
-    They cannot be compared with those expected, but with those of a text with a token too many, or
-    too few. Only cases without padding are looked at: beside padding such a token has no definite
-    place.
+    They can be compared with the results of mistakes that add or leave out one token. Cases with
+    padding are left out: there such a token has no definite place.
     """
     case = compared.case
     if not _without_padding(case, arrays.inputs):
@@ -314,7 +313,7 @@ def _without_padding(case: Case, inputs: Numbers) -> bool:
 def _shape(
     case: Case, stages: Mapping[str, str], name: str, shape: tuple[int, ...], step: int
 ) -> tuple[int, ...]:
-    """Return the shape of a tensor if the first call, or the prompt, has so many tokens more."""
+    """Return a tensor's shape if the first call, or the prompt, has `step` more tokens."""
     longer = {"S", "C"} | ({"T"} if name.startswith("calls.0.") else set())
     axes = axes_of(case, stages, name, len(shape))
     return tuple(n + step * (axis in longer) for n, axis in zip(shape, axes, strict=True))
@@ -325,25 +324,25 @@ def _shape(
 
 @dataclass(frozen=True)
 class TextEvidence(Comparison):
-    """The answers that are given of a case."""
+    """The candidate's answers to a case of texts or conversations."""
 
     case: Case
     document: Mapping[str, Any]  # the suite's
-    given: Answers
-    parts: Mapping[str, Part]  # how they compare with those expected
+    output: Answers
+    parts: Mapping[str, Part]  # how they compare with the expected ones
 
     @classmethod
     def of(cls, compared: Compared, document: Mapping[str, Any]) -> TextEvidence | None:
-        """Take what is given of a case, and how it compares; None if nothing can be."""
+        """Return the evidence of a compared case; None if nothing can be compared."""
         parts = {part.name: part for part in compared.parts}
         right = _answers(document, document)
-        given = {n: p.got if p.verdict == DIFFERS else right[n] for n, p in parts.items()}
-        return cls(compared.case, document, given, parts) if parts else None
+        output = {n: p.got if p.verdict == DIFFERS else right[n] for n, p in parts.items()}
+        return cls(compared.case, document, output, parts) if parts else None
 
     @property
     def cost(self) -> tuple[int, int]:
-        """What sorts cases by how long it takes to compute them."""
-        return COSTS.index(self.case.kind), len(self.given)
+        """The key that sorts cases by the time they take to compute."""
+        return COSTS.index(self.case.kind), len(self.output)
 
     def predicted(self, mistake: Mistake, predictions: Predictions) -> Answers | None:
         """Return a mistake's answers by name; None if there are none."""
@@ -351,22 +350,22 @@ class TextEvidence(Comparison):
         return None if document is None else _answers(self.document, document)
 
     def fit(self, mistake: Mistake, predictions: Predictions) -> Fit | None:
-        """Return whether the answers are a mistake's: the same, or not; None if unknown."""
+        """Return errors of 0 for a mistake's answers, inf for others; None if these are unknown."""
         wanted = self.predicted(mistake, predictions)
-        known = [n for n in self.given if wanted is not None and n in wanted]
+        known = [n for n in self.output if wanted is not None and n in wanted]
         wrong = {name for name, part in self.parts.items() if part.verdict == DIFFERS}
         if wanted is None or (wrong and not wrong & set(known)):
             return None
-        units = {n: 0.0 if self.given[n] == wanted[n] else math.inf for n in known}
+        units = {n: 0.0 if self.output[n] == wanted[n] else math.inf for n in known}
         return Fit(units, float(len(wrong - set(known))))
 
     def is_far(self, mistake: Mistake, predictions: Predictions) -> bool:
-        """Return False: nothing is near or far here."""
+        """Return False: answers are compared exactly, which is fast."""
         return False
 
     def agree(self, one: Answers, other: Answers) -> bool:
-        """Return whether two mistakes' answers are the same, where both have any."""
-        return all(one.get(name) == other.get(name) for name in self.given)
+        """Return whether two mistakes have the same answers to what the candidate answers."""
+        return all(one.get(name) == other.get(name) for name in self.output)
 
 
 def _answers(document: Mapping[str, Any], found: Mapping[str, Any]) -> Answers:

@@ -1,4 +1,4 @@
-"""What a program would compute that makes a mistake: the reference, run with the mistake."""
+"""The results of the reference when it makes a mistake."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from tinymistral.tokenizer import MistralTokenizer
 Inputs = Mapping[str, np.ndarray]
 Results = dict[str, np.ndarray]
 
-# A mistake may end in any of these, two together above all: then there is no result.
+# With a mistake, or with two, the run may end in any of these: then there is no result.
 _NO_RESULT = (ValueError, IndexError, TypeError, AttributeError)
 
 
 class RoundedEverywhere(RoundingBackend):
-    """The numpy backend that rounds each step of an operation."""
+    """The numpy backend, but it rounds after each step of an operation."""
 
     def __init__(self, dtype: str | None = None):
         super().__init__(dtype or "float32", choices=CHOICES)
 
 
 class AsTransformers(RoundingBackend):
-    """The numpy backend that rounds where transformers does, and makes angles in float32.
+    """The numpy backend, but it rounds where transformers does, and has angles in float32.
 
-    But not of positions past 2^24, where that is a mistake of its own.
+    Positions past 2^24 have angles in float64, since float32 is a mistake there.
     """
 
     def __init__(self, dtype: str | None = None):
@@ -50,25 +50,25 @@ class AsTransformers(RoundingBackend):
     def rope_table(
         self, positions: np.ndarray, theta: float, d: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Make angles in a dtype that can count the positions."""
+        """Compute angles in a dtype in which the positions are exact."""
         exact = positions.max(initial=0) >= 2**24
         self._angles = NUMPY_DTYPES["float64" if exact else "float32"]
         return super().rope_table(positions, theta, d)
 
 
-# Right programs that round at several places: how far rounding leads beside a mistake, which may
-# bring a model to where it is sensitive, such as to attention that is nearly a tie.
+# Backends that round at different places. They show how large rounding errors are with a mistake,
+# which may make a model more sensitive to rounding, for example where attention is nearly a tie.
 ROUNDED: tuple[type[NumpyBackend], ...] = (NumpyBackend, RoundedEverywhere, AsTransformers)
 
 
 class Predictions:
     """The results of mistakes, by mistake, case and dtype; each is computed once.
 
-    In float64, but for mistakes that lie in rounding: these in the dtype that is asked for.
+    Most are in float64; for a mistake that depends on rounding ask for the candidate's dtype.
     """
 
     def __init__(self, suite: Suite, vocabularies: Sequence[Path] = ()) -> None:
-        """Take a suite, and the files of vocabularies that do not come with tinymistral."""
+        """Set the suite, and files of vocabularies that do not come with tinymistral."""
         self.suite = suite
         self._vocabularies = vocabularies
         self._arrays: dict[str, CaseArrays] = {}
@@ -78,7 +78,7 @@ class Predictions:
         self._documents: dict[tuple[str, str], Mapping[str, Any] | None] = {}
 
     def arrays(self, case: Case) -> CaseArrays:
-        """Return the inputs of a case, and what is expected of it."""
+        """Return the inputs of a case, and the expected results."""
         if case.id not in self._arrays:
             self._arrays[case.id] = self.suite.read(case)
         return self._arrays[case.id]
@@ -93,8 +93,8 @@ class Predictions:
     ) -> Results | None:
         """Return the results for a case; None if there are none.
 
-        In the shapes that the suite expects, or `as_run`: with those of a token too many. `base`
-        is the backend that computes what the mistake leaves alone.
+        Their shapes are those that the suite expects, or with `as_run` those that the mistake
+        makes, such as of a token too many. `base` computes all that the mistake does not change.
         """
         found = self._found.setdefault(mistake.name, {})
         key = (case.id, dtype, as_run, base)
@@ -108,7 +108,7 @@ class Predictions:
         return found[key]
 
     def document(self, mistake: Mistake, case: Case) -> Mapping[str, Any] | None:
-        """Return what would be answered to a case of texts; None if nothing can be said."""
+        """Return a mistake's answers to a case of texts; None if they are unknown."""
         key = (mistake.name, case.id)
         if key not in self._documents:
             whole, tokenizer = self.suite.document(case), self.tokenizer(case)
@@ -135,7 +135,7 @@ class Predictions:
         return self._tokenizers[case.id]
 
     def drop(self, mistake: Mistake) -> None:
-        """Free the memory of results that are not asked for again."""
+        """Free the memory of results that are not needed again."""
         self._found.pop(mistake.name, None)
 
     def _run(
@@ -155,9 +155,9 @@ class Predictions:
         model = None
         if case.model is not None:
             model = self._model(mistake, case.model, backend)
-            backend.know(model, positions_of(self.arrays(case).inputs)[0])
+            backend.set_model(model, positions_of(self.arrays(case).inputs)[0])
             kind = partial(cache_with(mistake.changes), model.config, backend)
-            # In `generate` a prompt goes through at once, whatever chunk is asked for.
+            # In `generate` a prompt is one piece, whatever the chunk is.
             fixed = inputs["input_ids"].shape[1] if case.kind == "generate" else None
             vars(model)["new_cache"] = lambda rows, chunk=None: kind(rows, fixed or chunk)
         results = run_case(self.suite, case, backend, model, inputs)
@@ -166,7 +166,7 @@ class Predictions:
         return results
 
     def _sample(self, mistake: Mistake, case: Case, inputs: Inputs) -> Results | None:
-        """Sampling is done in float32 whatever the dtype, so what overflows does so there."""
+        """Return wrong probabilities; those that overflow are computed in float32."""
         for probabilities in mistake.replacing("sampling"):
             logits = inputs["logits"].astype(np.float32 if mistake.of_a_dtype else np.float64)
             found = probabilities(logits, inputs["previous_ids"], case.parameters or {})

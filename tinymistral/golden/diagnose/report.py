@@ -1,4 +1,4 @@
-"""What a diagnosis says, as text or as JSON."""
+"""A diagnosis as text or as JSON."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Stages = Mapping[str, str]
 # What a stage is computed from: where to look if it is the first that differs.
 _OF_STAGES = {
     "embedding": "the rows of `embed_tokens` at the ids",
-    "input_layernorm": "what goes from layer to layer (`embedding`, or `output` of the layer "
-    "before), `input_layernorm.weight` and `rms_norm_eps`",
+    "input_layernorm": "the residual stream (`embedding`, or `output` of the layer before), "
+    "`input_layernorm.weight` and `rms_norm_eps`",
     "q": "`input_layernorm` and `q_proj.weight`, as stored (outputs, inputs), cut into (H, d)",
     "k": "`input_layernorm` and `k_proj.weight`, as stored (outputs, inputs), cut into (K, d)",
     "v": "`input_layernorm` and `v_proj.weight`, as stored (outputs, inputs), cut into (K, d)",
-    "q_rotated": "`q`, the positions, `rope_theta`, and which numbers are rotated together",
-    "k_rotated": "`k`, the positions, `rope_theta`, and which numbers are rotated together",
+    "q_rotated": "`q`, the positions, `rope_theta`, and which numbers are a pair",
+    "k_rotated": "`k`, the positions, `rope_theta`, and which numbers are a pair",
     "attention_weights": "`q_rotated`, `k_rotated` of this call and of the cache, the scale "
     "head_dim^-0.5, which key/value head a query head reads, and the mask: causality, "
     "`sliding_window`, padding",
@@ -41,8 +41,8 @@ _OF_STAGES = {
     "output": "`attention_residual` plus `mlp_output`",
     "norm": "`output` of the last layer, `norm.weight` and `rms_norm_eps`",
     "logits": "`norm` and `lm_head.weight`, or `embed_tokens` if `tie_word_embeddings`",
-    "cache.k": "`k_rotated` of each token so far: what is written to which slot, and kept",
-    "cache.v": "`v` of each token so far: what is written to which slot, and kept",
+    "cache.k": "`k_rotated` of each token so far, their slots, and which are evicted",
+    "cache.v": "`v` of each token so far, their slots, and which are evicted",
 }
 _OF_KINDS = {
     "operation": "the inputs of this operation alone, see the case's file",
@@ -55,46 +55,46 @@ _NAME = re.compile(r"calls\.\d+\.(cache\.)?(?:layers\.\d+\.)?(\w+)")
 
 
 def as_text(diagnosis: Diagnosis, stages: Stages) -> Iterator[str]:
-    """Give the lines of a diagnosis of something that differs."""
+    """Yield the lines of a diagnosis in which something differs."""
     cases, differing = len(diagnosis.evidence), len(diagnosis.differing)
     yield f"{differing} of {cases} case{'s' * (cases != 1)} differ{'s' * (differing == 1)}"
-    if diagnosis.whole:
+    if diagnosis.explanations:
         yield ""
         yield "Your output is what you get with"
-        for place, explanation in enumerate(diagnosis.whole, 1):
+        for place, explanation in enumerate(diagnosis.explanations, 1):
             yield from _explanation(diagnosis, explanation, f"{place}. ")
         return
-    yield f"No known mistake, and no pair of them, makes this output ({diagnosis.tried} tried)."
+    yield f"No known mistake, and no likely pair, makes this output ({diagnosis.tried} tried)."
     yield ""
     each, part = first(diagnosis, stages)
     yield f"What differs first is {part.name}, in case {each.case.id}{_how_far(part)}."
     yield f"It is computed from {depends_on(each.case, part.name)}."
     yield from _before(each, part, stages)
     for dtype in fitting(diagnosis):
-        yield f"By the tolerances of {dtype} all of it is right: if you compute so, give --dtype."
+        yield f"With the tolerances of {dtype} all of it agrees: if you compute in it, use --dtype."
     if diagnosis.partial:
         yield ""
-        yield "A part of it is what you get with"
+        yield "Part of your output is what you get with"
         for place, explanation in enumerate(diagnosis.partial, 1):
             yield from _explanation(diagnosis, explanation, f"{place}. ")
 
 
 def _before(each: AnyEvidence, part: Part, stages: Stages) -> Iterator[str]:
-    """Say what comes before the first tensor that differs: what agrees, and what is not given."""
+    """Say how many tensors before the first that differs agree, and how many are missing."""
     names = in_order(stages, each.case.expected or {}) if each.case.kind == "model" else []
     before = names[: names.index(part.name)] if names else []
-    given = [name for name in before if name in each.parts]
-    if given:
-        yield f"Before it agree {len(given)} tensors, the last of them {given[-1]}."
-    if len(given) < len(before):
-        missing = len(before) - len(given)
-        yield f"{missing} before it are not given: dump them, to see where it begins."
+    present = [name for name in before if name in each.parts]
+    if present:
+        yield f"Tensors before it that agree: {len(present)}, the last of them {present[-1]}."
+    if len(present) < len(before):
+        missing = len(before) - len(present)
+        yield f"Tensors before it that are missing: {missing}. Dump them to see where it begins."
 
 
 def first(diagnosis: Diagnosis, stages: Stages) -> tuple[AnyEvidence, Part]:
-    """Return the first tensor that differs: an operation's by itself, else in order of computation.
+    """Return the first part that differs: of an operation if there is one, else of a model.
 
-    Of several cases in which it is the same one, the smallest.
+    That is the first in the order of computation, in the cheapest case in which it differs.
     """
     found = {each.case.id: list(each.parts.values())[each.first] for each in diagnosis.differing}
     by_case = {each.case.id: each for each in diagnosis.differing}
@@ -108,7 +108,7 @@ def first(diagnosis: Diagnosis, stages: Stages) -> tuple[AnyEvidence, Part]:
 
 
 def fitting(diagnosis: Diagnosis) -> list[str]:
-    """Return the dtypes, the finest first, by whose tolerances everything is right."""
+    """Return the finest dtype with whose tolerances everything agrees, in a list; [] if none."""
     parts = [part for each in diagnosis.evidence for part in each.parts.values()]
     return [dtype for dtype in DTYPES if all(dtype in part.fits for part in parts)][:1]
 
@@ -128,31 +128,31 @@ def _explanation(diagnosis: Diagnosis, explanation: Explanation, bullet: str) ->
     yield f"{indent}{agreement(diagnosis, explanation)}"
     stage, case = explanation.decided
     if stage:
-        yield f"{indent}It is decided in {place(diagnosis, stage, case)}."
-    yield f"{indent}Right is: {best.fix}"
+        yield f"{indent}It first shows in {place(diagnosis, stage, case)}."
+    yield f"{indent}Fix: {best.fix}"
     if others:
-        yield f"{indent}Nothing that is given tells it from"
+        yield f"{indent}Your output does not distinguish it from"
         for other in others:
             yield f"{indent}- {other.name}: {other.says}"
-            yield f"{indent}  Right is: {other.fix}"
+            yield f"{indent}  Fix: {other.fix}"
 
 
 def agreement(diagnosis: Diagnosis, explanation: Explanation) -> str:
-    """Say how much is explained, and how well."""
+    """Return a sentence: how much a mistake explains, and how exactly."""
     texts = isinstance(diagnosis.evidence[0], TextEvidence)
     near = "exactly" if texts else f"within {explanation.worst:.1g} tolerances"
     differing, cases = len(diagnosis.differing), len(diagnosis.evidence)
     if len(explanation.explained) == differing and not explanation.broken:
-        all_ = f"all that is given of {cases} case{'s' * (cases != 1)}"
-        return f"It agrees with {all_}, {near}."
+        all_ = f"all of your output for {cases} case{'s' * (cases != 1)}"
+        return f"It explains {all_}, {near}."
     text = f"It explains {len(explanation.explained)} of the {differing} cases that differ, {near}"
     if explanation.broken:
-        text += f", but with it {len(explanation.broken)} would differ that agree"
+        text += f", but it would make {len(explanation.broken)} differ that agree"
     return f"{text}."
 
 
 def place(diagnosis: Diagnosis, stage: str, case: str) -> str:
-    """Say where a mistake first changes something."""
+    """Return the stage or operation that a mistake changes first, and the case."""
     kinds = {each.case.id: each.case for each in diagnosis.evidence}
     operation = kinds[case].operation if case in kinds else None
     where = f"the operation {operation}" if operation else stage
@@ -165,7 +165,7 @@ def as_fields(diagnosis: Diagnosis, stages: Stages) -> dict[str, Any]:
         "cases": [each.case.id for each in diagnosis.evidence],
         "differ": [each.case.id for each in diagnosis.differing],
         "tried": diagnosis.tried,
-        "explanations": [_fields(explanation) for explanation in diagnosis.whole],
+        "explanations": [_fields(explanation) for explanation in diagnosis.explanations],
         "partial_explanations": [_fields(explanation) for explanation in diagnosis.partial],
         "first": None,
     }
@@ -197,7 +197,7 @@ def _fields(explanation: Explanation) -> dict[str, Any]:
 
 
 def depends_on(case: Case, name: str) -> str:
-    """Say what a tensor of a case is computed from."""
+    """Return what a tensor of a case is computed from, in words."""
     match = _NAME.fullmatch(name)
     if match is None:
         return _OF_KINDS.get(case.kind, "the inputs of the case")

@@ -1,9 +1,9 @@
-"""Which known mistake makes exactly these numbers.
+"""The search for a known mistake that makes the candidate's numbers.
 
-The reference is run with every known mistake, and its results are compared with what is given, in
+The reference is run with every known mistake, and its results are compared with the candidate's, in
 units of the tolerances. The cheapest case that differs comes first, and a mistake that does not fit
-there is dropped; those that are left have to explain all other cases too, also those that agree. If
-none does, likely pairs are tried in the same way.
+there is dropped; the others have to explain all other cases too, also those that agree. If none
+does, likely pairs are tried in the same way.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from tinymistral.golden.suite import Case
 from tinymistral.mistakes import Mistake
 from tinymistral.text import one_line
 
-LARGEST = 20_000_000  # weights of a model
+LARGEST = 20_000_000  # weights of a model that can be diagnosed
 
-# Where no mistake explains everything, all are tried on so many of the cases that differ; so many
-# of those that explain a part are paired with every other one; and so many are reported.
+# If no mistake explains everything: on how many differing cases each is tried, how many of those
+# that explain a part are paired with every other one, and how many are reported.
 TRIED_IN_PART, PAIRED, REPORTED = 12, 6, 3
 
 Fits = dict[str, Fit]  # by case id
@@ -38,9 +38,9 @@ def gather(
     only: Sequence[str] = (),
     dtype: str | None = None,
 ) -> tuple[list[AnyEvidence], list[Compared]]:
-    """Compare a candidate with its suite, case by case: what can be compared, and how it does.
+    """Compare a candidate with its suite -> the cases that can be compared, and all results.
 
-    `only` these cases, if any are named, in the tolerances of `dtype`, as in `compare.cases.check`.
+    `only` and `dtype` are those of `compare.cases.check`.
     """
     suite = candidate.suite
     for case in map(suite.case, only or candidate.cases):
@@ -54,27 +54,27 @@ def gather(
     for name in only:
         if suite.case(name).id not in candidate.cases:
             there = one_line(", ".join(candidate.cases), 400)
-            raise ValueError(f"{candidate.path}: nothing there is of case {name}, but of {there}")
+            raise ValueError(f"{candidate.path}: no output of case {name}, only of {there}")
     evidence: list[AnyEvidence] = []
     results: list[Compared] = []
     for name in only or candidate.cases:
         case = suite.case(name)
         try:
-            results.append(one(candidate, predictions, case, dtype, evidence))
+            results.append(compare_one(candidate, predictions, case, dtype, evidence))
         except ValueError as error:
             problem = one_line(error, 500)
             results.append(Compared(case, names=tuple(case.expected or ()), problem=problem))
     return evidence, results
 
 
-def one(
+def compare_one(
     candidate: Candidate,
     predictions: Predictions,
     case: Case,
     dtype: str | None,
     evidence: list[AnyEvidence],
 ) -> Compared:
-    """Compare one case, and add what can be compared to the evidence."""
+    """Compare one case, and if anything can be compared add it to the evidence."""
     suite = candidate.suite
     found: AnyEvidence | None
     if case.kind in TEXT_KINDS:
@@ -96,12 +96,12 @@ def one(
 
 @dataclass(frozen=True)
 class Explanation:
-    """A mistake, or several that nothing given tells apart, the nearest first."""
+    """A mistake, or several that the output does not distinguish, the nearest first."""
 
     mistakes: tuple[Mistake, ...]
     fits: Fits  # of the first one, in the cases for which it has results
-    explained: tuple[str, ...]  # the cases that differ, and so would with it
-    broken: tuple[str, ...]  # the cases that agree, and would not with it
+    explained: tuple[str, ...]  # the cases whose difference it explains
+    broken: tuple[str, ...]  # the cases that agree, but would differ with it
     decided: tuple[str, str]  # the first stage that it changes, and the case in which it does
 
     @property
@@ -115,7 +115,7 @@ class Diagnosis:
     """Explanations of everything, ranked, or else of a part of it."""
 
     evidence: tuple[AnyEvidence, ...]
-    whole: tuple[Explanation, ...] = ()
+    explanations: tuple[Explanation, ...] = ()
     partial: tuple[Explanation, ...] = ()
     tried: int = 0  # mistakes and pairs
 
@@ -131,7 +131,7 @@ def diagnose(
     predictions: Predictions,
     progress: Progress = lambda done, total: None,
 ) -> Diagnosis:
-    """Find the mistakes, or pairs of them, that explain what is given."""
+    """Find the mistakes, or pairs of them, that explain the evidence."""
     search = Search(evidence, predictions, progress)
     if not search.differing:
         return Diagnosis(search.evidence)
@@ -142,19 +142,19 @@ def diagnose(
     if not found:
         partial = search.in_part(relevant)
         found = search.explaining(search.pairs(partial[:PAIRED], relevant))
-    whole = search.grouped(sorted(found, key=lambda pair: nearness(pair[1])))
-    rest = () if whole else search.grouped(partial[:REPORTED])
+    explanations = search.grouped(sorted(found, key=lambda pair: nearness(pair[1])))
+    rest = () if explanations else search.grouped(partial[:REPORTED])
     part = tuple(explanation for explanation in rest if explanation.explained)
-    return Diagnosis(search.evidence, whole, part, search.tried)
+    return Diagnosis(search.evidence, explanations, part, search.tried)
 
 
 def nearness(fits: Fits) -> float:
-    """Return what sorts those that explain the same: the mean error of all cases."""
+    """Return the mean square error over the cases, which ranks explanations."""
     return sum(fit.mean**2 for fit in fits.values()) / max(1, len(fits))
 
 
 class Search:
-    """Mistakes that are compared with evidence."""
+    """The comparison of many mistakes with the same evidence."""
 
     def __init__(
         self, evidence: Iterable[AnyEvidence], predictions: Predictions, progress: Progress
@@ -171,13 +171,13 @@ class Search:
 
     @staticmethod
     def _order(each: AnyEvidence) -> tuple[bool, bool, tuple[int, int]]:
-        """Sort evidence: continuations last, for they take long; what differs first; by cost."""
+        """Return the sort key: slow continuations last, then what differs first, then by cost."""
         return each.case.kind == "generate", not each.differs, each.cost
 
     def explaining(self, mistakes: Mapping[Mistake, AnyEvidence]) -> list[tuple[Mistake, Fits]]:
-        """Return those that explain all the evidence, with how near they come.
+        """Return the mistakes that explain all the evidence, with their fits.
 
-        With each mistake goes the case to try it on first.
+        `mistakes` has with each the case to try it on first.
         """
         self._total += len(mistakes)
         found = []
@@ -207,8 +207,8 @@ class Search:
     ) -> dict[Mistake, AnyEvidence]:
         """Pair those that explain a part with all others, then the common ones with each other.
 
-        With each goes the case to try it on first: the cheapest that is not explained yet. Pairs
-        that show only in a continuation are left out, for they would take too long.
+        With each comes the case to try it on first: the cheapest that is not explained yet. Pairs
+        that show only in a continuation are left out, since they would take too long.
         """
         found: dict[frozenset[str], tuple[Mistake, AnyEvidence]] = {}
         for one, fits in partial:
@@ -223,7 +223,7 @@ class Search:
         return dict(found.values())
 
     def in_part(self, mistakes: Sequence[Mistake]) -> list[tuple[Mistake, Fits]]:
-        """Return those that explain some cases, or more of the first stages, the best first."""
+        """Return those that explain the first difference of some case, the best first."""
         cases = (self.short or self.differing)[:TRIED_IN_PART]
         self._total += len(mistakes)
         found = []
@@ -240,7 +240,7 @@ class Search:
         return [(mistake, fits) for _, mistake, fits in found]
 
     def grouped(self, found: Sequence[tuple[Mistake, Fits]]) -> tuple[Explanation, ...]:
-        """Put together, in their order, those that nothing given tells apart."""
+        """Group mistakes that the evidence does not distinguish, in their order."""
         groups: list[list[tuple[Mistake, Fits]]] = []
         for mistake, fits in found:
             for group in groups:
@@ -271,7 +271,7 @@ class Search:
         return Explanation(names, fits, explained, broken, self._decided(mistake))
 
     def _decided(self, mistake: Mistake) -> tuple[str, str]:
-        """Return the first stage that a mistake changes, given or not, and in which case."""
+        """Return the first stage that a mistake changes, dumped or not, and the case."""
         suite = self.predictions.suite
         for each in self.differing:
             if isinstance(each, Evidence):
