@@ -23,7 +23,7 @@ def on(*numbers, dtype=np.float32):
     return cp.asarray(np.array(numbers, dtype=dtype))
 
 
-# Refusals: what cupy answers with a TypeError or ValueError, and what fails in it silently
+# Refusals: uses for which cupy raises TypeError or ValueError, or which fail silently in it
 
 host = np.ones((2, 3), dtype=np.float32)
 card = cp.asarray(host)
