@@ -69,7 +69,7 @@ def test_shapes_that_do_not_fit_are_refused():
     ):
         with pytest.raises(ValueError):
             wrong()
-    with pytest.raises(RuntimeError):  # as cupy has it
+    with pytest.raises(RuntimeError):  # as in cupy
         card.T[:2].set(host.T[:2])
 
 
