@@ -1,8 +1,8 @@
 """CUDA kernels on NumPy: NVRTC compiles them to PTX, which is interpreted under checks.
 
-`compile_cuda` and `parse` make a `Kernel` of a CUDA source; `launch` runs it on a `Memory`, or
-raises the `KernelFault` that it commits. `cuda_emulator.cupy_stand_in` does the same behind the
-names of CuPy.
+`compile_cuda` and `parse` make a `Kernel` of a CUDA source; `launch` runs it on a `Memory`, and
+raises a `KernelFault` where the kernel has an error. `cuda_emulator.cupy_stand_in` does the same
+with the names of CuPy.
 """
 
 from cuda_emulator.compiler import CompileError, Unavailable, compile_cuda

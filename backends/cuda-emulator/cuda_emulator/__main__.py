@@ -15,14 +15,14 @@ from cuda_emulator import KernelFault, Launch, Unavailable, collecting, cupy_sta
 from cuda_emulator.cupy_stand_in import _card
 
 DESCRIPTION = """\
-Run a Python program that launches CUDA kernels by CuPy, with no GPU: the PTX that NVRTC makes of
-the kernels is interpreted, and checked for accesses out of bounds, races and the like."""
+Run a Python program that launches CUDA kernels with CuPy, without a GPU: NVRTC compiles them to
+PTX, which is interpreted and checked for accesses out of bounds, races and the like."""
 
 REPORT = """\
-Run a program, and print of each kernel that it launches, or of KERNEL alone, the first launch: the
-lines of the source that cost something, with those next to them, and beside each the instructions
-that warps issued, bank conflicts of shared memory, and 32-byte sectors of global memory against
-the fewest possible. `import cupy` gives the program the emulator's stand-in for CuPy."""
+Run a program, and report the first launch of each of its kernels, or of KERNEL alone: the lines of
+the source that cost something, with their neighbours, and beside each the instructions that warps
+issued, bank conflicts of shared memory, and 32-byte sectors of global memory with the fewest
+possible. In the program `import cupy` gives the emulator's stand-in for CuPy."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,12 +31,12 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"cuda_emulator: {message}; see {self.prog} --help\n")
 
     def print_help(self, file: Any = None) -> None:
-        """Print it; argparse would ignore that the reader has left."""
+        """Print the help; unlike argparse, raise BrokenPipeError where the reader has left."""
         (file or sys.stdout).write(self.format_help())
 
 
 def run() -> NoReturn:
-    """Run the command line; exit with 141, as in a shell, where the reader of the output left."""
+    """Run the command line; exit with 141, as a shell does, if the output's reader has left."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
@@ -58,8 +58,8 @@ def run() -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code.
 
-    That is 2, with one line on standard error, for a mistake in the arguments, for a kernel that
-    does not compile, and for one that commits a fault.
+    It is 2, with one line on standard error, for wrong arguments, for a kernel that does not
+    compile, and for a kernel that has a fault.
     """
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -90,9 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_program(program: str, arguments: Sequence[str] = ()) -> list[Launch]:
-    """Run a file, or a module if the name does not end in .py; return what it launched.
+    """Run a file, or a module if the name does not end in .py; return its launches.
 
-    `import cupy` gives it the stand-in.
+    `import cupy` gives the program the stand-in.
     """
     modules = {
         "cupy": cupy_stand_in,
@@ -126,7 +126,7 @@ def _exists(program: str) -> bool:
         return Path(program).is_file()
     try:
         return find_spec(program) is not None
-    except ImportError:  # of the package that it would be in
+    except ImportError:  # the package that it would be in is missing
         return False
 
 
@@ -137,8 +137,8 @@ def _parser() -> argparse.ArgumentParser:
         "report", help="what each line of a kernel costs", description=REPORT, allow_abbrev=False
     )
     command.add_argument("program", metavar="PROGRAM", help="a file such as x.py, or a module")
-    command.add_argument("argument", nargs="*", metavar="ARGUMENT", help="given to the program")
-    command.add_argument("--kernel", metavar="KERNEL", help="report this one alone")
+    command.add_argument("argument", nargs="*", metavar="ARGUMENT", help="passed to the program")
+    command.add_argument("--kernel", metavar="KERNEL", help="report only this kernel")
     command.add_argument(
         "--arch",
         metavar="sm_XX",

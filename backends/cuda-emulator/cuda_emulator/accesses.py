@@ -1,8 +1,8 @@
 """Loads, stores and atomics: each checks bounds and alignment, and is noted for races and costs.
 
 A site is one such instruction of a kernel. Its methods are called with the state S of the launch,
-addresses, and the mask of the lanes that take part (None: all). Addresses are one for all lanes or
-an array. Lanes outside of the mask get 0.
+addresses (an array, or one for all lanes), and the mask of the lanes that take part (None: all).
+Lanes outside of the mask get 0.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Mask = Any  # booleans over lanes, or None
 
 
 class Site:
-    """One access of a kernel: `vector` elements of `dtype` a lane.
+    """One access of a kernel: each lane accesses `vector` elements of `dtype`.
 
-    kind: load | store | atomic | issue (a store that begins here, and ends later)
+    kind: load | store | atomic | issue (a store that starts here and arrives later)
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class Site:
         self.key = (self.dtype, vector)
 
     def __str__(self) -> str:
-        """What it does: `write of 16 bytes`."""
+        """Describe the access: `write of 16 bytes`."""
         does = {"load": "read", "atomic": "atomic"}.get(self.kind, "write")
         return f"{does} of {self.size} byte{'s' * (self.size > 1)}"
 
-    # What the functions of a kernel call
+    # Called by the generated functions of a kernel
 
     def load(self, S: Any, a: Values, m: Mask) -> np.ndarray:
         """Return (N,) values, or (vector, N)."""
@@ -80,12 +80,12 @@ class Site:
                     view[index, i] = value
 
     def touch(self, S: Any, a: Values, m: Mask) -> None:
-        """Check and note an access without making it."""
+        """Check and note an access without performing it."""
         lanes, a = _taking_part(S, a, m)
         self._resolve(S, a, lanes)
 
     def atomic(self, S: Any, a: Values, values: tuple[Values, ...], m: Mask) -> np.ndarray:
-        """Update lane after lane, in their order, and return the old values (N,)."""
+        """Update memory lane by lane, in order, and return the old values (N,)."""
         lanes, a = _taking_part(S, a, m)
         old = np.zeros(S.N, dtype=self.dtype)
         apply = ATOMICS[self.operation]
@@ -97,10 +97,10 @@ class Site:
                 view[at] = apply(view[at], *(value[lane] for value in full))
         return old
 
-    # Where it goes
+    # Which memory an address lies in
 
     def _resolve(self, S: Any, a: np.ndarray, lanes: Any) -> list[tuple[Any, np.ndarray, Any]]:
-        """Check, note and count; return (lanes, memory as elements, indices) of each memory."""
+        """Check, note and count; return (lanes, memory as elements, indices) for each memory."""
         if not len(a):
             return []
         if self.space == "shared":
@@ -170,7 +170,7 @@ class Site:
         return [(lanes, window.view(self.key), offset >> self.shift)]
 
     def _find(self, S: Any, a: np.ndarray, lanes: Any) -> Any:
-        """Find the argument that all addresses lie in; None where each lies in some."""
+        """Find the argument that all addresses lie in; None where they lie in several."""
         wrong = a & (self.size - 1) != 0
         no_multiple = f", which is no multiple of {self.size}"
         self._check(S, Misaligned, wrong, lanes, lambda i: S.describe(int(a[i])) + no_multiple)
@@ -184,7 +184,7 @@ class Site:
         return None
 
     def _refuse(self, S: Any, a: np.ndarray, lanes: Any, limit: int, where: str) -> None:
-        """Raise for the first lane whose address is wrong, if one is."""
+        """Raise a fault for the first lane whose address is wrong, if there is one."""
         outside, odd = (a < 0) | (a + self.size > limit), a & (self.size - 1) != 0
         at = f"of {where}, which"
         self._check(S, OutOfBounds, outside, lanes, lambda i: f"byte {a[i]} {at} has {limit} bytes")
@@ -200,7 +200,7 @@ class Site:
         lanes: Any,
         where: Callable[[int], str],
     ) -> None:
-        """Raise a fault of the first lane that is wrong, if one is; `where` says what it is at."""
+        """Raise a fault for the first lane that is wrong, if any; `where` describes its address."""
         if wrong.any():
             i = int(np.argmax(wrong))
             raise S.fault(kind, self.instruction, _lane(lanes, i), f"{self} at {where(i)}")
@@ -232,10 +232,10 @@ ATOMICS: dict[str, Callable[..., Any]] = {
 }
 
 
-# Copies from global to shared memory that go on while the thread does (`cp.async`)
+# Copies from global to shared memory that run while the thread goes on (`cp.async`)
 #
-# What is copied arrives only when the thread waits for it: until then shared memory is unchanged,
-# so that a missing wait shows. For races, the write counts both when it is issued and when it is
+# Here a copy arrives only when the thread waits for it. Until then shared memory is unchanged, so
+# that a missing wait is found. For races, the write counts both when it is issued and when it is
 # waited for, as it may happen at any time between.
 
 
@@ -253,7 +253,7 @@ class Copy:
 def start_copy(
     S: Any, sites: tuple[Site, Site, Site], to: Values, of: Values, nbytes: Values, m: Any
 ) -> None:
-    """Issue a copy; of `nbytes` that is 0, zeros arrive and nothing is read."""
+    """Issue a copy; where `nbytes` is 0, nothing is read and zeros arrive."""
     load, issue, arrive = sites
     here = np.ones(S.N, dtype=bool) if m is None else m
     size = np.broadcast_to(nbytes, S.N)
@@ -277,7 +277,7 @@ def commit_copies(S: Any, m: Any) -> None:
 
 
 def wait_for_copies(S: Any, left: int, m: Any) -> None:
-    """Wait until at most `left` groups are under way; -1: until nothing is, committed or not."""
+    """Wait until at most `left` groups are under way; -1: for all copies, committed or not."""
     here = np.ones(S.N, dtype=bool) if m is None else m
     for copy in S.copies:
         due = copy.pending & here

@@ -26,7 +26,7 @@ CUPY_FLAGS = ("--std=c++17", "-ftz=true", "--device-as-default-execution-space")
 
 
 class Unavailable(ValueError):  # noqa: N818, as it is read after `raise`
-    """The emulator cannot run here: the reason, and the remedy, which says what to do about it."""
+    """The emulator cannot run here: `reason` says why, `remedy` what to do about it."""
 
     def __init__(self, reason: str, remedy: str):
         super().__init__(reason, remedy)
@@ -34,7 +34,7 @@ class Unavailable(ValueError):  # noqa: N818, as it is read after `raise`
         self.remedy = remedy
 
     def __str__(self) -> str:
-        """Both on one line."""
+        """Return both on one line."""
         return " ".join(f"{self.reason}; {self.remedy}".split())
 
 
@@ -64,8 +64,8 @@ def compile_cuda(
 ) -> Program:
     """Compile CUDA C++ for an architecture such as "sm_90", as CuPy would.
 
-    `options` are added to CuPy's flags (`-DNAME=value`, ...); `name` is what the line information
-    calls the source. With `cubin` the log has registers, shared memory and spills of each kernel.
+    `options` are added to CuPy's flags (`-DNAME=value`, ...); `name` is the source's name in line
+    information. With `cubin` the log has the registers, shared memory and spills of each kernel.
     Raises CompileError with NVRTC's log, Unavailable where a wheel is missing, and
     ValueError for an architecture that is not written as sm_ and a number.
     """
@@ -111,7 +111,7 @@ def _nvrtc() -> ModuleType:
 
 @cache
 def _headers() -> Path:
-    """Return the folder of cuda_fp16.h, such as nvidia/cu13/include in CUDA 13's wheel."""
+    """Return the folder that has cuda_fp16.h: nvidia/cu13/include in CUDA 13's wheel."""
     spec = importlib.util.find_spec("nvidia")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         for header in sorted(Path(folder).glob("*/include/cuda_fp16.h")):
@@ -120,7 +120,7 @@ def _headers() -> Path:
 
 
 def _call(function: Any, *args: Any) -> Any:
-    """Call NVRTC; RuntimeError where that fails."""
+    """Call NVRTC; raise RuntimeError where that fails."""
     status, *results = function(*args)
     if status.value:
         raise RuntimeError(f"{function.__name__}: {status.name}")

@@ -1,11 +1,11 @@
 """Count what accesses cost: bank conflicts of shared memory, sectors of global memory.
 
 Shared memory has 32 banks of 4 bytes. A warp's access takes one wavefront, or two for 8 bytes a
-lane and four for 16, and one more for each further word that a bank has to deliver in the same
-wavefront (CUDA C++ programming guide, "Shared memory"). Global memory moves sectors of 32 bytes.
+lane and four for 16, and one more for each further word that one bank has to deliver (CUDA C++
+programming guide, "Shared memory"). Global memory moves sectors of 32 bytes.
 
 While a kernel runs, only the distinct patterns of its accesses are kept, since a pattern costs the
-same anywhere in memory. Their costs are computed when they are first read.
+same anywhere in memory. The costs are computed when they are first asked for.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class LineCounts:
     bytes: int = 0  # that lanes read or wrote in global memory
 
     def add(self, other: LineCounts, times: int = 1) -> None:
-        """Add another's counts, or so many times these."""
+        """Add another's counts, `times` times."""
         for field in fields(self):
             added = getattr(self, field.name) + times * getattr(other, field.name)
             setattr(self, field.name, added)
 
 
 class Counts:
-    """Keeps the patterns of accesses, and how often each came, while a kernel runs."""
+    """The distinct patterns of a kernel's accesses, and how often each occurred."""
 
     def __init__(self) -> None:
         self._times: Counter[Any] = Counter()
@@ -77,7 +77,7 @@ class Counts:
 
 
 def conflicts(size: int, offsets: np.ndarray, warps: np.ndarray, lane: np.ndarray) -> LineCounts:
-    """Wavefronts of one access to shared memory, `size` bytes a lane."""
+    """Count the wavefronts of one access to shared memory, `size` bytes a lane."""
     wide = max(size, 4)
     part = lane // (32 * 4 // wide)  # the lanes of a warp that one wavefront can serve
     words = (offsets[:, None] + np.arange(0, wide, 4)) // 4
@@ -91,7 +91,7 @@ def conflicts(size: int, offsets: np.ndarray, warps: np.ndarray, lane: np.ndarra
 
 
 def sectors(size: int, offsets: np.ndarray, warps: np.ndarray, lane: np.ndarray) -> LineCounts:
-    """Sectors of one access to global memory, `size` bytes a lane."""
+    """Count the sectors of one access to global memory, `size` bytes a lane."""
     touched = _distinct(warps, offsets // SECTOR)[0]
     lanes_a_warp = np.unique(_distinct(warps, offsets)[0], return_counts=True)[1]
     fewest = -(-lanes_a_warp * size // SECTOR)
@@ -101,7 +101,7 @@ def sectors(size: int, offsets: np.ndarray, warps: np.ndarray, lane: np.ndarray)
 
 
 def _distinct(group: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct pairs."""
+    """Return the distinct pairs of group and value."""
     low = value.min()
     span = int(value.max() - low) + 1
     pairs = np.unique(group * span + (value - low))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class KernelFault(Exception):  # noqa: N818, the subclasses are named for what happened
-    """A kernel made an error; the message says which one, where, and what was touched.
+    """An error of a kernel; the message says which one, where, and what was touched.
 
     `line` is the CUDA source's, 0 where unknown; `block` and `thread` are indices.
     """
@@ -27,7 +27,7 @@ class KernelFault(Exception):  # noqa: N818, the subclasses are named for what h
         self.thread = thread
 
     def __str__(self) -> str:
-        """All of it on one line: `kernel k, m.cu:7, block (0, 0, 0), thread (3, 0, 0): what`."""
+        """Return one line: `Race: kernel k, m.cu:7, block (0, 0, 0), thread (3, 0, 0): what`."""
         place = [f"kernel {self.kernel}"] if self.kernel else []
         if self.line:
             place.append(f"{self.source}:{self.line}")
@@ -55,7 +55,7 @@ class Race(KernelFault):
 
 
 class DivergentBarrier(KernelFault):
-    """A barrier that some threads of the block wait at and others never reach."""
+    """Some threads of a block wait at a barrier that others never reach."""
 
 
 class LostLane(KernelFault):
@@ -67,8 +67,8 @@ class Trap(KernelFault):
 
 
 class TooLong(KernelFault):
-    """The kernel used up its budget of instructions; a loop may have no end."""
+    """The kernel used up its budget of instructions; a loop may be endless."""
 
 
 class UnknownInstruction(KernelFault):
-    """An instruction, or a variant of one, that the emulator has no model of."""
+    """An instruction, or a variant of one, that the emulator does not know."""

@@ -1,9 +1,9 @@
 """Run a kernel: all threads of many blocks at once, each with a program counter.
 
-Of the segments (see `translation/flow.py`) that threads are at, the first is executed, for all
-threads at it; so threads that diverged converge again where their paths do. While all are together,
-which is most of the time, nothing is masked. A shuffle waits until the lanes that it names have
-arrived; a barrier until nothing else can run, and then every thread of a block must wait there.
+Each step takes the first segment (see `translation/flow.py`) that any thread is at, and executes
+it for all threads at it; so diverged threads converge where their paths meet. While all threads are
+together, which is most of the time, no masks are needed. A shuffle waits until the lanes that it
+names have arrived, a barrier until nothing else can run; then all threads of a block must be there.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from cuda_emulator.report import Launch, collectors
 from cuda_emulator.state import Launched, State, layout
 from cuda_emulator.translation.kernel import Translation
 
-LANES = 4096  # blocks run together up to so many threads
-BUDGET = 2_000_000  # instructions of a launch, one counted once for all threads that execute it
+LANES = 4096  # so many blocks run together that they have at most this many threads
+BUDGET = 2_000_000  # instructions of a launch; one that many threads execute together counts once
 
 Dim = tuple[int, int, int]
 
@@ -46,8 +46,8 @@ def launch(
 ) -> Launch:
     """Run a kernel on a grid of blocks, with `dynamic_shared` bytes beside what it declares.
 
-    A pointer argument is a Span, a scalar a NumPy scalar of the parameter's width. Raises a
-    KernelFault for an error of the kernel (memory is then half written), ValueError where the
+    A pointer argument is a Span, a scalar a NumPy scalar of the parameter's width. Raises
+    KernelFault for an error of the kernel (its writes so far stay in memory), ValueError where the
     arguments do not fit its parameters.
     """
     _check_shape(kernel, grid, block)
@@ -88,7 +88,7 @@ def _check_shape(kernel: Kernel, grid: Dim, block: Dim) -> None:
 def _bind(
     kernel: Kernel, args: Sequence[Span | np.generic], launched: Launched, memory: Memory
 ) -> None:
-    """Check the arguments against the parameters, and pass them on."""
+    """Check the arguments against the parameters, and add them to the launch."""
     if len(args) != len(kernel.parameters):
         raise ValueError(
             f"kernel {kernel.name} has {len(kernel.parameters)} parameters, not {len(args)}"
@@ -128,7 +128,7 @@ class _Run:
         self.exit = self.info.flow.exit
 
     def run(self) -> None:
-        """Run; of a fault and an earlier race or uninitialised read, raise the latter."""
+        """Run; where a fault follows a race or an uninitialised read, raise the earlier one."""
         S = self.S
         try:
             at: int | None = 0
@@ -225,7 +225,7 @@ class _Run:
                 self._send(segment.target, m)
 
     def _send(self, to: int, m: np.ndarray) -> None:
-        """Let lanes go on at a segment, or end."""
+        """Move lanes to a segment; at the exit they end."""
         S = self.S
         count = int(np.count_nonzero(m))
         if not count:
@@ -256,7 +256,7 @@ class _Run:
         raise self.S.fault(Trap, segment.last, lane, "the kernel executed trap")
 
     def _barrier(self, segment: Any) -> None:
-        """All threads that have not ended are at one barrier."""
+        """Pass a barrier at which all threads are that have not ended."""
         S = self.S
         if S.live != S.N:
             ended = S.exited.reshape(-1, S.T)
@@ -273,7 +273,7 @@ class _Run:
             self.S.check_global()
 
     def _release(self) -> None:
-        """Let blocks go on whose threads all wait at one barrier; there must be no others."""
+        """Let blocks pass a barrier; DivergentBarrier unless all threads of each wait at it."""
         S = self.S
         for at, m in S.waiting.items():
             counts = m.reshape(-1, S.T).sum(axis=1)
@@ -295,7 +295,7 @@ class _Run:
         self._passed()
 
     def _stalled(self) -> None:
-        """Nothing can run, and some lanes wait for others of their warp."""
+        """Raise LostLane: nothing can run, and some lanes wait for others of their warp."""
         S = self.S
         at, m = next(iter(S.stalled.items()))
         segment = self.info.flow.segments[at]

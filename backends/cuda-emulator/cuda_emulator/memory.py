@@ -8,7 +8,7 @@ import numpy as np
 
 REGION_BITS = 40  # an address is region << 40 + offset: no overrun reaches another allocation
 
-# Regions that stand for other memories wherever a generic address is one of theirs.
+# Regions whose generic addresses stand for shared and local memory, and for variables.
 SHARED, LOCAL, STATIC = 1, 2, 3
 FIRST_FREE = 16
 
@@ -40,7 +40,7 @@ class Memory:
         return region << REGION_BITS
 
     def free(self, address: int) -> None:
-        """Free an allocation; ValueError unless `address` is where one begins."""
+        """Free an allocation; raise ValueError unless `address` is where one begins."""
         region, offset = divmod(address, 1 << REGION_BITS)
         if offset or region not in self._regions:
             raise ValueError(f"cannot free {address:#x}: no allocation begins there")
@@ -57,7 +57,7 @@ class Memory:
         return self._regions[region][offset : offset + nbytes]
 
     def region(self, address: int, nbytes: int) -> np.ndarray:
-        """Return the whole allocation that some bytes lie in, filled up to a multiple of 16.
+        """Return the whole allocation that the bytes lie in, padded to a multiple of 16 bytes.
 
         Raises ValueError as `bytes` does.
         """

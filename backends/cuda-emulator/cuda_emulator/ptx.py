@@ -1,8 +1,8 @@
 """Read PTX, as NVRTC writes it: kernels, their variables and their instructions.
 
 The grammar is that of the PTX ISA manual (https://docs.nvidia.com/cuda/parallel-thread-execution),
-of which NVRTC uses little. Inline assembly may open scopes, `{ .reg .pred p; ... }`: what is
-declared in one gets a name of its own.
+of which NVRTC uses little. Inline assembly may open scopes, `{ .reg .pred p; ... }`: registers and
+labels declared in one get a unique name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TYPE_BYTES = {
 
 @dataclass(frozen=True)
 class Operand:
-    """An operand: what kind it is, and what that kind needs.
+    """An operand: its kind, and the fields that this kind needs.
 
     kind: register | special (`%tid.x`) | symbol | integer | f32 | f64 (bits in `value`) |
     address (`[name + value]`) | vector (`{a, b}`) | pair (`d|p`) | sink (`_`)
@@ -49,9 +49,9 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Variable:
-    """A variable in shared, local, constant or global memory; nbytes 0: sized by the launch.
+    """A variable in shared, local, constant or global memory; the launch sizes one of 0 bytes.
 
-    `data` holds a constant or global one, in whole units of 16 bytes, for all kernels of a module.
+    `data` has the bytes of a constant or global one, padded to 16, for all kernels of a module.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Module:
-    """All kernels of one compilation, by name; one that cannot be read is a ValueError then."""
+    """All kernels of a compilation, by name; looking up one that cannot be read is a ValueError."""
 
     kernels: Mapping[str, Kernel]
 
@@ -100,7 +100,7 @@ _LABEL = re.compile(r"([\w$%.]+):(?!:)")
 
 
 def parse(ptx: str, cuda: str = "") -> Module:
-    """Read a module; ValueError where it is not PTX that this parser knows.
+    """Read a module; raise ValueError where this parser does not know the PTX.
 
     `cuda` is the source that it was compiled from, kept for reports.
     """
@@ -147,7 +147,7 @@ class _Kernels(Mapping[str, Kernel]):
 
 
 def _split(text: str) -> tuple[str, list[tuple[str, str, str]]]:
-    """Split into what stands outside of braces, and (name, parameters, body) of each entry."""
+    """Split into the text outside of kernels, and (name, parameters, body) of each kernel."""
     outside, bodies, position = [], [], 0
     for entry in _ENTRY.finditer(text):
         if entry.start() < position:
@@ -203,10 +203,10 @@ class _Body:
         self.files = files
         self.scopes: list[dict[str, str]] = [{}]  # what is declared -> its unique name
         self.labels: dict[tuple[int, ...], dict[str, int]] = {}
-        self.path: list[int] = [0]  # which scope this is, to find a label from within
+        self.path: list[int] = [0]  # the numbers of the open scopes, to look up labels
         self.opened = 0
         self.branches: list[tuple[int, tuple[int, ...]]] = []
-        self.main: int | None = None  # the file that the kernel stands in
+        self.main: int | None = None  # the file that the kernel is in
         self.line = 0
         self.callers: dict[tuple[int, int, int], tuple[int, int, int]] = {}
 
@@ -248,7 +248,7 @@ class _Body:
         return found + 1
 
     def _loc(self, text: str) -> None:
-        """Take the line in the kernel's own file, going up through what was inlined from others."""
+        """Take the line in the kernel's own file; for code inlined from another, the caller's."""
         found = _LOC.match(text)
         if not found:
             raise ValueError(f"not a location: {text[-80:].strip()!r}")
@@ -362,7 +362,7 @@ def _integer(text: str) -> int:
 
 
 def _commas(text: str) -> list[str]:
-    """Split at commas that stand outside of braces and brackets."""
+    """Split at commas outside of braces and brackets."""
     parts, depth, start = [], 0, 0
     for i, letter in enumerate(text):
         if letter in "{[":

@@ -1,14 +1,15 @@
 """Find races: two threads access the same bytes, one of them writes, and nothing orders them.
 
-What orders two accesses of threads of one block is a barrier between them; within one warp also a
-`__syncwarp` or a shuffle or vote that both lanes take part in, and of one thread its program. Two
-blocks are never ordered. (PTX ISA manual, "Memory consistency model".)
+Accesses of one thread are ordered by its program. Those of two threads of a block are ordered by a
+barrier between them, or, in one warp, by a `__syncwarp`, shuffle or vote that both lanes take part
+in. Those of two blocks are never ordered. (PTX ISA manual, "Memory consistency model".)
 
 Accesses are only noted while the kernel runs. Those of shared memory are checked at each barrier,
 those of global memory at the end of the launch, by a few operations on long arrays.
 
-What is not found: where lanes synchronize in groups smaller than a warp, one group's point may be
-taken for another's; and of global memory, races of accesses with more than `LOOK_BACK` between.
+Two kinds of races may be missed: where lanes synchronize in groups smaller than a warp, since one
+group's synchronization may be taken for another's; and in global memory, where more than
+`LOOK_BACK` accesses lie between the two.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from cuda_emulator.faults import Uninitialised
 LOOK_BACK = 1 << 24
 READ, WRITE, ATOMIC = 0, 1, 2
 KINDS = {"load": READ, "store": WRITE, "issue": WRITE, "atomic": ATOMIC}
-READING, WRITING = ("load", "atomic"), ("store", "atomic")  # what needs, and makes, initialised
+# Reads need initialised memory; writes initialise it.
+READING, WRITING = ("load", "atomic"), ("store", "atomic")
 
 
 class Note(NamedTuple):
@@ -35,7 +37,7 @@ class Note(NamedTuple):
     lanes: Any  # None: all
     threads: np.ndarray  # of all lanes, numbered through the launch
     epoch: int  # how many barriers came before
-    clock: Any  # how often the warp synchronized before, one number or one a lane
+    clock: Any  # how often the warp synchronized before: one number, or one for each lane
 
 
 @dataclass
@@ -70,11 +72,11 @@ class Tracker:
             self.written = True
 
     def full(self) -> bool:
-        """Return whether so much is noted that it should be checked."""
+        """Return whether so many accesses are noted that they should be checked."""
         return self._size > LOOK_BACK
 
     def check(self, S: Any) -> None:
-        """Check what was noted, and forget it. Raises Race or Uninitialised."""
+        """Check the noted accesses, and forget them. Raises Race or Uninitialised."""
         notes, self.notes = self.notes, []
         written, self.written = self.written, False
         self._size = 0
@@ -115,7 +117,7 @@ class Tracker:
         return max(1, note.site.size >> self.shift)
 
     def _units(self, note: Note) -> np.ndarray:
-        """The units that a note's lanes touch, those of a lane side by side."""
+        """Return the units that a note's lanes touch; those of one lane are consecutive."""
         units = note.offsets >> self.shift
         each = self._each(note)
         if each == 1:

@@ -1,4 +1,4 @@
-"""What a launch was and what it cost, and a report of that beside the lines of the CUDA source."""
+"""A launch of a kernel, what each line of its source cost, and a table of these costs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Dim = tuple[int, int, int]
 
 @dataclass
 class Launch:
-    """What a launch was and, computed when `lines` is first read, what it cost."""
+    """A launch of a kernel; its costs are computed when `lines` is first read."""
 
     kernel: str
     source: str
@@ -27,7 +27,7 @@ class Launch:
 
     @cached_property
     def lines(self) -> dict[int, LineCounts]:
-        """The counts by line of the CUDA source; line 0 is for instructions without one."""
+        """The counts by line of the CUDA source; line 0 has the instructions without a line."""
         info = self.launched.info
         lines = self.launched.counts.lines()
         for segment, times in zip(info.flow.segments, self.launched.issued, strict=True):
@@ -50,7 +50,7 @@ collectors: list[list[Launch]] = []
 
 @contextmanager
 def collecting() -> Iterator[list[Launch]]:
-    """Return a context whose value is a list that every launch within it is added to."""
+    """Return a context that yields a list, to which every launch within it is added."""
     launches: list[Launch] = []
     collectors.append(launches)
     try:
@@ -65,15 +65,14 @@ HEADINGS = ("instructions", "conflicts", "sectors", "fewest", "bytes")
 LEGEND = """\
 instructions  PTX instructions issued, once for a warp
 conflicts     wavefronts of shared memory beyond the fewest that the width of the access needs
-sectors       32-byte sectors of global memory touched by warps; fewest: that would have done
+sectors       32-byte sectors of global memory touched by warps; fewest: the least possible
 bytes         read and written in global memory, lane by lane"""
 
 
 def report(launch: Launch) -> str:
     """Return a table: what each line of the source cost in a launch, and the sum.
 
-    Lines that cost nothing are left out,
-    but for those next to others.
+    Lines that cost nothing are left out, except next to one that does.
     """
     lines = launch.text.splitlines()
     if lines and lines[0].startswith("#line 1 "):  # gives the source a name

@@ -18,7 +18,7 @@ STRIDE = 128  # the shared memory of each block of a batch begins at a multiple 
 
 
 class Layout:
-    """Arrays over the lanes of `blocks` blocks of a shape; a NumPy scalar where all are equal."""
+    """Indices of the lanes of `blocks` equal blocks: arrays, or a scalar where all are the same."""
 
     def __init__(self, block: tuple[int, int, int], blocks: int):
         threads = block[0] * block[1] * block[2]
@@ -49,28 +49,28 @@ class Layout:
 
 @lru_cache(maxsize=64)
 def layout(block: tuple[int, int, int], blocks: int) -> Layout:
-    """Return a layout; one is made for each shape."""
+    """Return the layout of a shape, which is kept."""
     return Layout(block, blocks)
 
 
 class Window:
-    """What a launch may touch of one allocation: bytes `start` to `end` of those at `base`."""
+    """The part of an allocation that a launch may touch: bytes `start` to `end` from `base`."""
 
     def __init__(self, base: int, start: int, end: int, name: str, data: np.ndarray):
         self.base, self.start, self.end, self.name = base, start, end, name
         self.data = data
-        self.tracker: Tracker = None  # type: ignore[assignment]  # one for an allocation
+        self.tracker: Tracker = None  # type: ignore[assignment]  # one for each allocation
         self._views: dict[Any, np.ndarray] = {}
 
     def view(self, key: tuple[np.dtype, int]) -> np.ndarray:
-        """The allocation as elements, or as vectors of them."""
+        """Return the allocation as elements, or as vectors of them."""
         if key not in self._views:
             self._views[key] = view(self.data, key)
         return self._views[key]
 
 
 def view(data: np.ndarray, key: tuple[np.dtype, int]) -> np.ndarray:
-    """Return bytes as elements (n,), or as vectors (n, vector), without a remainder at the end."""
+    """Return bytes as elements (n,), or vectors (n, vector); bytes left over at the end are cut."""
     dtype, vector = key
     size = dtype.itemsize * vector
     elements = data[: len(data) // size * size].view(dtype)
@@ -78,15 +78,15 @@ def view(data: np.ndarray, key: tuple[np.dtype, int]) -> np.ndarray:
 
 
 class Launched:
-    """What all batches of a launch share."""
+    """The state that all batches of a launch share."""
 
     def __init__(self, info: Any, grid: tuple[int, ...], block: tuple[int, ...]):
         self.info, self.grid, self.block = info, grid, block
         self.windows: list[Window] = []
-        self.last_window: dict[int, Window] = {}  # that an access site touched, by its index
+        self.last_window: dict[int, Window] = {}  # the last one of a site, by its index
         self.parameters: list[Any] = []
         self.counts = Counts()
-        self.issued = [0] * info.flow.exit  # warp instructions: how often each segment, by warps
+        self.issued = [0] * info.flow.exit  # how often warps executed each segment
         self.steps = 0
         self.epoch = 0
         self.dynamic_shared = 0
@@ -116,7 +116,7 @@ class Launched:
 
 
 class State:
-    """A batch of blocks that runs, called `S` by the functions of a kernel."""
+    """The state of a running batch of blocks; the functions of a kernel call it `S`."""
 
     def __init__(self, launched: Launched, layout: Layout, first_block: int, budget: int):
         self.launched, self.layout, self.first_block = launched, layout, first_block
@@ -133,10 +133,10 @@ class State:
         self._memories()
         self.epoch = launched.epoch  # barriers so far
         self.tick = 0  # synchronizations of a warp so far
-        self.clocks: np.ndarray | None = None  # the tick of each lane's last, None: of all
+        self.clocks: np.ndarray | None = None  # each lane's last tick; None: all have `tick`
         self.copies: list[Copy] = []  # under way, see `accesses.py`
-        self.groups = np.zeros(self.N, dtype=np.int64)  # of copies that each lane has committed
-        self.complete = False  # of the lanes that run, whole warps have synchronized
+        self.groups = np.zeros(self.N, dtype=np.int64)  # how many groups of copies a lane committed
+        self.complete = False  # whether the lanes that run are whole warps that synchronized
         self.exited = np.zeros(self.N, dtype=bool)
         self.live = self.N
         self.waiting: dict[int, np.ndarray] = {}  # at a barrier, by the segment that comes next
@@ -144,7 +144,7 @@ class State:
         self.runnable: dict[int, np.ndarray] = {}
 
     def _specials(self, launched: Launched) -> None:
-        """The special registers."""
+        """Set the special registers."""
         layout, grid = self.layout, launched.grid
         self.tid_x, self.tid_y, self.tid_z = layout.tid
         self.ntid_x, self.ntid_y, self.ntid_z = (np.int32(n) for n in launched.block)
@@ -161,7 +161,7 @@ class State:
 
     @property
     def lanemask_eq(self) -> np.ndarray:
-        """The own lane's bit."""
+        """The lane's own bit."""
         return self.layout.bit.view(np.int32)
 
     @property
@@ -171,7 +171,7 @@ class State:
 
     @property
     def lanemask_le(self) -> np.ndarray:
-        """The bits of lanes before, and the own."""
+        """The bits of lanes before, and the lane's own."""
         return self.lanemask_lt | self.lanemask_eq
 
     @property
@@ -181,7 +181,7 @@ class State:
 
     @property
     def lanemask_ge(self) -> np.ndarray:
-        """The bits of lanes after, and the own."""
+        """The bits of lanes after, and the lane's own."""
         return ~self.lanemask_lt
 
     def _memories(self) -> None:
@@ -198,21 +198,21 @@ class State:
         self._views: dict[Any, np.ndarray] = {}
 
     def shared_view(self, key: tuple[np.dtype, int]) -> np.ndarray:
-        """Shared memory of all blocks as elements or vectors."""
+        """Return the shared memory of all blocks as elements or vectors."""
         if key not in self._views:
             self._views[key] = view(self._shared, key)
         return self._views[key]
 
     def local_view(self, key: tuple[np.dtype, int]) -> np.ndarray:
-        """Local memory of all threads as elements or vectors."""
+        """Return the local memory of all threads as elements or vectors."""
         return view(self._local, key)
 
     def shared_offset(self, offset: int) -> int:
-        """Return the offset within its block's shared memory of a byte of all of it."""
+        """Convert an offset in all blocks' shared memory to one in its own block's."""
         return offset % self._stride
 
     def window_numbers(self, a: np.ndarray) -> np.ndarray:
-        """The first window that each address lies in, -1 for none."""
+        """Return the number of the first window that each address lies in, -1 for none."""
         numbers = np.full(len(a), -1)
         for i, window in reversed(list(enumerate(self.windows))):
             offset = a - window.base
@@ -228,7 +228,7 @@ class State:
         return inside
 
     def describe(self, address: int) -> str:
-        """Describe an address by the argument that it belongs to, or is nearest to."""
+        """Describe an address by the argument that it lies in, or is nearest to."""
         near = [(abs(address - w.base - w.start), i) for i, w in enumerate(self.windows)]
         distance, i = min(near, default=(1 << REGION_BITS, 0))
         if distance >= 1 << (REGION_BITS - 1):
@@ -242,11 +242,11 @@ class State:
     def fault(
         self, kind: type[KernelFault], instruction: Instruction | None, lane: int, what: str
     ) -> KernelFault:
-        """Make a fault of a lane of this batch."""
+        """Make a fault for a lane of this batch."""
         return self._fault(kind, instruction, int(self.threads[lane]), what)
 
     def race(self, clash: Clash) -> KernelFault:
-        """Make a fault of two accesses that clash."""
+        """Make the fault for two accesses that clash."""
         first, second = clash.first.site, clash.second.site
         what = (
             f"{second} of {self._place(second, clash.offset)}, which {self._name(clash)} had a "
@@ -260,7 +260,7 @@ class State:
                 return f"byte {offset - window.start} of {window.name!r}"
         return f"byte {self.shared_offset(offset)} of shared memory"
 
-    clashing: Tracker | None = None  # the one that is being checked
+    clashing: Tracker | None = None  # the tracker that is being checked
 
     def _name(self, clash: Clash) -> str:
         block, thread = divmod(clash.first_thread, self.T)
@@ -296,7 +296,7 @@ class State:
         return self.where(others[0])
 
     def where(self, lane: int) -> str:
-        """Describe what an absent lane does."""
+        """Describe where an absent lane is."""
         if self.exited[lane]:
             return "have ended"
         segments = self.info.flow.segments

@@ -1,7 +1,7 @@
-"""Transpose a matrix by way of shared memory, with and without bank conflicts.
+"""Transpose a matrix through shared memory, with and without bank conflicts.
 
-It runs on a GPU, and with none by `python -m cuda_emulator report examples/transpose.py`, which
-shows what the missing column costs.
+It runs on a GPU, and without one by `python -m cuda_emulator report examples/transpose.py`, which
+shows that without the extra column of `padded` the banks conflict.
 """
 
 import cupy as cp

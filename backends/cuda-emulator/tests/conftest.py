@@ -1,4 +1,4 @@
-"""What all tests share: the emulated card is an sm_90."""
+"""A fixture for all tests: the emulated card is an sm_90."""
 
 from __future__ import annotations
 

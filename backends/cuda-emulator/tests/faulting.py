@@ -8,7 +8,7 @@ from cuda_emulator.faults import KernelFault
 
 
 def fault(kind: type[KernelFault], source: str, *args, **options) -> KernelFault:
-    """Run a kernel that must fail, and see that it does on the line that says `// here`."""
+    """Run a kernel that must fail, and check that it does on the line with `// here`."""
     kernel = compiled('extern "C" __global__ void k' + source)
     lines = [i for i, line in enumerate(source.splitlines(), 1) if "// here" in line]
     with pytest.raises(kind) as caught:

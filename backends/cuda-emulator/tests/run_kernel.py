@@ -17,14 +17,14 @@ HEAD = ".version 8.0\n.target sm_90\n.address_size 64\n"
 
 @cache
 def compiled(source: str, name: str = "k", arch: str = "sm_90") -> Kernel:
-    """The kernel of a CUDA source."""
+    """Compile a CUDA source, and return one kernel of it."""
     return parse(compile_cuda(source, arch).ptx, source).kernels[name]
 
 
 def run(kernel: Kernel, *args, grid=1, block=32, shared=0, spare=0, **options) -> Launch:
     """Run a kernel on NumPy arrays, which hold the results afterwards, and NumPy scalars.
 
-    `spare` bytes lie behind each array in the same allocation, without belonging to the argument.
+    After each array come `spare` bytes of the same allocation that the argument does not include.
     """
     memory = Memory()
     given, arrays = [], []
@@ -46,7 +46,7 @@ def run(kernel: Kernel, *args, grid=1, block=32, shared=0, spare=0, **options) -
 
 @cache
 def one_instruction(text: str, sources: tuple[str, ...], result: str) -> Kernel:
-    """A kernel that runs `text` on each thread's elements: `d` of `a`, `b` and `c`.
+    """Make a kernel that runs `text` on each thread's elements: `d` from `a`, `b` and `c`.
 
     `sources` and `result` are the register types of PTX; each is loaded from, or stored to, an
     array of its own. A predicate result is stored as 0 or 1 (u32).

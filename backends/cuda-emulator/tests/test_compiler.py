@@ -19,7 +19,7 @@ extern "C" __global__ void other(const double* y) {}
 def test_a_program() -> None:
     program = compile_cuda(SOURCE, "sm_80")
     assert ".target sm_80" in program.ptx
-    assert "div.rn.ftz.f32" in program.ptx  # -ftz=true, as CuPy has it
+    assert "div.rn.ftz.f32" in program.ptx  # -ftz=true, as in CuPy
     assert program.cubin == b""
 
 

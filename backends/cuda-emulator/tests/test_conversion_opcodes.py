@@ -36,7 +36,7 @@ def floats(n: int = 1024, seed: int = 1) -> np.ndarray:
 
 
 def bits(x: np.ndarray) -> np.ndarray:
-    """Its bits, NaN being whatever PTX says is the canonical one."""
+    """Return its bits; every NaN becomes the canonical one of PTX."""
     out = x.view(np.uint16).copy()
     out[np.isnan(x.astype(np.float32))] = 0x7FFF
     return out

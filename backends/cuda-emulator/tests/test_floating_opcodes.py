@@ -148,7 +148,7 @@ def test_two_operands(name: str, ftz: str) -> None:
     operation = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide}[name[:3]]
     with np.errstate(all="ignore"):
         wanted = operation(x, y)
-        if name == "div.approx":  # as the manual has it at `div`
+        if name == "div.approx":  # as the manual says at `div`
             huge = (abs(y) > np.float32(2.0**126)) & np.isfinite(y)
             no_number = np.isnan(x) | np.isinf(x)
             zeros = np.where(np.signbit(x) == np.signbit(y), np.float32(0), np.float32(-0.0))

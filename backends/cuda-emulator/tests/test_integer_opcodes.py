@@ -180,7 +180,7 @@ def test_bit_fields(bits: int) -> None:
         wanted = [x >> start & (1 << length) - 1 for x in a.tolist()]
         assert (got == np.array(wanted, a.dtype)).all()
         got = apply(f"bfe.s{bits} d, a, {start}, {length};", f"int{bits}", a.view(f"int{bits}"))
-        for x, z in zip(a.tolist(), got.tolist(), strict=True):  # as the manual writes it
+        for x, z in zip(a.tolist(), got.tolist(), strict=True):  # as the manual defines it
             sign = 0 if length == 0 else x >> min(start + length - 1, bits - 1) & 1
             field = 0
             for i in range(bits):

@@ -1,4 +1,4 @@
-"""Loads, stores and atomics of every width and memory, and ways through a kernel."""
+"""Loads, stores and atomics of every width and memory; branches and loops."""
 
 import numpy as np
 import pytest

@@ -153,7 +153,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_example(capsys: pytest.CaptureFixture[str]) -> None:
-    """A column of 32 words is of one bank, unless rows are 33 words apart."""
+    """A column of 32 words lies in one bank, unless rows are 33 words apart."""
     assert main(["report", EXAMPLE, "--kernel", "padded"]) == 0
     assert capsys.readouterr().out.startswith("sm_90\npadded: ")
     assert main(["report", EXAMPLE, "--arch", "sm_80"]) == 0

@@ -23,7 +23,7 @@ def on(*numbers, dtype=np.float32):
     return cp.asarray(np.array(numbers, dtype=dtype))
 
 
-# Refusals: what cupy answers with a TypeError or ValueError, and what fails in it silently
+# Refusals: uses for which cupy raises TypeError or ValueError, or which fail silently in it
 
 host = np.ones((2, 3), dtype=np.float32)
 card = cp.asarray(host)
@@ -69,7 +69,7 @@ def test_shapes_that_do_not_fit_are_refused():
     ):
         with pytest.raises(ValueError):
             wrong()
-    with pytest.raises(RuntimeError):  # as cupy has it
+    with pytest.raises(RuntimeError):  # as in cupy
         card.T[:2].set(host.T[:2])
 
 

@@ -1,4 +1,4 @@
-"""Barriers, shuffles and votes that some threads do not reach, or reach in another way."""
+"""Barriers, shuffles and votes that some threads do not reach, or reach by another branch."""
 
 import numpy as np
 from faulting import fault, floats
@@ -48,7 +48,7 @@ def test_threads_that_left_before_the_barrier() -> None:
     early = source.replace("(threadIdx.x >= n) return;", '(threadIdx.x >= n) asm("exit;");')
     early = early.replace("y[threadIdx.x] = 1;", "y[threadIdx.x] = 1; __syncwarp(__activemask());")
     fault(DivergentBarrier, early, floats(64), np.int32(63), block=64)
-    # A whole block that leaves is no matter.
+    # A whole block may leave.
     source = source.replace("threadIdx.x >= n", "blockIdx.x >= n")
     y = floats(64)
     run(compiled('extern "C" __global__ void k' + source), y, np.int32(1), block=64, grid=2)

@@ -1,4 +1,4 @@
-"""What all tests share: a card of its own for each test, and that an sm_90."""
+"""Fixtures for all tests; the emulated card is an sm_90."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def float16() -> EmulatedBackend:
 
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
-    """What is launched from here on, with what it cost."""
+    """Return a list to which each launch from here on is added."""
     kept: list[Launch] = []
     launch = _raw.launch
     monkeypatch.setattr(_raw, "launch", lambda *args: kept.append(launch(*args)))

@@ -1,7 +1,7 @@
 """The least time that attention, and a step of decoding, can take on a card.
 
-What cannot be avoided is that keys, values and weights are read once, and that each visible pair
-of a query and a key costs two products of d numbers. The rates are the card's own.
+At least, keys, values and weights are read once, and each visible pair of a query and a key costs
+two products of d numbers. The rates are those of the card.
 """
 
 from __future__ import annotations

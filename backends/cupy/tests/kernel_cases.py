@@ -1,4 +1,4 @@
-"""What the kernels are tried on: the dtypes, and attention of all shapes."""
+"""Cases for the kernels: dtypes, and attention of all shapes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def kernels_for(dtype: str) -> Kernels:
     return Kernels(cp, dtype)
 
 
-# Attention: by splits up to 32 rows (tokens times heads of a group), else by tiles of 32 rows (8
-# for heads wider than 128). Keys come 32 at a time, for splits 128.
+# Attention uses splits for up to 32 rows (tokens times heads of a group), else tiles of 32 rows (8
+# for heads wider than 128). A tile takes 32 keys at a time, a block of a split 128.
 
 SPLIT = [
     Attention(B=1, T=1, S=200, K=2, group=4, d=128, window=None, first=0, seed=1),

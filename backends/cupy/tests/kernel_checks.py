@@ -1,7 +1,7 @@
-"""What a kernel must compute, compared with the float64 oracle: one function for each property.
+"""Compare kernels with the float64 oracle: one function for each property.
 
-They raise AssertionError, or the emulator a KernelFault. `test_kernels.py` applies them to
-the kernels, `test_planted_bugs.py` to kernels with a bug.
+A check raises AssertionError, or the emulator a KernelFault. `test_kernels.py` applies the checks
+to the kernels, `test_planted_bugs.py` to kernels with a bug.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def drawn(dtype: str, *shape: int, seed: int = 0) -> np.ndarray:
 
 
 def at_offset(array: np.ndarray, offset: int) -> Any:
-    """Bring an array to the card, `offset` numbers after where memory begins."""
+    """Copy an array to the card, `offset` numbers after the start of an allocation."""
     flat = np.concatenate([np.zeros(offset, dtype=array.dtype), array.ravel()])
     return cp.asarray(flat)[offset:].reshape(array.shape)
 
 
 class Untouched:
-    """A block of zeros on the card, which takes no memory of the host where it is not written."""
+    """A block of zeros on the card; pages that are not written take no memory of the host."""
 
     def __init__(self, nbytes: int):
         memory = _card.CARD.memory
@@ -55,12 +55,12 @@ class Untouched:
 
 
 def huge_cache(dtype: str, B: int, K: int, d: int) -> Any:
-    """Make zeros (B, S, K, d): each row of more than 2^31 numbers, as few as that can be."""
+    """Make zeros (B, S, K, d), with just enough slots that a row has more than 2^31 numbers."""
     shape, kind = (B, 2**31 // (K * d) + 1, K, d), NUMPY_DTYPES[dtype]
     try:
         block = Untouched(prod(shape) * kind.itemsize)
     except MemoryError as error:
-        pytest.skip(f"the host has no addresses to give that take no memory: {error}")
+        pytest.skip(f"the host cannot reserve so large an address range: {error}")
     return cp.ndarray(shape, dtype=kind, memptr=cp.cuda.memory.MemoryPointer(block, 0))
 
 
@@ -70,7 +70,7 @@ def huge_cache(dtype: str, B: int, K: int, d: int) -> Any:
 def norms(kernels: Kernels, dtype: str, rows: int, D: int, offset: int = 0) -> None:
     """x / sqrt(mean(x²) + eps) · weight."""
     weight = drawn(dtype, D, seed=3)
-    for scale, eps in ((1, EPS), (1, 4.0), (2**8, EPS)):  # of the last, float16 holds no squares
+    for scale, eps in ((1, EPS), (1, 4.0), (2**8, EPS)):  # at 2^8 squares overflow float16
         x = drawn(dtype, rows, D, seed=1) * NUMPY_DTYPES[dtype].type(scale)
         exact = oracle.rms_norm(x, weight, eps)
         out = kernels.rms_norm(at_offset(x, offset), at_offset(weight, offset), eps).get()
@@ -87,7 +87,7 @@ def roundings(kernels: Kernels, dtype: str) -> None:
         bits = np.random.default_rng(0).integers(0, 2**32, 4096).astype(np.uint32)
         x = bits.view(np.float32)
         y = np.roll(x, 1)
-    else:  # every number; and added to it half of its last place, a third, and itself
+    else:  # every number x, plus half of its last place, a third of it, and x
         x = np.arange(2**16, dtype=np.uint16).view(kind)
         with np.errstate(all="ignore"):
             last = np.abs(np.nextafter(x, kind.type(np.inf)) - x).astype(np.float32)
@@ -97,7 +97,7 @@ def roundings(kernels: Kernels, dtype: str) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         wide = x.astype(np.float32) + y.astype(np.float32)
         expected = wide.astype(kind)
-    # A GPU with -ftz=true has no subnormal float32, neither as an operand nor as a result.
+    # With -ftz=true a GPU flushes subnormal float32 operands and results to zero.
     tiny = np.finfo(np.float32).smallest_normal
     normals = np.ones(x.shape, dtype=bool)
     for array in (x, y, expected):
@@ -127,7 +127,7 @@ THETA = 1e4
 
 
 def table(positions: np.ndarray, d: int) -> tuple[Any, Any]:
-    """Cosines and sines (B, T, d/2), as the backend has them."""
+    """Return cosines and sines (B, T, d/2), as the backend makes them."""
     angles = positions[..., None] * THETA ** (-np.arange(0, d, 2, dtype=np.float64) / d)
     return cp.asarray(np.cos(angles).astype(np.float32)), cp.asarray(
         np.sin(angles).astype(np.float32)
@@ -144,7 +144,7 @@ def rotations(kernels: Kernels, dtype: str, T: int, H: int, d: int, offset: int 
 
 
 def keeps_nan(kernels: Kernels, dtype: str) -> None:
-    """NaN with all its bits set, which is what a GPU makes, is not rounded up to a number."""
+    """A NaN with all payload bits set, as a GPU makes it, is not rounded up to a number."""
     x = drawn(dtype, 1, 1, 1, 4)
     nan = np.full((1, 1, 2), 0x7FFFFFFF, dtype=np.uint32).view(np.float32)
     out = kernels.rope(cp.asarray(x), *[cp.asarray(nan)] * 2).get()
@@ -152,7 +152,7 @@ def keeps_nan(kernels: Kernels, dtype: str) -> None:
 
 
 def writes(kernels: Kernels, dtype: str, T: int, S: int, K: int, d: int) -> None:
-    """`scatter` writes its slots and nothing else; slot -1 is nowhere."""
+    """`scatter` writes its slots and nothing else; slot -1 is not written."""
     rng = np.random.default_rng(3)
     slots = np.stack([rng.permutation(max(S, T))[:T] for _ in range(2)])
     slots = np.where((slots >= S) | (rng.random(slots.shape) < 0.2), -1, slots)
@@ -185,7 +185,7 @@ def attend(
     spare: int = 0,
     offset: int = 0,
 ) -> np.ndarray:
-    """Attend on the card; k and v are followed by `spare` slots of NaN that are not used."""
+    """Attend on the card; after k and v come `spare` slots of NaN that are not used."""
     q_positions, k_positions, window = where
     S = k.shape[1]
     unused = ((0, 0), (0, spare), (0, 0), (0, 0))
@@ -196,7 +196,7 @@ def attend(
 
 
 def mixes(kernels: Kernels, dtype: str, case: Attention, spare: int = 0, offset: int = 0) -> None:
-    """A softmax over what is visible: slots in any order, padding, any position and window."""
+    """Attention over the visible keys: slots in any order, padding, any position and window."""
     q, k, v = case.qkv(dtype)
     out = attend(kernels, q, k, v, case.visibility, spare, offset)
     mix_agrees(out, q, k, v, case.visibility, dtype)
@@ -284,7 +284,7 @@ def large_scores(kernels: Kernels, dtype: str, case: Attention) -> None:
 
 
 def goes_in_rounds(kernels: Kernels, dtype: str, multiprocessors: int) -> None:
-    """A split takes several tiles, where there are few multiprocessors to have one each."""
+    """With few multiprocessors, and so few splits, each split takes several tiles."""
     number, kernels._multiprocessors = kernels._multiprocessors, multiprocessors
     try:
         mixes(kernels, dtype, Attention(1, 1, 1000, 2, 4, 6, None, 0, 1))
@@ -334,8 +334,8 @@ def in_far_rows(kernels: Kernels, dtype: str, T: int) -> None:
 def in_far_slots(kernels: Kernels, dtype: str, T: int) -> None:
     """The one visible key lies more than 2^31 numbers after its row's first.
 
-    With few slots, that takes many heads. Attention of the first alone is run: of all it would take
-    the emulator long.
+    To get there with few slots, K is large. Only the first head is run, for all would take the
+    emulator long.
     """
     K, d = 2048, 256
     q, last = (drawn(dtype, 1, n, K, d, seed=n) for n in (T, 1))

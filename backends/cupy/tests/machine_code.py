@@ -1,4 +1,4 @@
-"""What ptxas made of the kernels: registers, shared memory, spills, and loops of instructions."""
+"""Read ptxas's output for the kernels: registers, shared memory, spills, instructions, loops."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LINE = re.compile(r'^\s*//## File "[^"]*mistral\.cu", line (\d+)')
 
 @dataclass(frozen=True)
 class Resources:
-    """What a kernel takes, as ptxas says."""
+    """The resources of a kernel, from ptxas's log."""
 
     registers: int  # of a thread
     shared: int  # bytes of a block
@@ -37,9 +37,9 @@ class Resources:
 
 @dataclass(frozen=True)
 class Loop:
-    """A loop's instructions, less those of the loops in it."""
+    """A loop's instructions, without those of inner loops."""
 
-    line: int  # of the source, where it goes back
+    line: int  # of the source, of the backward branch
     opcodes: tuple[str, ...]
     innermost: bool
 
@@ -56,7 +56,7 @@ class Code:
 
 
 def resources(program: Program) -> dict[str, Resources]:
-    """Read ptxas's log: what each kernel takes."""
+    """Read the resources of each kernel from ptxas's log."""
     found = {}
     for name, stack, stores, loads, registers, rest in ENTRY.findall(program.log):
         shared = re.search(r"(\d+) bytes smem", rest)
@@ -113,7 +113,7 @@ def _code(lines: list[str]) -> Code:
 
 
 def _loops(opcodes: list[str], spans: list[tuple[int, int, int]]) -> list[Loop]:
-    """Make loops of backward branches, but of those that only wait: for lanes, or at the end."""
+    """Make a loop of each backward branch, except those that only wait, for lanes or at the end."""
     busy = [(a, b, line) for a, b, line in spans if b - a > 7 or "YIELD" not in opcodes[a : b + 1]]
     loops = []
     for start, stop, line in sorted(busy):

@@ -11,7 +11,7 @@ import numpy as np
 from tinymistral.conformance.cases import Attention
 from tinymistral_cupy.kernels import Kernels
 
-# Two keys' heads, so that one can be taken for the other; padding, and slots in any order.
+# Two key/value heads, so that they can be confused; padding, and slots in any order.
 SPLIT = Attention(B=2, T=2, S=140, K=2, group=3, d=6, window=None, first=3, seed=1)
 TILES = Attention(B=2, T=11, S=140, K=2, group=3, d=6, window=None, first=3, seed=2)
 SPLIT_WINDOW = Attention(B=1, T=8, S=70, K=1, group=2, d=6, window=20, first=3, seed=5)
@@ -72,7 +72,7 @@ CHECKS: dict[str, Callable[[Kernels, str], None]] = {
 
 @dataclass(frozen=True)
 class Bug:
-    """What is wrong, where, and which of CHECKS catches it."""
+    """A bug: its edit of a file, and the one of CHECKS that catches it."""
 
     name: str
     old: str
@@ -279,7 +279,7 @@ BUGS = [
         "at an odd address",
         "kernels.py",
     ),
-    # One softmax of many parts
+    # Softmax over several parts
     Bug("the mix is not rescaled, split", "mix[r][c] *= shrink;", ";", "split, in rounds"),
     Bug("the mix is not rescaled, tiles", "mix[r][c][n] *= shrink;", ";", "tiles, large scores"),
     *(
@@ -309,7 +309,7 @@ BUGS = [
         "sqrt((d + 3) / 4 * 4.0)",
         "tiles",
     ),
-    # Threads that do not wait for each other, or read where none wrote
+    # Threads that do not wait for each other, or read memory that none wrote
     *(
         Bug(f"no barrier {name}", old, old.replace("__syncthreads();", ""), "tiles")
         for name, old in BARRIERS.items()

@@ -1,9 +1,9 @@
-"""The signatures of what cupy has, also of what is written in Cython.
+"""The signatures of cupy's functions, also of those written in Cython.
 
 `inspect` knows the Python functions. Cython puts a signature on the docstring's first line:
 `_ndarray_base.take(self, indices, axis=None, out=None) -> _ndarray_base`; one that takes `*args`
-may show a second one below, which says more. Operators (`__add__`) have neither.
-Defaults are given as the text that they are written as.
+may show a second one below, which says more. Operators (`__add__`) have neither. Defaults are
+given as their source text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PARAMETER = re.compile(r"(\*{0,2})(?:[\w.]+ )?(\w+)(?:=(.*))?")
 
 
 def signature(thing: Any, *, method: bool = False) -> inspect.Signature | None:
-    """Return what it may be called with (a method's without `self`), None if that is unknown."""
+    """Return the signature (a method's without `self`), None if it is unknown."""
     shown = _shown(thing)
     if shown is None:
         try:
@@ -36,11 +36,11 @@ def _written(default: Any) -> Any:
 
 
 class _Text(str):
-    """A default as a docstring has it."""
+    """A default, as its text in a docstring."""
 
 
 def _shown(thing: Any) -> inspect.Signature | None:
-    """Read the docstring: of the lines that are signatures at its top, the last that can be."""
+    """Return the last signature in the first three lines of a docstring that can be parsed."""
     name = getattr(thing, "__name__", "").strip("_") or r"\w+"
     found = None
     for line in (getattr(thing, "__doc__", None) or "").strip().splitlines()[:3]:

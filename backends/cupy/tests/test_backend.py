@@ -1,6 +1,6 @@
-"""What the laws of `tinymistral.conformance` do not try of the backend.
+"""Tests of the backend beyond `tinymistral.conformance`.
 
-Arrays as the model slices them, uploads that are kept, and sums that CuPy would make in 16 bits.
+Arrays as the model slices them, uploads that are reused, and sums that CuPy would make in 16 bits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tinymistral.conformance.cases import normal
 from tinymistral_cupy import EmulatedBackend
 from tinymistral_cupy.uploads import Upload
 
-# Of a result of size 1 or so: what float32 sums and one rounding to the dtype lead to.
+# The error of float32 sums and one rounding to the dtype, for results of about 1.
 TOLERANCE = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
 
 
@@ -27,7 +27,7 @@ def close(backend, array, exact):
 
 
 def drawn(backend, *shape, seed=0):
-    """Draw an array: what the backend has of it, and the same numbers on the host."""
+    """Draw an array; return it on the backend, and on the host."""
     host = normal(np.random.default_rng(seed), backend.dtype, *shape)
     return backend.asarray(host), host
 
@@ -100,7 +100,7 @@ def test_keys_that_are_the_used_part_of_a_cache_are_not_copied(float16):
 
 
 def test_one_dot_product_alone_is_summed_in_float32():
-    """A classifier of one label, one text: CuPy would add each 1 to 2048 in float16, in vain."""
+    """A classifier of one label, one text: in float16 CuPy would get 2048, as 2048 + 1 is."""
     float16 = EmulatedBackend("float16")
     x = np.ones((1, 1, 9), dtype=np.float16)
     x[..., 0] = 2048
@@ -115,7 +115,7 @@ def test_a_linear_of_no_tokens_is_empty(float16):
 
 
 def test_angles_are_float64_until_they_are_rounded(float16):
-    """At position 2^40 + 1 float32 would know nothing of the + 1."""
+    """float32 cannot represent position 2^40 + 1."""
     at = np.array([[2**40 + 1, 5, -1]], dtype=np.int64)
     cos, sin = float16.rope_table(at, 1e4, 4)
     angles = at[..., None].astype(np.longdouble) * np.array([1, 1e-2], dtype=np.longdouble)
@@ -156,7 +156,7 @@ def test_what_was_uploaded_last_is_not_uploaded_again(float16, monkeypatch):
         ([1, 2, 3, 4], 2),  # another shape
         ([1, 2, 3, 5], 3),
         ([1, 2], 4),  # fewer
-        ([1, 2, 3, 5], 5),  # whose memory was written to since
+        ([1, 2, 3, 5], 5),  # the same as before, but overwritten since
         (np.zeros((2, 0)), 6),
         (np.arange(1000), 7),  # more than there was room for
         (np.arange(1000), 7),
@@ -207,7 +207,7 @@ def test_an_upload_that_failed_is_made_again(float16, monkeypatch):
 
 
 def test_returned_arrays_do_not_change(backend):
-    """A table, and what was taken or embedded, are what they were after others were asked for."""
+    """Results of rope_table, take and embedding do not change when they are called again."""
     at = np.array([[1, 2, 3]])
     rows, rows_host = drawn(backend, 9, 8)
     table = backend.rope_table(at, 1e4, 8)

@@ -1,4 +1,4 @@
-"""The laws that hold of any right backend, on the emulated kernels: as a third party runs them."""
+"""The conformance tests on the emulated kernels, run as a third party would run them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FEW = ("--tinymistral-small", "--tinymistral-examples", "3")
 
 @pytest.mark.slow
 def test_all_laws_hold(tmp_path):
-    """But for the two about attention weights, which the backend does not give."""
+    """All pass but the two on attention weights, which the backend does not give."""
     command = [sys.executable, *SUITE, *FEW, "--tinymistral-backend", "cupy-emulated"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout

@@ -1,7 +1,7 @@
 """The demo model generates the same text on numpy and on the emulated kernels.
 
-Greedily, so that a token changes only where two are about as likely. The window is made small, so
-that the ring wraps every few tokens: the text is another one then, of both.
+Decoding is greedy, so that a token differs only where two are about as likely. The window is made
+small, so that the ring wraps every few tokens; that changes the text, for both alike.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 def generated(
     backend: str, dtype: str, prompts: list[str], tokens: int, window: int, chunk: int
 ) -> list[str]:
-    """Return what a backend makes of prompts, of which the shorter are padded on the left."""
+    """Generate from prompts on a backend; the shorter ones are padded on the left."""
     model = MistralForCausalLM.from_pretrained(DEMO, backend=backend, dtype=dtype)
     model.config = dataclasses.replace(model.config, sliding_window=window)
     model.backend.chunk = chunk
@@ -34,7 +34,7 @@ def generated(
 @pytest.mark.parametrize(
     ("dtype", "prompts", "tokens", "window", "chunk"),
     [
-        # one piece, and the plain attention kernel: more tokens times heads than the other takes
+        # one piece, and the kernel `attention`: more tokens times heads than the splits take
         ("float32", ["Once upon a time there was a king who had"], 3, 64, 512),
         # pieces of 3 and a ring of 8 + 3 - 1 slots, which wraps four times
         ("float32", ["Once upon a time"], 40, 8, 3),
@@ -51,7 +51,7 @@ def test_the_same_text(dtype, prompts, tokens, window, chunk):
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_100", "sm_120"])
 def test_the_same_text_on_other_cards(arch, monkeypatch):
-    """For which NVRTC writes other PTX, and which have more multiprocessors, or fewer."""
+    """For them NVRTC writes other PTX, and they have more or fewer multiprocessors."""
     monkeypatch.setenv("CUDA_EMULATOR_ARCH", arch)
     case = ("float16", ["Once upon a time"], 6, 4, 3)
     assert generated("cupy-emulated", *case) == generated("numpy", *case)

@@ -1,7 +1,7 @@
-"""The golden outputs that come with tinymistral, computed by the emulated kernels.
+"""Compare the emulated kernels with the golden outputs that come with tinymistral.
 
-All stages of every layer, in float64 and with a tolerance each: windows that wrap, padding, far
-positions, NaN in masked keys.
+Those have all stages of every layer, in float64 and each with a tolerance: windows that wrap,
+padding, far positions, NaN in masked keys.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ every_dtype = pytest.mark.parametrize("dtype", CupyBackend.dtypes)
 HEADS = Heads()
 
 
-# What is right
+# Correctness
 
 
 @needs_gpu
@@ -129,11 +129,11 @@ def test_activations_may_have_more_than_2_to_the_31_numbers(backend):
         np.testing.assert_array_equal(backend.to_numpy(last), expected.reshape(1, D))
 
 
-# How fast: CUDA events around many calls, after some that are not counted
+# Speed: CUDA events around many calls, after some that are not counted
 
 
 def seconds(cp: Any, call: Callable[[], Any], calls: int = 20) -> float:
-    """Return what one call takes on the card."""
+    """Return the seconds that one call takes on the card."""
     for _ in range(3):
         call()
     start, stop = cp.cuda.Event(), cp.cuda.Event()
@@ -222,7 +222,7 @@ def test_times_of_kernels_on_single_tokens(backend, rates):
 @pytest.mark.gpu
 @pytest.mark.slow
 def test_times_of_a_step_of_decoding(backend, rates):
-    """Two layers of Mistral-7B; what the launches cost beside the weights shows here."""
+    """Two layers of Mistral-7B: shows the cost of launches beside that of reading the weights."""
     model = MistralForCausalLM(MistralConfig(num_hidden_layers=2), backend=backend)
     cache, token = model.new_cache(1), np.ones((1, 1), dtype=np.int64)
     model(np.ones((1, 64), dtype=np.int64), past_key_values=cache)

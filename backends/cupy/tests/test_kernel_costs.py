@@ -23,11 +23,11 @@ def in_order(T: int, last: int) -> tuple[np.ndarray, np.ndarray, int]:
     return np.arange(last - T + 1, last + 1)[None], np.arange(S)[None], WINDOW
 
 
-MOVES = ("load", "store", "load_floats", "store_floats", "copy")  # of the source's functions
+MOVES = ("load", "store", "load_floats", "store_floats", "copy")  # functions of mistral.cu
 
 
 def bytes_loaded(launch: Launch) -> int:
-    """Bytes of stored numbers: of q, k and v in attention."""
+    """Return the bytes loaded by `load`: of q, k and v in attention."""
     return lines(launch)["load"].bytes
 
 
@@ -61,7 +61,7 @@ def test_tiles_without_a_visible_key_are_not_fetched(launches, dtype, last, tile
 
 @every_dtype
 def test_a_tile_in_any_order_is_fetched_by_its_positions(launches, dtype):
-    """One key of a tile is visible, the last: that fetches it, and no other."""
+    """Only the last key of one tile is visible: that tile is fetched, and no other."""
     size = NUMPY_DTYPES[dtype].itemsize
     q = drawn(dtype, 1, T, GROUP, D_HEAD)
     k, v = (drawn(dtype, 1, S, 1, D_HEAD, seed=seed) for seed in (1, 2))
@@ -76,19 +76,19 @@ def test_a_tile_in_any_order_is_fetched_by_its_positions(launches, dtype):
 @every_dtype
 @pytest.mark.parametrize("last, warps", [(31, 1), (S - 1, 1), (70, 2), (S + 40, 0)])
 def test_decoding_reads_a_key_once_for_its_group(launches, dtype, last, warps):
-    """One token, four heads: those 32 keys of which one is visible, and no others, once each."""
+    """One token, four heads: each tile of 32 keys with a visible one is read once, no other is."""
     group, size = 4, NUMPY_DTYPES[dtype].itemsize
     q = drawn(dtype, 1, 1, group, D_HEAD)
     k, v = (drawn(dtype, 1, S, 1, D_HEAD, seed=seed) for seed in (1, 2))
     attend(kernels_for(dtype), q, k, v, in_order(1, last))
     split, _ = launches
-    # Of a query each team of lanes has a copy, in each of four warps of the two blocks.
+    # Each team of lanes has a copy of a query, in each of four warps of the two blocks.
     team = D_HEAD * size // 16
     copies = 32 // team * 4 * 2
     assert bytes_loaded(split) == (copies * group + warps * 2 * 32) * D_HEAD * size
 
 
-# Where lanes read, or write, in 16 bits, floats that are 32 bytes apart: twice the fewest.
+# In 16 bits lanes move floats that are 32 bytes apart: twice the fewest sectors or wavefronts.
 TWICE = {"load_floats": "sectors", "store_floats": "conflicts"}
 
 

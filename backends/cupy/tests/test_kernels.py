@@ -1,4 +1,4 @@
-"""Each kernel on the emulator: right in every dtype, at ragged edges."""
+"""Each kernel on the emulator: right in every dtype, also for sizes that fill no tile."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_a_window_wider_than_all_positions_is_none():
     np.testing.assert_array_equal(outs[1:], outs[:1] * 2)
 
 
-# Whatever the alignment, the scratch, and nothing at all
+# Alignment, scratch memory, and empty arrays
 
 
 @every_dtype

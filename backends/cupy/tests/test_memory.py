@@ -13,8 +13,9 @@ from cuda_emulator.cupy_stand_in import _card
 from tinymistral.backend import BackendUnavailable
 from tinymistral_cupy import EmulatedBackend
 
-# By hand, of `tiny_config`: V·D = 29·24 = 696 of embeddings and as many of a head; of a layer
-# 2·24·32 + 2·24·16 = 2304 in attention, 3·24·40 = 2880 in the mlp, 2·24 in norms; 24 in the last.
+# The weights of `tiny_config`, by hand: V·D = 29·24 = 696 embeddings and as many in the head; in a
+# layer 2·24·32 + 2·24·16 = 2304 in attention, 3·24·40 = 2880 in the mlp, 2·24 in norms; 24 in the
+# last norm.
 LAYERS = 2 * (2304 + 2880 + 48) + 24
 WEIGHTS = LAYERS + 2 * 696
 
@@ -62,7 +63,7 @@ def test_the_sum_of_a_large_model_is_in_gigabytes_with_the_remedy(float16, monke
 
 
 def test_what_the_pool_holds_unused_counts_as_free(float16, monkeypatch):
-    """CuPy keeps freed memory; to the driver it is not free, but it will be handed out again."""
+    """CuPy keeps freed memory: the driver does not count it as free, but CuPy will reuse it."""
     monkeypatch.setattr(_card.CARD, "total", _card.CARD.used + 1_000_000)
     pool = type(float16.module().get_default_memory_pool())
     monkeypatch.setattr(pool, "free_bytes", lambda self: 500_000)
@@ -75,7 +76,7 @@ def test_what_the_pool_holds_unused_counts_as_free(float16, monkeypatch):
 
 
 def outputs_of_a_step(layers: int) -> int:
-    """Count what a step of decoding has to make, each in memory of its own.
+    """Count the arrays that a step of decoding has to make.
 
     Embedded tokens, the table of angles, the first norm and logits; in a layer q, k, v, q and k
     rotated, the mix, its projection, a sum and its norm; gate, up, their product, its projection, a

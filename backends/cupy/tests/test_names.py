@@ -1,4 +1,4 @@
-"""What is used of cupy exists in the real wheel, which can be asked without a GPU.
+"""The names of cupy that are used exist in its wheel, which can be imported without a GPU.
 
 Three things: the names and calls in the sources; that the stand-in has nothing that cupy lacks,
 with the same parameters; and that both have the same views, on memory that is never touched. What
@@ -47,7 +47,7 @@ def test_names_in_the_source_exist_and_accept_their_arguments(source):
 
 
 def takes(known: inspect.Signature, positional: int, keywords: tuple[str, ...]) -> bool:
-    """Return whether a call is possible with so many arguments, and these keywords."""
+    """Return whether a call with so many positional arguments and these keywords is possible."""
     try:
         known.bind(*[None] * positional, **dict.fromkeys(keywords))
     except TypeError:
@@ -56,7 +56,7 @@ def takes(known: inspect.Signature, positional: int, keywords: tuple[str, ...]) 
 
 
 def test_known_uses_are_found():
-    """Some of what has to be found, of each kind: by hand, from the sources."""
+    """A few uses of each kind, listed by hand from the sources, are found."""
     found = set().union(*(uses_of_cupy(source, cupy).found for source in SOURCES))
     assert {
         "cupy.matmul",
@@ -99,7 +99,7 @@ def test_a_name_that_is_not_there_and_a_wrong_call_are_found(tmp_path):
 
 
 def test_attributes_of_a_device_are_cudas():
-    """CuPy takes their keys from cudaDeviceAttr, whose names are constants of its runtime."""
+    """CuPy takes the keys from cudaDeviceAttr, whose names are constants of its runtime."""
     for key in cupy_stand_in.cuda.Device().attributes:
         assert hasattr(cupy.cuda.runtime, f"cudaDevAttr{key}")
 
@@ -198,7 +198,7 @@ def test_parameters_that_differ_are_found():
     check_parameters(signature(fewer), signature(cupys))
 
 
-# Views: shapes, strides and addresses are computed without a GPU, memory being only named
+# Views: shapes, strides and addresses are computed without a GPU, on memory that is never touched
 
 sizes = st.integers(0, 5)
 bounds = st.none() | st.integers(-6, 6)
@@ -230,7 +230,7 @@ def test_views_are_cupys(shape, data):
 
 
 def facts(view: Any, start: int) -> tuple[Any, ...]:
-    """Say all about a view but the numbers, which are on no card; of none there is no address."""
+    """Describe a view without its numbers, which are on no card; an empty one has no address."""
     where = (view.strides, view.data.ptr - start) if view.size else ()
     sizes = (view.ndim, view.size, view.itemsize, view.nbytes, view.data.mem.size)
     return view.shape, view.dtype, view.flags.c_contiguous, *sizes, *where

@@ -23,7 +23,7 @@ def kernels_for(dtype: str) -> Kernels:
 
 
 def kernels_with(bug: Bug, folder: Path) -> Kernels:
-    """Return the kernels of a copy of the source that has the bug."""
+    """Return the kernels compiled from a copy of the source that has the bug."""
     for name in FILES:
         text = SOURCE.with_name(name).read_text(encoding="utf-8")
         if name == bug.file:

@@ -1,7 +1,7 @@
 """What the compiler makes of the kernels, on every architecture and with no GPU.
 
-`static.json` records how many instructions each innermost loop has. Where a change to a kernel is
-meant to change that, record it anew: `python tests/test_static.py --update`.
+`static.json` records how many instructions each innermost loop has. After a change to a kernel that
+is meant to change that, update the record: `python tests/test_static.py --update`.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class Case(NamedTuple):
 
     @property
     def vector(self) -> int:
-        """The widest loads that rows of d numbers allow."""
+        """The most numbers that can be loaded at once from rows of d."""
         numbers = VECTOR_BYTES // DTYPES[self.dtype][0].itemsize
         while self.d % numbers:
             numbers //= 2
         return numbers
 
 
-# Mistral's width everywhere; every width, and every dtype, somewhere.
+# Mistral's head width on every architecture; other widths on some.
 RECORDED = [
     *(Case(arch, dtype, 128) for arch in SHARED for dtype in ("float32", "bfloat16")),
     *(Case(arch, "float16", 128) for arch in ("sm_75", "sm_90")),
@@ -74,7 +74,7 @@ def code(case: Case) -> dict[str, Code]:
 
 
 def blocks(arch: str, threads: int, taken: Resources) -> int:
-    """How many blocks a multiprocessor holds at once."""
+    """Return how many blocks a multiprocessor holds at once."""
     warps = threads // 32
     by_registers = REGISTERS // (warps * -(-taken.registers * 32 // 256) * 256)
     own = 0 if arch == "sm_75" else 1024
@@ -99,7 +99,7 @@ def test_kernels_take_what_their_occupancy_allows(case: Case) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", RECORDED, ids=str)
 def test_numbers_are_loaded_16_bytes_at_a_time(case: Case) -> None:
-    # Beside them only positions and slots are loaded, 8 bytes; partial results one by one.
+    # Only positions and slots are loaded by 8 bytes, and partial results one by one.
     widths = {
         name: {opcode.removesuffix(".SYS") for opcode in code.opcodes if opcode.startswith("LDG")}
         for name, code in code(case).items()
@@ -120,7 +120,7 @@ def test_numbers_are_loaded_16_bytes_at_a_time(case: Case) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", RECORDED, ids=str)
 def test_numbers_are_stored_16_bytes_at_a_time(case: Case) -> None:
-    # Attention stores what a lane has of a row, four numbers; partial results go one by one.
+    # A lane of attention stores four numbers of a row; partial results go one by one.
     four = "STG.E.128" if case.dtype == "float32" else "STG.E.64"
     stores = {
         name: {opcode.removesuffix(".SYS") for opcode in code.opcodes if opcode.startswith("STG")}
@@ -149,7 +149,7 @@ def test_decoding_is_bound_by_memory_on_paper(case: Case) -> None:
 
 
 def instructions_a_key(case: Case) -> float:
-    """Warp instructions of `attention_split_4` for each key, its value, and its softmax."""
+    """Return the warp instructions of `attention_split_4` for a key, its value, and softmax."""
     team = min(32, case.d // case.vector)  # lanes that read a row
     all_loops = code(case)["attention_split_4"].loops
     keys, *values = [loop for loop in all_loops if loop.innermost and loop.count("SHFL")]
@@ -159,7 +159,7 @@ def instructions_a_key(case: Case) -> float:
     def per_key(loop: Loop) -> float:
         return len(loop.opcodes) / (loop.count("LDG") * 32 / team)
 
-    # Where every row sees every key; where one does not, and has to ask, it takes more.
+    # For tiles where every key is visible to every row; testing the mask takes more.
     softmax = max(len(loop.opcodes) for loop in around) / 32
     return per_key(keys) + min(map(per_key, values)) + softmax
 
@@ -169,7 +169,7 @@ def source_line(loop: Loop) -> str:
 
 
 def loops(case: Case) -> dict[str, list[list[str | int]]]:
-    """Of each kernel its innermost loops: the source line that goes back, and instructions."""
+    """Return for each kernel its innermost loops: source line of the branch, instructions."""
     return {
         name: [[source_line(loop), len(loop.opcodes)] for loop in code.loops if loop.innermost]
         for name, code in sorted(code(case).items())

@@ -1,4 +1,4 @@
-"""Where the backend cannot run: the reason and the remedy, in one line each."""
+"""Where the backend cannot run, it gives the reason and the remedy, in one line each."""
 
 from __future__ import annotations
 

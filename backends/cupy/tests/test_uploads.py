@@ -1,4 +1,4 @@
-"""Uploads give the right numbers, and wait for a copy before they write over what it reads."""
+"""Uploads give the right numbers, and wait for a copy before they overwrite its source."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TABLE = 10 * np.arange(10, dtype=np.float32)
 
 
 def all_taken(upload: Upload) -> list[list[float]]:
-    """Take what each of IDS says from TABLE, and look at nothing before the last is asked for."""
+    """Gather each of IDS from TABLE, and fetch the results only after the last upload."""
     table = cp.asarray(TABLE)
     taken = [cp.take(table, upload(np.array(ids, dtype=np.int64)), axis=0) for ids in IDS]
     return [array.get().tolist() for array in taken]

@@ -1,4 +1,4 @@
-"""A model of a few thousand weights, all of its widths different, for tests of the whole."""
+"""A model of a few thousand weights, all of its widths different."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tiny_config(**changes: Any) -> MistralConfig:
 
 
 def tiny_model(backend: str | Backend, dtype: str | None = None, **changes: Any) -> Any:
-    """Make it, the same weights each time."""
+    """Make a tiny model, with the same weights each time."""
     return MistralForCausalLM(tiny_config(**changes), seed=3, backend=backend, dtype=dtype)
 
 

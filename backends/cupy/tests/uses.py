@@ -1,8 +1,8 @@
-"""Finds what a source uses of cupy: which names, on what, and what it calls them with.
+"""Find the names of cupy that a source uses, and the arguments of its calls.
 
 A few rules infer what an expression is: `cp` is the module, `cp.cuda.Device()` a Device, a
-parameter annotated `Array` an ndarray; so is a slice of one. What they do not reach is not found,
-so that what was found is to be counted.
+parameter annotated `Array` an ndarray; so is a slice of one. Other uses are missed, so a test
+should check that known ones are found.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Instance:
-    """Some object of a class."""
+    """An object of a class."""
 
     kind: Any
 
 
 @dataclass
 class Uses:
-    """What was found: names that are not there, and calls."""
+    """The names found, those that do not exist in cupy, and calls."""
 
     found: set[str] = field(default_factory=set)
     missing: list[str] = field(default_factory=list)
@@ -33,7 +33,7 @@ def uses_of_cupy(path: Path, cupy: Any) -> Uses:
     """Read a source; `calls` are (text, what is called, is it a method, positional, keywords)."""
     reader = _Reader(cupy)
     tree = ast.parse(path.read_text("utf-8"))
-    reader.visit(tree)  # once for what is assigned, once more for what is made of that
+    reader.visit(tree)  # a first pass to learn what names are assigned
     reader.uses = Uses()
     reader.visit(tree)
     return reader.uses
@@ -72,7 +72,7 @@ class _Reader(ast.NodeVisitor):
             elif argument.arg not in ("cp", "runtime"):
                 self.known.pop(argument.arg, None)
         self.generic_visit(node)
-        # What `self` has is known in all methods, local names in their function alone.
+        # Attributes of `self` are known in all methods, local names only in their function.
         attributes = {name: what for name, what in self.known.items() if "." in name}
         self.known = outer | attributes
 
@@ -131,7 +131,7 @@ class _Reader(ast.NodeVisitor):
         return None
 
     def property(self, what: Any) -> Any:
-        """Return what a property of an instance is; a method is itself."""
+        """Return what a property of an instance is; a method is returned as it is."""
         if callable(what):
             return what
         return self.properties.get(what)

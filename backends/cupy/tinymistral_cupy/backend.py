@@ -1,8 +1,8 @@
 """CupyBackend: the operations of a Mistral forward pass on an NVIDIA GPU.
 
-Matrix products are cuBLAS's, called by CuPy; gathering and sums are CuPy's; each other operation is
-a kernel of `mistral.cu`. Weights are on the card in the backend's dtype. Arrays
-are CuPy's and stay on the card; positions, slots and ids come from the host by `Upload`.
+CuPy computes matrix products (by cuBLAS), gathers and additions; each other operation is a kernel
+of `mistral.cu`. Weights are on the card in the backend's dtype. Arrays are CuPy's and stay on the
+card; positions, slots and ids come from the host by `Upload`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Table = tuple[Array, Array]  # cosines and sines (B, T, d/2) in float32
 class CupyBackend(Backend):
     """CuPy, cuBLAS and our own kernels. Sums, norms and softmax are float32 in every dtype.
 
-    One object serves one stream: its scratch memory is written and read in that stream's order.
+    Use one object for one stream only: its scratch memory relies on that stream's order.
     """
 
     name = "cupy"
@@ -48,7 +48,7 @@ class CupyBackend(Backend):
 
     @classmethod
     def module(cls) -> Any:
-        """Return cupy, or what stands in for it; BackendUnavailable where it is not installed."""
+        """Return cupy or its stand-in; raise BackendUnavailable where it is not installed."""
         return import_cupy()
 
     @classmethod
@@ -56,7 +56,7 @@ class CupyBackend(Backend):
         return check_card(cls.module())
 
     def __init__(self, dtype: str | None = None):
-        """Compile the kernels for the card; BackendUnavailable where that fails."""
+        """Compile the kernels for the card; raise BackendUnavailable where that fails."""
         super().__init__(dtype)
         self._cp = cp = self.module()
         self._dtype = DTYPES[self.dtype]
@@ -95,9 +95,9 @@ class CupyBackend(Backend):
     def linear(self, x: Array, weight: Array) -> Array:
         (m, n), rows = weight.shape, prod(x.shape[:-1])
         with self._memory:
-            flat = x.reshape(rows, n)  # of more dimensions CuPy 14 multiplies no bfloat16
+            flat = x.reshape(rows, n)  # CuPy 14 multiplies bfloat16 only in two dimensions
             if rows == m == 1:
-                # CuPy sums one dot product in its dtype, but a matrix of them in float32.
+                # CuPy sums a single dot product in its dtype, but several in float32.
                 twice = self._cp.take(flat, self._indices(np.zeros(2, dtype=np.int64)), axis=0)
                 out = self._cp.matmul(twice, weight.T)[:1]
             else:
@@ -117,7 +117,7 @@ class CupyBackend(Backend):
     def rope_table(self, positions: np.ndarray, theta: float, d: int) -> Table:
         frequencies = theta ** (-np.arange(0, d, 2, dtype=np.float64) / d)
         angles = positions[:, :, None] * frequencies
-        # New memory each time, in one piece: the caller may keep it.
+        # New memory each time, since the caller may keep it; in one array, for one copy.
         table = np.empty((2, *angles.shape), dtype=np.float32)
         table[0], table[1] = np.cos(angles), np.sin(angles)
         with self._memory:
@@ -154,7 +154,7 @@ class CupyBackend(Backend):
             return cache
 
     def _whole(self, array: Array) -> Array:
-        """Return the array as kernels take it: itself, or a copy if it is a slice with gaps."""
+        """Return the array if it is contiguous, as kernels need it, else a copy."""
         return self._cp.ascontiguousarray(array)
 
 
@@ -165,7 +165,7 @@ class EmulatedBackend(CupyBackend):
 
     @classmethod
     def module(cls) -> Any:
-        """Return the stand-in for cupy; BackendUnavailable where the emulator cannot run."""
+        """Return the stand-in for cupy; raise BackendUnavailable where the emulator cannot run."""
         try:
             import cuda_emulator
             from cuda_emulator import cupy_stand_in
@@ -180,7 +180,7 @@ class EmulatedBackend(CupyBackend):
 
 
 def _rows_are_whole(array: Array) -> bool:
-    """Return whether (B, S, K, d) is contiguous, except for gaps between its B rows."""
+    """Return whether (B, S, K, d) is contiguous except for gaps between its B rows."""
     _, _, K, d = array.shape
     return array.strides[1:] == (K * d * array.itemsize, d * array.itemsize, array.itemsize)
 
@@ -193,6 +193,6 @@ def _compiled(cp: Any, dtype: str) -> Kernels:
     except (cp.cuda.compiler.CompileException, ImportError, RuntimeError) as error:
         raise BackendUnavailable(
             f"on the {check_card(cp)} NVRTC or cuBLAS fails: {first_line(error)}",
-            f"see that CUDA's libraries are there: {INSTALL}",
+            f"check that CUDA's libraries are installed: {INSTALL}",
         ) from error
     return kernels

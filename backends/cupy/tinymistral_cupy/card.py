@@ -18,7 +18,7 @@ NO_DEVICE = 100  # cudaErrorNoDevice
 
 
 def import_cupy() -> ModuleType:
-    """Return the module cupy; BackendUnavailable where it cannot be imported."""
+    """Return the module cupy; raise BackendUnavailable where it cannot be imported."""
     try:
         import cupy
     except ImportError as error:
@@ -30,7 +30,7 @@ def import_cupy() -> ModuleType:
 
 
 def check_card(cp: Any) -> str:
-    """Return the name of the card that is current; BackendUnavailable where none can be used."""
+    """Return the name of the current card; raise BackendUnavailable where none can be used."""
     runtime = cp.cuda.runtime
     try:
         runtime.getDeviceCount()
@@ -52,12 +52,12 @@ def _no_device(runtime: Any, error: Any) -> BackendUnavailable:
     if error.status == NO_DEVICE:
         return BackendUnavailable(
             "the driver finds no NVIDIA GPU",
-            f"see whether CUDA_VISIBLE_DEVICES hides it, {WITHOUT}",
+            f"check whether CUDA_VISIBLE_DEVICES hides it, {WITHOUT}",
         )
     if error.status != INSUFFICIENT_DRIVER:
         return BackendUnavailable(
             f"CUDA cannot be started: {first_line(error)}",
-            f"see what `nvidia-smi` says, {WITHOUT}",
+            f"look at the output of `nvidia-smi`, {WITHOUT}",
         )
     if (driver := runtime.driverGetVersion()) == 0:
         return BackendUnavailable(
@@ -71,9 +71,9 @@ def _no_device(runtime: Any, error: Any) -> BackendUnavailable:
 
 
 def check_room(cp: Any, nbytes: int, dtype: str) -> None:
-    """Raise BackendUnavailable unless weights of so many bytes fit into what is free now."""
+    """Raise BackendUnavailable unless weights of `nbytes` fit into the free memory."""
     free, total = cp.cuda.Device().mem_info
-    free += cp.get_default_memory_pool().free_bytes()  # taken from the card, and not in use
+    free += cp.get_default_memory_pool().free_bytes()  # allocated, but unused
     if nbytes > free:
         smaller = "a smaller model" if dtype != "float32" else "--dtype float16 or a smaller model"
         raise BackendUnavailable(
@@ -87,11 +87,11 @@ class OutOfMemoryInOneLine:
     """A context that turns CuPy's OutOfMemoryError into BackendUnavailable, with a remedy."""
 
     def __init__(self, cp: Any):
-        """`cp` is cupy, or what stands in for it."""
+        """`cp` is cupy or its stand-in."""
         self._error = cp.cuda.memory.OutOfMemoryError
 
     def __enter__(self) -> None:
-        """Do nothing: one object serves all calls, nested ones too."""
+        """Do nothing; one object can be entered many times, also nested."""
 
     def __exit__(
         self,
@@ -99,7 +99,7 @@ class OutOfMemoryInOneLine:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Turn that one error into another, and let any other pass."""
+        """Turn an OutOfMemoryError into BackendUnavailable; let any other error pass."""
         if isinstance(error, self._error):
             raise BackendUnavailable(
                 f"the GPU has run out of memory: {first_line(error)}",
@@ -116,6 +116,6 @@ def _gigabytes(nbytes: int) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message that is not empty."""
+    """Return the first non-empty line of an error's message."""
     lines = [line.strip(" =") for line in str(error).splitlines()]
     return next((line for line in lines if line), type(error).__name__)

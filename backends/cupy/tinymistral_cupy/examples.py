@@ -24,27 +24,27 @@ class Example:
     """Random arrays on the card, and the kernels for one dtype."""
 
     def __init__(self, cp: Any, dtype: str):
-        """Make kernels for "float32", "float16" or "bfloat16"; `cp` is cupy, or stands in."""
+        """Make kernels for "float32", "float16" or "bfloat16"; `cp` is cupy or its stand-in."""
         self._cp = cp
         self._kind = DTYPES[dtype][0]
         self._random = np.random.default_rng(0)
         self.kernels = Kernels(cp, dtype)
 
     def floats(self, *shape: int) -> Any:
-        """Random numbers in the kernels' dtype."""
+        """Draw random numbers in the kernels' dtype."""
         return self._cp.asarray(self._random.standard_normal(shape).astype(self._kind))
 
     def table(self, tokens: int) -> tuple[Any, Any]:
-        """Cosines and sines for `rope`."""
+        """Make cosines and sines for `rope`."""
         angles = self._random.uniform(-3, 3, (B, tokens, d // 2))
         return tuple(self._cp.asarray(f(angles).astype(np.float32)) for f in (np.cos, np.sin))
 
     def numbers(self, first: int, last: int) -> Any:
-        """Positions or slots, the same in each row."""
+        """Make positions or slots, the same in each row."""
         return self._cp.asarray(np.tile(np.arange(first, last, dtype=np.int64), (B, 1)))
 
     def attention(self, tokens: int) -> None:
-        """Attend from the last tokens to all."""
+        """Attend from the last `tokens` positions to all keys."""
         self.kernels.attention(
             self.floats(B, tokens, H, d),
             self.floats(B, S, K, d),
@@ -65,12 +65,12 @@ EXAMPLES: dict[str, Callable[[Example], Any]] = {
     "attention": lambda e: e.attention(T),
     "attention_split_4": lambda e: e.attention(1),
     "attention_split_8": lambda e: e.attention(2),
-    "attention_combine": lambda e: e.attention(1),  # what attention_split_4 left
+    "attention_combine": lambda e: e.attention(1),  # after attention_split_4
 }
 
 
 def main(dtype: str = "float32") -> None:
-    """Run all examples, on a GPU or on what stands in for CuPy."""
+    """Run all examples, on a GPU or on the stand-in for CuPy."""
     import cupy
 
     for run in EXAMPLES.values():

@@ -1,8 +1,7 @@
-"""Kernels: compiles `mistral.cu` as it is needed, and launches its kernels.
+"""Kernels: compiles `mistral.cu` as needed, and launches its kernels.
 
-Written against a module `cp`, which is cupy or what stands in for it. The letters B, T, S, ... are
-explained at the top of `mistral.cu`. All arrays are on the card and contiguous, but for `k` and `v`
-of `attention`.
+The module `cp` is cupy or its stand-in. The letters B, T, S, ... are explained at the top of
+`mistral.cu`. All arrays are on the card and contiguous, except `k` and `v` of `attention`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from tinymistral.backend import Array
 
 SOURCE = Path(__file__).with_name("mistral.cu")
 
-DTYPES = {  # what is stored, and its name in the source
+DTYPES = {  # the stored dtype, and the value of DTYPE in the source
     "float32": (np.dtype(np.float32), 32),
     "float16": (np.dtype(np.float16), 16),
     "bfloat16": (np.dtype(ml_dtypes.bfloat16), -16),
@@ -31,19 +30,19 @@ VECTOR_BYTES = 16  # the most that a thread loads at once
 THREADS = 256  # of a block, at most, in kernels on single tokens
 SPLIT_WARPS = 4  # of a block of `attention_split_4` and `_8`
 
-# Up to this many rows (tokens times heads that share keys) `attention_split` is used: it keeps the
-# whole card busy, although it reads keys and values again for every 8 rows. More rows go to
-# `attention`, which works in tiles.
+# Up to this many rows (tokens times heads that share keys) `attention_split_4` or `_8` is used: it
+# keeps the whole card busy, although it reads keys and values again for every 8 rows. More rows
+# go to `attention`, which works in tiles.
 MOST_SPLIT_ROWS = 32
 
-MOST_BATCH = 65535  # the most blocks that a grid has along its third axis, which goes by B
+MOST_BATCH = 65535  # the most blocks that a grid can have along its third axis, which is B
 
 NO_WINDOW = 2**63 - 1
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A block of `attention`: its warps, and the rows of each."""
+    """The size of a block of `attention`: its warps, and the rows of each warp."""
 
     warps: int
     rows: int
@@ -56,7 +55,7 @@ def attention_tile(d: int) -> Tile:
 
 @dataclass(frozen=True)
 class Occupancy:
-    """How many blocks of a kernel a multiprocessor holds, and what a block may take for that.
+    """How many blocks of a kernel a multiprocessor holds, and what each may use at most for that.
 
     A multiprocessor has 65,536 registers. Of shared memory it has 228 KB (sm_90 and 100), 164
     (sm_80), 100 (sm_120) or 64 (sm_75); where that is too little, `blocks_sm_75` says what fits.
@@ -84,21 +83,21 @@ OCCUPANCY = {
 class Kernels:
     """The kernels for one storage dtype of activations, weights and cache.
 
-    A source is compiled when it is first needed for a width of loads, and of heads. `attention`
-    keeps its scratch memory, so one object serves one stream.
+    The source is compiled when it is first needed for a width of loads and of heads. `attention`
+    reuses its scratch memory, so use one object for one stream only.
     """
 
     def __init__(self, cp: Any, dtype: str):
         """Compile the kernels on single tokens; the rest is compiled when it is needed.
 
-        `cp` is cupy, or what stands in for it; `dtype` is "float32", "float16" or "bfloat16".
-        Raises ValueError for another.
+        `cp` is cupy or its stand-in; `dtype` is "float32", "float16" or "bfloat16". Raises
+        ValueError for another.
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype {dtype!r}: the kernels are for {', '.join(DTYPES)}")
         self._cp = cp
         self._dtype, self._number = DTYPES[dtype]
-        # The name of the source in errors of NVRTC and of the emulator.
+        # #line gives the source a name in errors of NVRTC and of the emulator.
         self._code = f'#line 1 "{SOURCE.name}"\n{SOURCE.read_text(encoding="utf-8")}'
         self._modules: dict[tuple[int, int], Any] = {}
         self._functions: dict[tuple[str, int, int], Any] = {}
@@ -109,7 +108,7 @@ class Kernels:
     # A token by itself
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
-        """Norm x (..., D) by weight (D,) -> (..., D); a block for each row."""
+        """Return the RMS norm of x (..., D), times weight (D,); a block for each row."""
         self._check(x=x, weight=weight)
         out = self._cp.empty(x.shape, dtype=x.dtype)
         if x.size:
@@ -169,9 +168,9 @@ class Kernels:
     ) -> Array:
         """Attend: q (B, T, H, d), k and v (B, S, K, d), positions (B, T), (B, S) -> (B, T, H, d).
 
-        k and v may be `cache[:, :used]` of a contiguous cache, both of the same strides. Which
+        k and v may be `cache[:, :used]` of a contiguous cache, with the same strides. Which
         kernel is used depends on how many rows, tokens times heads, share a key. Raises ValueError
-        for a batch of more than 65535.
+        for a batch of more than 65535 rows.
         """
         self._check(q=q, k=k, v=v)
         (B, T, H, d), (S, K) = q.shape, k.shape[1:3]
@@ -184,7 +183,7 @@ class Kernels:
             return self._cp.zeros(q.shape, dtype=q.dtype)
         out = self._cp.empty(q.shape, dtype=q.dtype)
         vector = self._vector(d, q, k, v)
-        where = (k.data, v.data, q_positions, k_positions)  # addresses: views have gaps
+        where = (k.data, v.data, q_positions, k_positions)  # CuPy takes no views with gaps
         sizes = (np.int32(T), np.int32(S), np.int32(H), np.int32(K))
         stride = np.int64(k.strides[0] // k.itemsize)
         last = (*sizes, stride, np.int64(NO_WINDOW if window is None else min(window, NO_WINDOW)))
@@ -200,22 +199,22 @@ class Kernels:
     def _attention_split(
         self, q: Array, where: tuple, last: tuple, out: Array, vector: int, rows: int
     ) -> None:
-        """Attend in two launches: each split of the slots by itself, then their merging."""
+        """Attend in two launches: all splits of the slots, then the merging of their results."""
         (B, T, H, d), (_, S, _, K) = q.shape, last[:4]
         name = "attention_split_4" if rows <= 4 else "attention_split_8"
-        heads = K * _ceil(rows, 4 if rows <= 4 else 8)  # times blocks of rows
-        # As many blocks as the card holds at once, but none without a tile for each of its warps.
+        heads = K * _ceil(rows, 4 if rows <= 4 else 8)  # key/value heads times blocks of rows
+        # As many blocks as the card holds at once, but at least one tile for each warp of a block.
         blocks = self._multiprocessors * OCCUPANCY[name].blocks
         splits = max(1, min(blocks // int(heads * B), _ceil(int(S), SPLIT_WARPS * KEYS)))
         parts = self._parts(splits * B * T * H * (d + 2))
         grid, threads = (splits, int(heads), B), SPLIT_WARPS * LANES
         self._launch(name, vector, grid, threads, (q, *where, parts, *last), d)
         args = (parts, out, np.int32(splits), np.int32(T), np.int32(H), np.int32(K))
-        # A thread for each column, a block for each row; loads are of single numbers.
+        # A thread for each column, a block for each row; it loads single numbers.
         self._launch("attention_combine", vector, (B * T * H,), _ceil(d, LANES) * LANES, args, d)
 
     def _parts(self, numbers: int) -> Array:
-        """Return scratch memory for so many float32; it only ever grows."""
+        """Return scratch memory for at least so many float32; it never shrinks."""
         if self._scratch.size < numbers:
             self._scratch = self._cp.empty(max(numbers, 2 * self._scratch.size), dtype=np.float32)
         return self._scratch
@@ -231,9 +230,9 @@ class Kernels:
                 )
 
     def _vector(self, numbers: int, *arrays: Array) -> int:
-        """Return how many numbers can be loaded at once, of rows of `numbers` in the arrays.
+        """Return how many numbers can be loaded at once from rows of `numbers` in the arrays.
 
-        It divides a row, and each array's address, which is counted in numbers of its dtype.
+        It divides a row and each array's address, counted in numbers of the array's dtype.
         """
         addresses = (array.data.ptr // array.itemsize for array in arrays)
         return gcd(VECTOR_BYTES // self._dtype.itemsize, numbers, *addresses)
@@ -263,7 +262,7 @@ class Kernels:
 
 
 def compile_options(number: int, vector: int, head_width: int = 0) -> tuple[str, ...]:
-    """Return what `mistral.cu` is compiled with: DTYPE, VECTOR, and for attention HEAD_WIDTH."""
+    """Return the -D options for `mistral.cu`; with those of attention if `head_width` is set."""
     options = (f"-DDTYPE={number}", f"-DVECTOR={vector}")
     if not head_width:
         return options

@@ -1,4 +1,4 @@
-// What a GPU computes of Mistral besides its matrix products. Read it from the top.
+// The CUDA kernels of Mistral: all but matrix products, gathers and additions. Read from the top.
 //
 // The letters are those of tinymistral's model.py:
 //
@@ -9,29 +9,29 @@
 //
 // Arrays are laid out as in NumPy, the last index fastest. A kernel is a function that a grid of
 // blocks executes; a block is a few warps that share fast memory and can wait for each other; a
-// warp is 32 threads, its lanes, that go in step. A block finds its work by `blockIdx`.
+// warp is 32 threads, its lanes, that run in step. `blockIdx` tells a block which part to compute.
 //
-// What one compilation is for, given by -D:
+// A compilation is for one choice of these, given by -D:
 //
-//     DTYPE          32, 16 or -16: what is stored is float32, float16 or bfloat16
-//     VECTOR         how many numbers are loaded at once: 16 bytes of them, fewer where the width
-//                    of a row, or an address, is no multiple of that
+//     DTYPE          32, 16 or -16: float32, float16 or bfloat16 is stored
+//     VECTOR         how many numbers are loaded at once: 16 bytes of them, or fewer where the
+//                    width of a row, or an address, is not a multiple of 16 bytes
 //     HEAD_WIDTH     d; without it there is no attention
 //     WARPS, ROWS, SPLIT_WARPS    the sizes of attention's tiles, see kernels.py
 //
-// Whatever is stored, everything is computed in float32, and a result is rounded once.
+// In every dtype, everything is computed in float32, and a result is rounded once.
 
 typedef long long int64;
 
 constexpr int LANES = 32;             // threads in a warp
 constexpr unsigned ALL = 0xffffffff;  // all lanes of a warp
 
-// Registers have no addresses. So a loop over an array that is to be in registers has to be
-// unrolled by the compiler, which does so with short loops by itself.
+// Registers have no addresses. So an array can be in registers only if the compiler unrolls the
+// loops over it. It does so by itself with short loops; UNROLL asks for it.
 #define UNROLL _Pragma("unroll")
 
 
-// 1. Numbers in memory: to float32 and back, in one place each
+// 1. Numbers in memory: loads that widen to float32, stores that round back
 
 #if DTYPE == 32
 typedef float storage;
@@ -46,7 +46,7 @@ __device__ float widen(storage x)
     asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x));
     return wide;
 }
-__device__ storage narrow(float x)  // to the nearest; halfway, to the even one
+__device__ storage narrow(float x)  // to nearest, ties to even
 {
     storage bits;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
@@ -59,21 +59,21 @@ __device__ float widen(storage x) { return __uint_as_float((unsigned)x << 16); }
 __device__ storage narrow(float x)
 {
     const unsigned bits = __float_as_uint(x);
-    // Add half of the last place that stays, less one bit if that place is even: so a tie goes to
-    // the even number. A carry goes into the exponent, up to infinity, as it should.
+    // Add half of the last place that is kept, less one bit if that place is even: so a tie goes
+    // to the even number. A carry goes into the exponent, up to infinity, as it should.
     const unsigned rounded = bits + 0x7fff + (bits >> 16 & 1);
-    // The bits that make it a NaN may all be in the half that is dropped.
+    // A NaN's payload may be all in the half that is dropped, so a bit that is kept is set.
     return (x != x ? bits | 0x400000 : rounded) >> 16;
 }
 #endif
 
-// N numbers side by side, at an address that is a multiple of all their bytes, or of 16 if they
-// have more. VECTOR is chosen so that rows begin at such addresses.
+// N numbers side by side, aligned to their size in bytes, or to 16 if that is more. VECTOR is
+// chosen so that rows begin at such addresses.
 template <typename Number, int N>
 struct alignas(N * sizeof(Number) < 16 ? N * sizeof(Number) : 16) Pack { Number at[N]; };
 
-// They are moved as a whole, by instructions of 16 bytes or of all their bytes. The compiler has to
-// be told their alignment: where it cannot prove it, it moves the parts one by one.
+// They are moved as a whole, 16 bytes at a time or all at once. The compiler has to be told their
+// alignment: where it cannot prove it, it moves the parts one by one.
 template <int BYTES> struct Whole { uint4 words[BYTES / 16]; };
 template <> struct Whole<8> { uint2 words; };
 template <> struct Whole<4> { unsigned words; };
@@ -99,8 +99,8 @@ __device__ void load(float (&to)[N], const storage* from)
 template <int N>
 __device__ void store(storage* to, const float (&from)[N])
 {
-    // All are narrowed before the first is packed: for all that the compiler knows, `asm` might
-    // touch memory, and the pack would then have to be in memory, not in registers.
+    // All are narrowed before the first is packed. The compiler must assume that `asm` touches
+    // memory; between writes to the pack, that would keep it out of registers.
     storage narrowed[N];
     for (int n = 0; n < N; n++) narrowed[n] = narrow(from[n]);
     Pack<storage, N> x;
@@ -108,10 +108,10 @@ __device__ void store(storage* to, const float (&from)[N])
     whole<sizeof(x)>(to) = whole<sizeof(x)>(&x);
 }
 
-// The same for numbers that are always float32: angles, and what is in shared memory. With
-// 16 bits stored, VECTOR of them are two times 16 bytes, and lanes are 32 bytes apart. So each of
-// two instructions uses half of every sector of 32 bytes, or half of the banks of shared memory,
-// and takes twice as long as it could. That is little beside the rest.
+// The same for numbers that are always float32: angles, and those in shared memory. If the stored
+// dtype has 16 bits, VECTOR float32 are 32 bytes, moved by two instructions. Each of them uses half
+// of every 32-byte sector of global memory, or half of the banks of shared memory, and takes twice
+// as long as it could. That is little beside the rest.
 template <int N>
 __device__ void load_floats(float (&to)[N], const float* from)
 {
@@ -128,7 +128,7 @@ __device__ void store_floats(float* to, const float (&from)[N])
     whole<sizeof(x)>(to) = whole<sizeof(x)>(&x);
 }
 
-// Copy VECTOR numbers as they are, to the bit.
+// Copy VECTOR numbers unchanged.
 __device__ void copy(storage* to, const storage* from)
 {
     constexpr int BYTES = VECTOR * sizeof(storage);
@@ -173,7 +173,7 @@ extern "C" __global__ void rms_norm(const storage* x, const storage* weight, sto
     for (int warp = 0; warp < blockDim.x / LANES; warp++) squares += sums[warp];
     const float scale = rsqrtf(squares / D + eps);
 
-    // A thread reads again what it read itself; that is still in the cache.
+    // A thread reads the same numbers again; they are still in the cache.
     for (int column = threadIdx.x * VECTOR; column < D; column += blockDim.x * VECTOR) {
         float a[VECTOR], w[VECTOR];
         load(a, x + row + column);
@@ -183,11 +183,11 @@ extern "C" __global__ void rms_norm(const storage* x, const storage* weight, sto
     }
 }
 
-// exp(x) is 2^(x · log2(e)): a power of 2 is what the hardware has.
+// exp(x) = 2^(x · log2(e)): the hardware has powers of 2.
 #define LOG2_E 1.4426950408889634
 
 // silu(gate) · up of `size` numbers, silu(x) = x / (1 + exp(-x)). Where exp(-x) is infinite, or
-// nearly, __fdividef gives 0, as it should be; it is off by 2 units in the last place at most.
+// nearly, __fdividef gives 0, as it should; its error is at most 2 units in the last place.
 extern "C" __global__ void silu_mul(const storage* gate, const storage* up, storage* out,
                                     int64 size)
 {
@@ -202,7 +202,7 @@ extern "C" __global__ void silu_mul(const storage* gate, const storage* up, stor
 }
 
 
-// 3. Its position, and the way into the cache
+// 3. Its position, and writes to the cache
 
 // Rotate pairs (m, m + half) of each head by the angles of its position: x (tokens, heads,
 // 2 · half) -> out; cos and sin (tokens, half). A block takes a token, a thread VECTOR pairs at a
@@ -228,8 +228,8 @@ extern "C" __global__ void rope(const storage* x, const float* cos, const float*
     }
 }
 
-// Put rows of n numbers, new (B, T, n), into slots (B, T) of cache (B, S, n); slot -1 is nowhere.
-// A block takes a row.
+// Write rows of n numbers, fresh (B, T, n), to slots (B, T) of cache (B, S, n). A row with slot -1
+// is not written. A block takes a row.
 extern "C" __global__ void scatter(storage* cache, const int64* slots, const storage* fresh, int T,
                                    int S, int n)
 {
@@ -259,8 +259,8 @@ constexpr int KEYS = LANES;        // a tile of keys: one for each lane
 
 __device__ float minus_infinity() { return __int_as_float(0xff800000); }  // a masked score
 
-// Scores are divided by sqrt(d), and softmax is made of powers of 2; queries are multiplied by what
-// both take at once.
+// Scores are divided by sqrt(d), and softmax uses powers of 2 in place of exp: queries are
+// multiplied by both factors at once, 1 / sqrt(d) and log2(e).
 __device__ float query_scale() { return LOG2_E / sqrt((double)d); }
 
 // The mask of a tile of keys for one query, a bit for each key: every lane computes its own bit.
@@ -272,13 +272,13 @@ __device__ unsigned visible_keys(int64 i, int64 j, int64 window)
 __device__ bool among(int key, unsigned mask) { return mask & 1u << key; }
 
 // Softmax in one pass (Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867): weights are
-// 2^(score - largest), so that none overflows, `largest` being that of the keys so far. When a
-// larger one comes, all sums so far are multiplied by 2^(before - after).
+// 2^(score - largest), so that none overflows; `largest` is the largest score so far. When it
+// grows, all sums so far are multiplied by `shrink`, 2^(before - after).
 //
-// Every lane has the score of one key, -infinity where it is masked, and gets its weight; once
-// a tile, for all of its keys. `sum` is of this lane's keys alone, until the end. A row that
-// has had no visible key yet has a largest score of -infinity, which must not be subtracted from
-// itself.
+// Called once for each tile: every lane passes the score of one key, -infinity where it is masked,
+// and gets its weight. `sum` is over this lane's keys only; lanes are added at the end. While a row
+// has had no visible key, its largest score is -infinity, which must not be subtracted from itself
+// (that gives NaN).
 __device__ float weigh(float score, float& largest, float& sum, float& shrink)
 {
     const float before = largest;
@@ -290,30 +290,30 @@ __device__ float weigh(float score, float& largest, float& sum, float& shrink)
     return weight;
 }
 
-// One over the sum of the weights; 0 for a row with no visible key, whose result is then zeros.
+// 1 / (sum of the weights); 0 for a row with no visible key, whose result is then zeros.
 __device__ float inverse(float sum) { return sum == 0 ? 0 : 1 / sum; }
 
-// 4a. Of many queries
+// 4a. Many queries: prefill
 //
 // The rows of a key/value head are its queries: T tokens times the H/K heads that share it, row
 // t · (H/K) + g. A block takes WARPS · ROWS rows and goes through all keys, a tile of 32 at a time:
-// it fetches the tile once for all of its rows, if any key of it is visible to any of them. Each
-// warp has ROWS rows of its own, and the whole state of a row is within its warp:
+// it fetches the tile once for all of its rows, unless no key of it is visible to any of them. Each
+// warp has ROWS rows of its own, and keeps their whole state:
 //
 //     scores     a lane has one key, and multiplies it with every row
 //     softmax    across the lanes
-//     mix        a lane has four columns of the values, and sums them up over the keys
+//     mix        a lane has four columns of the values, and sums them over the keys
 //
-// In shared memory a row of a tile is QUADS times 4 floats, and a quad is left free if that is
-// even: when 8 lanes read a quad each, of 8 keys one below another, an odd distance puts them in
+// In shared memory a row of a tile is QUADS quads of 4 floats, plus an unused quad if QUADS is
+// even. When 8 lanes each read a quad of another key, the odd distance between keys puts them in
 // different banks, which can be read at once.
 constexpr int QUADS = (d + 3) / 4;
 constexpr int STRIDE = QUADS | 1;
 constexpr int QUADS_A_LANE = (QUADS + LANES - 1) / LANES;
 constexpr int THREADS = WARPS * LANES;
 
-// Fetch N rows of d numbers, the n-th at address(n), into shared memory; after the last of `count`
-// rows comes the last again. Lanes take packs side by side.
+// Fetch N rows of d numbers, the n-th at address(n), into shared memory. If there are only `count`
+// rows, the last one is repeated. Neighbouring lanes take neighbouring packs.
 template <int N, typename Address>
 __device__ void fetch(float4* tile, int count, float scale, Address address)
 {
@@ -326,8 +326,8 @@ __device__ void fetch(float4* tile, int count, float scale, Address address)
     }
 }
 
-// Add the values of a tile to the mix of each row, by their weights. A masked value must not even
-// be multiplied by 0, for 0 · NaN is NaN; where all keys are visible to all rows (WHOLE), as in
+// Add the weighted values of a tile to the mix of each row. A masked value must not even be
+// multiplied by 0, since 0 · NaN is NaN; where all keys are visible to all rows (WHOLE), as in
 // most tiles, the mask is not tested.
 template <bool WHOLE>
 __device__ void add_values(float (&mix)[ROWS][QUADS_A_LANE][4], const float4* tile,
@@ -356,8 +356,8 @@ __device__ void add_values(float (&mix)[ROWS][QUADS_A_LANE][4], const float4* ti
 }
 
 // q (B, T, H, d), k and v (B, S, K, d) with `stride` numbers from one row of the batch to the next,
-// q_positions (B, T), k_positions (B, S) -> out (B, T, H, d). The bounds: a block has so many
-// threads, and a thread so few registers that a multiprocessor can hold two blocks.
+// q_positions (B, T), k_positions (B, S) -> out (B, T, H, d). __launch_bounds__: a block has
+// THREADS threads, with so few registers each that a multiprocessor can hold two blocks.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
 attention(const storage* q, const storage* k, const storage* v, const int64* q_positions,
           const int64* k_positions, storage* out, int T, int S, int H, int K, int64 stride,
@@ -370,13 +370,13 @@ attention(const storage* q, const storage* k, const storage* v, const int64* q_p
     const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
     const int kv_head = blockIdx.y, b = blockIdx.z;
     const int group = H / K, rows = T * group, first_row = blockIdx.x * WARPS * ROWS;
-    const auto query = [&](int row) {  // where a row's query, and its result, begins
+    const auto query = [&](int row) {  // the offset of a row's query, and of its result
         return (((int64)b * T + row / group) * H + kv_head * group + row % group) * d;
     };
     k += b * stride + kv_head * d;
     v += b * stride + kv_head * d;
 
-    if (QUADS * 4 != d) {  // the columns from d on, which nothing else writes, must multiply to 0
+    if (QUADS * 4 != d) {  // zero the columns from d on: they are multiplied too, and not written
         for (int n = threadIdx.x; n < WARPS * ROWS * STRIDE; n += THREADS) queries[n] = {};
         for (int n = threadIdx.x; n < KEYS * STRIDE; n += THREADS) tile[n] = {};
         __syncthreads();
@@ -384,7 +384,7 @@ attention(const storage* q, const storage* k, const storage* v, const int64* q_p
     fetch<WARPS * ROWS>(queries, rows - first_row, query_scale(),
                         [&](int row) { return q + query(first_row + row); });
 
-    int64 i[ROWS];  // the rows' positions; after the last row comes the last again
+    int64 i[ROWS];  // the rows' positions; past the last row, the last one's
     float largest[ROWS], sum[ROWS], mix[ROWS][QUADS_A_LANE][4] = {};
     UNROLL for (int r = 0; r < ROWS; r++) {
         const int row = min(first_row + warp * ROWS + r, rows - 1);
@@ -401,7 +401,7 @@ attention(const storage* q, const storage* k, const storage* v, const int64* q_p
             any |= mask[r];
             all &= mask[r];
         }
-        // Here all wait for all, for the values of the last tile are still in use until then.
+        // This is also a barrier: until it, the values of the last tile are still in use.
         if (!__syncthreads_or(any)) continue;  // no key of it is visible: it is not fetched
         const auto key = [&](int s) { return k + (int64)(first + s) * K * d; };
         const auto value = [&](int s) { return v + (int64)(first + s) * K * d; };
@@ -452,23 +452,23 @@ attention(const storage* q, const storage* k, const storage* v, const int64* q_p
     }
 }
 
-// 4b. Of a token or a few: decoding
+// 4b. One token or a few: decoding
 //
-// There is next to nothing to compute now; what takes time is to read the keys and values once. So
-// they go from memory to registers and nowhere else, and to have the whole card read, the slots are
-// split between blocks and the results put together afterwards.
+// There is little to compute here; the time goes into reading the keys and values once. So they are
+// loaded straight into registers. To keep the whole card reading, the slots are split between
+// blocks, whose results are merged afterwards.
 //
 // A row of d numbers is read by TEAM neighbouring lanes, 16 bytes each, so that LANES / TEAM keys
 // are read at a time and each lane has its columns of every query and of every mix. A warp takes 32
-// keys a round, and does softmax when it has their scores, a key a lane:
+// keys a round; for softmax, each lane needs the score of one key:
 //
 //     d = 128 in 16 bits: TEAM = 16, two teams. Team 0 reads key 0, 1, ..., 15, team 1 key 16, ...
 //
-// so key TEAM · team + step is lane number TEAM · team + step: its score need not go anywhere.
+// so key TEAM · team + step belongs to the lane of that number, in the team that has its score.
 constexpr int power_of_2(int least) { int n = 1; while (n < least && n < LANES) n *= 2; return n; }
 constexpr int TEAM = power_of_2(PACKS);
 constexpr int PACKS_A_LANE = (PACKS + TEAM - 1) / TEAM;
-constexpr int COLUMNS = PACKS_A_LANE * VECTOR;  // that a lane has
+constexpr int COLUMNS = PACKS_A_LANE * VECTOR;  // of a lane
 
 // The column where the n-th pack of a member of a team begins.
 __device__ int pack_column(int n, int member) { return (n * TEAM + member) * VECTOR; }
@@ -486,13 +486,13 @@ __device__ void load_columns(float (&to)[COLUMNS], const storage* row, int membe
 }
 
 // Add the values of a tile to a lane's columns of each row's mix; see `add_values` above.
-// The weights are of each lane's own key, from where all get them.
+// Each lane has the weights of its own key, and the others read them from it.
 template <bool WHOLE, int N, typename Address>
 __device__ void add_columns(float (&mix)[N][COLUMNS], const float (&weights)[N],
                             const unsigned (&mask)[N], Address address)
 {
     const int lane = threadIdx.x % LANES, team = lane / TEAM, member = lane % TEAM;
-    #pragma unroll (16 / N)  // so many loads are under way, as far as registers go
+    #pragma unroll (16 / N)  // as many loads at once as there are registers for
     for (int step = 0; step < TEAM; step++) {
         const int key = team * TEAM + step;
         float x[COLUMNS];
@@ -505,9 +505,9 @@ __device__ void add_columns(float (&mix)[N][COLUMNS], const float (&weights)[N],
     }
 }
 
-// Put together what parts of the keys gave for one column of one row. A part's weights are relative
-// to its own largest score; relative to the largest of all they shrink, as in `weigh`. Part p has
-// largest[p · step], sum[p · step] and mix[p · step · d].
+// Merge the results of several parts of the keys, for one column of one row. A part's weights are
+// relative to its own largest score; relative to the largest of all they shrink, as in `weigh`.
+// Part p has largest[p · step], sum[p · step] and mix[p · step · d].
 __device__ void merge(const float* largest, const float* sum, const float* mix, int parts, int step,
                       float& all_largest, float& all_sum, float& all_mix)
 {
@@ -523,10 +523,10 @@ __device__ void merge(const float* largest, const float* sum, const float* mix, 
 }
 
 // As `attention`, for up to N rows a block; blockIdx.x is the split, and blockIdx.y a key/value
-// head and N of its rows. With all rows of all heads and the batch counted through, in the order
-// (B, K, T · H/K), a split leaves for each row d mixed columns, not divided yet, then, after those
-// of all rows, the largest score of each, and then the sum of its weights: parts (splits, rows, d),
-// (splits, rows), (splits, rows).
+// head and N of its rows. All rows of the batch are numbered in the order (B, K, T · H/K). For each
+// row a split writes d mixed columns, not divided yet, its largest score, and the sum of its
+// weights. `parts` has the columns of all splits and rows first, then their largest scores, then
+// their sums: (splits, rows, d), (splits, rows), (splits, rows).
 template <int N>
 __device__ void split(const storage* q, const storage* k, const storage* v,
                       const int64* q_positions, const int64* k_positions, float* parts, int T,
@@ -539,7 +539,7 @@ __device__ void split(const storage* q, const storage* k, const storage* v,
     k += b * stride + kv_head * d;
     v += b * stride + kv_head * d;
 
-    int64 i[N];  // positions; after the last row comes the last again
+    int64 i[N];  // positions; past the last row, the last one's
     float queries[N][COLUMNS], mix[N][COLUMNS] = {}, largest[N], sum[N];
     UNROLL for (int r = 0; r < N; r++) {
         const int row = min(first_row + r, rows - 1);
@@ -561,8 +561,8 @@ __device__ void split(const storage* q, const storage* k, const storage* v,
             all &= mask[r];
         }
         if (any == 0) continue;
-        // In place of a masked key, or one past the end, the last visible one is read once more:
-        // that costs nothing, and all loads can be under way at once.
+        // In place of a masked key, or one past the end, the last visible one is read again: that
+        // costs nothing, and all loads can be under way at once.
         const int instead = LANES - 1 - __clz(any);
         const auto offset = [&](int key) {
             return (int64)(first + (among(key, any) ? key : instead)) * K * d;
@@ -595,7 +595,7 @@ __device__ void split(const storage* q, const storage* k, const storage* v,
             add_columns<false>(mix, weights, mask, value);
     }
 
-    // The teams' sums are added, for they have the same largest score; then the warps' are merged.
+    // The teams of a warp share the largest score, so their sums are added; warps are merged.
     __shared__ alignas(16) float warp_mix[SPLIT_WARPS][N][d];
     __shared__ float warp_largest[SPLIT_WARPS][N], warp_sum[SPLIT_WARPS][N];
     UNROLL for (int r = 0; r < N; r++) {

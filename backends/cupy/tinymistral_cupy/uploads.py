@@ -1,4 +1,4 @@
-"""Upload: integers that change with every piece, copied to the card into memory that is kept."""
+"""Upload: copy integers that change with every piece to the card, into memory that is reused."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from tinymistral.backend import Array
 class Upload:
     """Copies one kind of int64 array (positions, slots, ids, ...) to the device, again and again.
 
-    All layers of a piece ask for the same numbers: these are copied once. They are compared by
-    content, since the cache changes its positions in place. The memory on the device is overwritten
-    by other numbers, so a caller must not keep what a call returned; a kernel that was launched
-    before still reads its own, since copies and kernels run in the stream's order. So one object
-    serves one stream, and one thread.
+    All layers of a piece ask for the same numbers, which are copied once. They are compared by
+    content, since the cache changes its positions in place. The next numbers overwrite the memory
+    on the device, so a caller must not keep what a call returned. A kernel that was launched before
+    still reads its own numbers, since copies and kernels run in the stream's order. So use one
+    object for one stream and one thread only.
     """
 
     def __init__(self, cp: Any):
-        """Begin with no memory; `cp` is cupy, or what stands in for it."""
+        """Begin with no memory; `cp` is cupy or its stand-in."""
         self._cp = cp
-        self._device: Array = None  # (n,), and as many numbers on the host
+        self._device: Array = None  # (n,), as many numbers as _host
         self._host = np.empty(0, dtype=np.int64)
         self._sent: np.ndarray | None = None  # a view of _host, in the shape last asked for
-        self._view: Array = None  # the same of _device
+        self._view: Array = None  # the same view of _device
         self._copied = cp.cuda.Event(disable_timing=True)
 
     def __call__(self, numbers: np.ndarray) -> Array:
@@ -35,7 +35,7 @@ class Upload:
         self._sent = None
         if self._device is None or numbers.size > len(self._host):
             self._grow(max(numbers.size, 2 * len(self._host)))
-        self._copied.synchronize()  # the last copy reads _host, until it is done
+        self._copied.synchronize()  # until then the last copy may still read _host
         sent = self._host[: numbers.size].reshape(numbers.shape)
         sent[...] = numbers
         self._view = self._device[: numbers.size].reshape(numbers.shape)

@@ -1,7 +1,7 @@
 """A strict part of the module cupy, on NumPy and the PTX interpreter: what tinymistral-cupy uses.
 
-It has only names that cupy has. It refuses what cupy refuses, and what goes wrong there without an
-error: NumPy arrays among its own, implicit conversion to NumPy, arrays with gaps as kernel
+It has only names that cupy has. It refuses what cupy refuses, and also uses that fail silently in
+cupy: NumPy arrays mixed with its own, implicit conversion to NumPy, arrays with gaps as kernel
 arguments, matrix products of more than two dimensions. New memory holds NaN, never zeros.
 """
 

@@ -1,4 +1,4 @@
-"""The stand-in's ndarray, a NumPy array inside a block of the card's memory, and its functions."""
+"""The stand-in's ndarray, a NumPy array inside a block of the card's memory; array functions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ndarray:  # noqa: N801, cupy's name
     """An array on the card, with few methods and basic slices."""
 
     def __init__(self, shape: Any, dtype: Any = float, memptr: MemoryPointer | None = None):
-        """Make an array of new memory, which holds garbage, or of memory at `memptr`."""
+        """Make an array in new memory, which holds garbage, or in the memory at `memptr`."""
         dtype = np.dtype(dtype)
         if dtype not in DTYPES:
             raise TypeError(f"the stand-in has no arrays of {dtype}")
@@ -84,7 +84,7 @@ class ndarray:  # noqa: N801, cupy's name
 
     @property
     def flags(self) -> Any:
-        """As NumPy's; `.c_contiguous` is what counts."""
+        """As NumPy's; only `.c_contiguous` is used."""
         return self._host.flags
 
     @property
@@ -100,14 +100,14 @@ class ndarray:  # noqa: N801, cupy's name
         return self._slice(host) if viewed else self._copy(host)
 
     def __getitem__(self, slices: Any) -> ndarray:
-        """Return the view that a basic slice is."""
+        """Return a view; only basic slices are taken."""
         keys = slices if isinstance(slices, tuple) else (slices,)
         if not all(k is None or k is Ellipsis or isinstance(k, int | slice) for k in keys):
             raise TypeError(f"the stand-in takes basic slices, not [{slices!r}]")
         return self._slice(self._host[keys if Ellipsis in keys else (*keys, ...)])
 
     def __add__(self, other: Any) -> ndarray:
-        """Add an array of one dtype with it."""
+        """Add an array of the same dtype."""
         if not isinstance(other, ndarray):
             return NotImplemented
         if self.dtype != other.dtype or self.dtype not in FLOATS:
@@ -180,7 +180,7 @@ def ascontiguousarray(a: ndarray) -> ndarray:
 
 
 def take(a: ndarray, indices: ndarray, axis: int) -> ndarray:
-    """Gather slices; an index that is out of range, which cupy wraps around, is an error."""
+    """Gather slices; an index out of range is an error, while cupy wraps it around."""
     _own(a, indices)
     if indices.dtype != np.int64:
         raise TypeError(f"indices are {indices.dtype}, expected int64")
@@ -190,7 +190,7 @@ def take(a: ndarray, indices: ndarray, axis: int) -> ndarray:
 def matmul(x1: ndarray, x2: ndarray, /) -> ndarray:
     """Multiply two matrices of one dtype, summing in float32 and rounding once, as cuBLAS does.
 
-    One dot product alone is summed in its own dtype, as cupy's `_tensordot_core_mul_sum` does.
+    A single dot product is summed in its own dtype, as in cupy's `_tensordot_core_mul_sum`.
     """
     _own(x1, x2)
     if x1.ndim != 2 or x2.ndim != 2:

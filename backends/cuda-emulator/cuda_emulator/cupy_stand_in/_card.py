@@ -14,7 +14,7 @@ from cuda_emulator.memory import Memory
 VARIABLE = "CUDA_EMULATOR_ARCH"
 DEFAULT = "sm_90"
 
-# What new memory holds: NaN in float16, bfloat16, float32 and float64, and far out as an integer.
+# What new memory holds: NaN in float16, bfloat16, float32 and float64; a huge number as an integer.
 GARBAGE = np.frombuffer(b"\xc1\x7f", dtype=np.uint16)[0]
 
 SHARED_BYTES = 48 * 1024  # of a block on any card, unless its kernel opts in to more
@@ -23,7 +23,7 @@ MOST_THREADS = 1024  # of a block
 
 @dataclass(frozen=True)
 class Model:
-    """Of cards of one architecture: multiprocessors, and most shared memory of a block, opted in.
+    """The multiprocessors of a card, and the most shared memory that a block can opt in to.
 
     The latter is from the table of compute capabilities in the CUDA C++ Programming Guide.
     """
@@ -47,7 +47,7 @@ MODELS = {
 
 
 def arch() -> str:
-    """Return the architecture, such as "sm_90", that CUDA_EMULATOR_ARCH says."""
+    """Return the architecture that CUDA_EMULATOR_ARCH names, such as "sm_90"."""
     name = os.environ.get(VARIABLE) or DEFAULT
     if name not in MODELS:
         known = ", ".join(MODELS)
@@ -56,20 +56,20 @@ def arch() -> str:
 
 
 def capability() -> int:
-    """Return the same as a number: 90."""
+    """Return the compute capability as a number: 90."""
     return int(arch().removeprefix("sm_"))
 
 
 def model() -> Model:
-    """Return what such a card has."""
+    """Return the limits of the emulated architecture."""
     return MODELS[arch()]
 
 
 class Card:
-    """Memory that is handed out in blocks, and counted.
+    """The card's memory, which is allocated in blocks.
 
-    Attributes: `memory`, that of the interpreter; `total` bytes; `used` bytes of blocks that are
-    alive; `allocations` so far.
+    Attributes: `memory`, the interpreter's; `total` bytes; `used` bytes, of blocks that are
+    alive; `allocations`, their number so far.
     """
 
     def __init__(self, total: int):
@@ -105,11 +105,11 @@ class Block:
 CARD = Card(total=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
-# The one stream: copies that a card may still be making while the host goes on
+# The one stream: copies that may still be under way while the host goes on
 #
 # A copy from pinned memory is under way until the host has waited for it: by an event that was
-# recorded after it, or by asking for numbers that came later. Here it is made at once, and its
-# source must not change until then: a card may read it at any time.
+# recorded after it, or by fetching an array after it. Here it is made at once, but its source must
+# not change until the host has waited, since a card may read it at any time.
 
 
 class Overwritten(RuntimeError):  # noqa: N818, named for what happened
@@ -117,18 +117,18 @@ class Overwritten(RuntimeError):  # noqa: N818, named for what happened
 
 
 class PinnedMemory(bytearray):
-    """Memory on the host that copies read while the host goes on."""
+    """Host memory from which copies run while the host goes on."""
 
 
 class Stream:
-    """The order of copies: how many began, and those of them that may be under way."""
+    """The copies in order: how many were started, and which may still be under way."""
 
     def __init__(self) -> None:
         self.begun = 0
-        self._under_way: list[tuple[int, np.ndarray, bytes]] = []  # number, source, what it held
+        self._under_way: list[tuple[int, np.ndarray, bytes]] = []  # number, source, its bytes then
 
     def copy(self, target: np.ndarray, source: np.ndarray) -> None:
-        """Copy from the host; from pinned memory, this is under way from now on."""
+        """Copy from the host; a copy from pinned memory then counts as under way."""
         self.check()
         target[...] = source
         self.begun += 1
@@ -136,7 +136,7 @@ class Stream:
             self._under_way.append((self.begun, source, source.tobytes()))
 
     def wait(self, number: int | None = None) -> None:
-        """Let the host wait for the first so many copies, or all; Overwritten as `check` says."""
+        """Wait for the first `number` copies, or all; raise Overwritten as `check` does."""
         self.check()
         last = self.begun if number is None else number
         self._under_way = [copy for copy in self._under_way if copy[0] > last]

@@ -1,4 +1,4 @@
-"""The stand-in's RawModule: kernels compiled by NVRTC, and run by the PTX interpreter."""
+"""The stand-in's RawModule: kernels that NVRTC compiles and the PTX interpreter runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cuda_emulator.cupy_stand_in.cuda.memory import MemoryPointer
 from cuda_emulator.machine import launch
 from cuda_emulator.memory import Span
 
-MOST_BLOCKS = (2**31 - 1, 65535, 65535)  # of a grid, by dimension
+MOST_BLOCKS = (2**31 - 1, 65535, 65535)  # of a grid, for each axis
 
 
 @cache
@@ -49,10 +49,10 @@ class RawModule:
 
 
 class RawKernel:
-    """A kernel that is called as cupy's: with a grid, a block and a tuple of arguments."""
+    """A kernel, called like cupy's with a grid, a block and a tuple of arguments."""
 
     def __init__(self, kernel: ptx.Kernel):
-        """Take a kernel as the parser made it."""
+        """Take a parsed kernel."""
         self._kernel = kernel
         self._most_shared = _card.SHARED_BYTES
 
@@ -84,9 +84,9 @@ class RawKernel:
             )
         grid, block = _three(grid), _three(block)
         if any(n > most for n, most in zip(grid, MOST_BLOCKS, strict=True)):
-            raise ValueError(f"a grid of {grid} blocks; at most {MOST_BLOCKS} can be")
+            raise ValueError(f"a grid of {grid} blocks; expected at most {MOST_BLOCKS}")
         if prod(block) > _card.MOST_THREADS or block[2] > 64:
-            raise ValueError(f"a block of {block} threads; at most {_card.MOST_THREADS} can be")
+            raise ValueError(f"a block of {block} threads; expected at most {_card.MOST_THREADS}")
         arguments = [_argument(n, value) for n, value in enumerate(args)]
         launch(self._kernel, grid, block, arguments, _card.CARD.memory, shared_mem)
 
@@ -95,11 +95,11 @@ def _three(size: Any) -> tuple[int, int, int]:
     if not isinstance(size, tuple):
         raise TypeError(f"a grid or a block is a tuple, not {type(size)}")
     x, y, z = (*map(int, size), 1, 1)[:3]
-    return max(1, x), max(1, y), max(1, z)  # as cupy has it
+    return max(1, x), max(1, y), max(1, z)  # as cupy does
 
 
 def _argument(n: int, value: Any) -> Span | np.generic:
-    """Convert an argument for the interpreter, with the width that cupy gives it."""
+    """Convert an argument for the interpreter; a Python number gets the width it has in cupy."""
     name = f"argument {n}"
     if value is None:
         return Span(0, 0, name)

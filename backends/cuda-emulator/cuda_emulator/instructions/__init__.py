@@ -1,1 +1,1 @@
-"""What PTX instructions compute, on arrays over lanes: called by the functions that are written."""
+"""What PTX instructions compute, on arrays over lanes: called by the generated functions."""

@@ -6,8 +6,8 @@ rounding could change the second one, to float32, the sum is first rounded to od
 Melquiond 2008, https://doi.org/10.1109/TC.2007.70819).
 
 The approximate instructions (`ex2.approx`, `rcp.approx`, `div.full`, `sin.approx`, ...) give the
-float64 result rounded, and `div.approx` 0 where the PTX ISA manual says so. Hardware is allowed
-more: the manual states a bound of its own at each of them. A test on a GPU has to allow for these.
+float64 result rounded, and `div.approx` 0 where the PTX ISA manual says so. Hardware may differ, up
+to the error bound that the manual states for each of them; a test on a GPU has to allow for that.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def fma(a: Values, b: Values, c: Values) -> Values:
 
 
 def fma_subnormal(a: Values, b: Values, c: Values) -> Values:
-    """As `fma`, where the result may be subnormal, so that ties lie anywhere."""
+    """Return a · b + c as `fma` does, where the result may be subnormal: ties then lie anywhere."""
     product = a.astype(np.float64) * b.astype(np.float64)
     c = c.astype(np.float64)
     return _to_odd(product + c, product, c).astype(np.float32)
@@ -71,7 +71,7 @@ def fma_directed(a: Values, b: Values, c: Values, mode: str) -> Values:
     product = a.astype(np.float64) * b.astype(np.float64)
     c = c.astype(np.float64)
     total = product + c
-    if mode == "rm":  # what cancels is then -0
+    if mode == "rm":  # a sum that cancels is then -0
         negative = (total == 0) & (np.signbit(product) | np.signbit(c))
         total = np.where(negative, -0.0, total)
     return _directed(total, _error(total, product, c), mode)
@@ -83,7 +83,7 @@ def product_directed(a: Values, b: Values, mode: str) -> Values:
 
 
 def _directed(total: Values, error: Values, mode: str) -> Values:
-    """Round the sum of two float64 values, of which the second is the smaller by far."""
+    """Round total + error, which is much smaller, to float32 in a direction."""
     rounded = total.astype(np.float32)
     rest = total - rounded.astype(np.float64)  # exact
     rest = np.where(rest == 0, error, rest)
@@ -97,7 +97,7 @@ def _directed(total: Values, error: Values, mode: str) -> Values:
 
 
 def _untie(total: Values, a: Values, b: Values, tie: Values) -> Values:
-    """Round a + b to odd where it lies between two float32 values, as far as float64 shows it."""
+    """Round a + b to odd in the lanes where `total`, its float64 value, is a tie of float32."""
     if not total.ndim:
         return _to_odd(total, a, b)
     lanes = np.flatnonzero(tie)
@@ -114,7 +114,7 @@ def _error(total: Values, a: Values, b: Values) -> Values:
 
 
 def _to_odd(total: Values, a: Values, b: Values) -> Values:
-    """Round a + b to odd, total being its nearest."""
+    """Round a + b to odd; total is a + b rounded to nearest."""
     error = _error(total, a, b)
     if not np.count_nonzero(error):
         return total
@@ -145,7 +145,7 @@ def _nearest(exact: Fraction) -> float:
 
 
 def minimum(a: Values, b: Values) -> Values:
-    """The smaller; the other where one is NaN; -0 is smaller than +0."""
+    """Return the smaller, or the other one where one is NaN; -0 is smaller than +0."""
     out = np.fmin(a, b)
     if 1 in (out == 0).tobytes():
         return np.where(np.signbit(a) & (a == b), a, np.where(a == b, b, out))
@@ -153,7 +153,7 @@ def minimum(a: Values, b: Values) -> Values:
 
 
 def maximum(a: Values, b: Values) -> Values:
-    """The larger; the other where one is NaN; +0 is larger than -0."""
+    """Return the larger, or the other one where one is NaN; +0 is larger than -0."""
     out = np.fmax(a, b)
     if 1 in (out == 0).tobytes():
         return np.where(np.signbit(a) & (a == b), b, np.where(a == b, a, out))
@@ -199,7 +199,7 @@ def tanh(x: Values) -> Values:
 
 
 def to_bf16(x: Values) -> Values:
-    """Round float32 to bfloat16, given back as its bits (int16); NaN becomes 0x7FFF."""
+    """Round float32 to bfloat16, returned as its bits (int16); NaN becomes 0x7FFF."""
     bits = x.view(np.uint32)
     rounded = (bits + (bits >> 16 & 1) + np.uint32(0x7FFF)) >> 16
     nan = x != x
@@ -209,7 +209,7 @@ def to_bf16(x: Values) -> Values:
 
 
 def odd_to_bf16(x: Values) -> Values:
-    """Round float64 (exact, or rounded to odd) to bfloat16 bits, by float32 rounded to odd."""
+    """Round float64 (exact, or rounded to odd) to bfloat16 bits, via float32 rounded to odd."""
     wide = np.asarray(x)
     nearest = wide.astype(np.float32)
     rest = wide - nearest.astype(np.float64)
@@ -225,7 +225,7 @@ def from_bf16(bits: Values) -> Values:
 
 
 def to_f16(x: Values) -> Values:
-    """Round float32 or float64 to float16, given back as its bits (int16); NaN becomes 0x7FFF."""
+    """Round float32 or float64 to float16, returned as its bits (int16); NaN becomes 0x7FFF."""
     out = x.astype(np.float16).view(np.int16)
     nan = x != x
     return np.where(nan, np.int16(0x7FFF), out) if 1 in nan.tobytes() else out
@@ -242,7 +242,7 @@ ROUNDINGS = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
 def to_integer(x: Values, mode: str, dtype: np.dtype) -> Values:
     """Round to a whole number and clamp to the integer type; NaN as the manual says at `cvt`.
 
-    NaN becomes 0, but the smallest (signed) or top bit (unsigned) for 64-bit types or sources.
+    NaN becomes 0; to or from 64 bits, the smallest integer (signed) or the top bit (unsigned).
     """
     bounds = np.iinfo(dtype)
     whole = ROUNDINGS[mode](x.astype(np.float64))
@@ -260,8 +260,8 @@ def to_integer(x: Values, mode: str, dtype: np.dtype) -> Values:
 # float16 and bfloat16, alone or two in a register
 #
 # Registers hold the bits. Sums, products and the like are computed in float32, which has more than
-# twice the digits and so rounds as if once (Figueroa 1995, https://doi.org/10.1145/221332.221334);
-# fused multiply-adds in float64, rounded to odd first.
+# twice the digits, so that rounding twice equals rounding once (Figueroa 1995,
+# https://doi.org/10.1145/221332.221334); fused multiply-adds in float64, rounded to odd first.
 
 WIDEN = {"f16": from_f16, "bf16": from_bf16}
 NARROW = {"f16": to_f16, "bf16": to_bf16}

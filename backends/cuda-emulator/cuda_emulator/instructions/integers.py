@@ -1,7 +1,7 @@
 """Integer instructions that NumPy has no operator for, on arrays over lanes.
 
-Registers hold signed integers; what is unsigned is viewed as such. NumPy's shifts by the width or
-more give 0 (or the sign), which is what PTX asks for.
+Registers hold signed integers; unsigned instructions view them as unsigned. NumPy's shifts by the
+width or more give 0 (or the sign), which is what PTX asks for.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def shift_right(a: Values, amount: Values) -> Values:
 
 
 def high_product(a: Values, b: Values) -> Values:
-    """The upper half of the whole product, in the same dtype (`mul.hi`)."""
+    """Return the upper half of the whole product, in the same dtype (`mul.hi`)."""
     width = 8 * a.dtype.itemsize
     if width < 64:
         wide = np.int64 if a.dtype.kind == "i" else np.uint64
@@ -46,7 +46,7 @@ def high_product(a: Values, b: Values) -> Values:
 
 
 def divide(a: Values, b: Values) -> Values:
-    """The quotient towards zero; all ones where b is 0, which the manual leaves open."""
+    """Divide towards zero; all bits are set where b is 0, which the manual leaves open."""
     none = b == 0
     safe = np.where(none, b.dtype.type(1), b)
     if a.dtype.kind == "u":
@@ -57,12 +57,12 @@ def divide(a: Values, b: Values) -> Values:
 
 
 def remainder(a: Values, b: Values) -> Values:
-    """The remainder of a quotient towards zero; a where b is 0, which the manual leaves open."""
+    """Return the remainder of `divide`; a where b is 0, which the manual leaves open."""
     return np.where(b == 0, a, a - b * divide(a, b)).astype(a.dtype)
 
 
 def population(a: Values) -> Values:
-    """How many bits are set, as int32 (`popc`)."""
+    """Count the bits that are set, as int32 (`popc`)."""
     x = a.astype(np.uint64) if a.dtype.itemsize == 8 else a.view(np.uint32).astype(np.uint64)
     x = x - (x >> np.uint64(1) & np.uint64(0x5555555555555555))
     two = np.uint64(0x3333333333333333)
@@ -80,7 +80,7 @@ def bit_length(a: Values) -> Values:
 
 
 def leading_zeros(a: Values) -> Values:
-    """How many zeros stand before the highest set bit, as int32 (`clz`)."""
+    """Count the zeros before the highest set bit, as int32 (`clz`)."""
     unsigned = a.view(f"u{a.dtype.itemsize}")
     return (np.int32(8 * a.dtype.itemsize) - bit_length(unsigned)).astype(np.int32)
 
@@ -108,7 +108,7 @@ def reverse(a: Values) -> Values:
 
 
 def extract(a: Values, start: Values, length: Values) -> Values:
-    """The field of `length` bits from `start` (`bfe`), with its sign where a is signed."""
+    """Extract `length` bits from `start` on (`bfe`), sign-extended where a is signed."""
     width = 8 * a.dtype.itemsize
     unsigned = np.dtype(f"u{a.dtype.itemsize}")
     start = (start & np.int32(255)).astype(np.int64)
@@ -126,7 +126,7 @@ def extract(a: Values, start: Values, length: Values) -> Values:
 
 
 def insert(a: Values, b: Values, start: Values, length: Values) -> Values:
-    """B with `length` bits from `start` replaced by the lowest of a (`bfi`)."""
+    """Replace `length` bits of b from `start` on by the lowest bits of a (`bfi`)."""
     width = 8 * a.dtype.itemsize
     unsigned = np.dtype(f"u{a.dtype.itemsize}")
     start = (start & np.int32(255)).astype(np.uint32)
@@ -170,7 +170,7 @@ def funnel(low: Values, high: Values, amount: Values, left: bool, wrap: bool) ->
 
 
 def lookup(a: Values, b: Values, c: Values, table: int) -> Values:
-    """Any function of three bits, by its table of eight (`lop3`)."""
+    """Apply a bitwise function of three values, given by its truth table (`lop3`)."""
     out = a & ~a
     for row in range(8):
         if table >> row & 1:

@@ -156,7 +156,7 @@ def shuffle(
 
 
 def _sources(S: Any, mode: str, b: Values, c: Values) -> tuple[np.ndarray, np.ndarray]:
-    """The lane of its warp that each lane reads, and whether it is in range; as in the manual."""
+    """Return which lane of its warp each lane reads, and whether that is in range (see manual)."""
     lane = S.layout.lane
     b, clamp, segment = b & 31, c & 31, c >> 8 & 31
     highest = (lane & segment) | (clamp & ~segment)
@@ -268,7 +268,7 @@ def _list(bits: int) -> str:
 #
 # `mma.m16n8k8` has the first half of A's and B's. Two elements are in a register, the first lower.
 #
-# The products are summed in float64 and rounded once. Hardware sums in an order of its own, in at
+# The products are summed in float64 and rounded once. Hardware sums in an unspecified order, in at
 # least single precision, as the manual says; so a GPU's last digits may differ.
 
 _LANE = np.arange(32)[:, None]
@@ -292,7 +292,7 @@ def multiply_matrices(
     b: tuple[Values, ...],
     c: tuple[Values, ...],
 ) -> list[np.ndarray]:
-    """D = A · B + C for each warp: registers a and b of two 16-bit numbers, c and d of float32."""
+    """D = A · B + C for each warp; registers a, b have two 16-bit numbers each, c, d a float32."""
     if not S.whole_warps:
         raise ValueError("mma in a block that is no multiple of 32 threads")
     k = 4 * len(a)
@@ -306,7 +306,7 @@ def multiply_matrices(
 
 
 def _unpacked(S: Any, kind: str, registers: tuple[Values, ...]) -> np.ndarray:
-    """Registers as elements (warps, 32, 2 · registers), float64."""
+    """Unpack registers into elements (warps, 32, 2 · registers), float64."""
     packed = np.stack([by_warp(S, register) for register in registers], axis=2)
     return WIDEN[kind](packed.view(np.int16)).astype(np.float64)
 
@@ -323,7 +323,7 @@ def load_matrices(
 ) -> list[np.ndarray]:
     """`ldmatrix`: lanes 8i .. 8i + 7 give the addresses of the rows of matrix i, 8 numbers each.
 
-    Each lane receives of each matrix row g, columns 2t and 2t + 1, in one register.
+    Each lane receives, in one register for each matrix, columns 2t and 2t + 1 of row g.
     """
     lane = S.layout.lane
     if not S.whole_warps:

@@ -1,1 +1,1 @@
-"""PTX translated to Python. Start with `kernel.py`; all instructions are written by `writer.py`."""
+"""Translate PTX to Python: start with `kernel.py`; `writer.py` writes the functions."""

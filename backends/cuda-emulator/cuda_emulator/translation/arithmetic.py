@@ -74,7 +74,7 @@ def _sum(sign: str, name: str) -> Emitter:
 
 
 def _product(w: Writer, ins: Instruction, given: set[str], type_: str) -> tuple[str, str]:
-    """The product of the first two sources, as an expression and its type."""
+    """Return the product of the first two sources, as an expression and its type."""
     bits = 8 * TYPE_BYTES[type_]
     if "wide" in given:
         if bits > 32:
@@ -92,7 +92,7 @@ def _product(w: Writer, ins: Instruction, given: set[str], type_: str) -> tuple[
 
 
 def emit_mul(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
-    """Products: whole, or the upper or lower half."""
+    """Multiply: the whole product, or its upper or lower half."""
     given, type_ = _split(w, modifiers, "rn rm rp rz ftz sat lo hi wide")
     if type_ in HALVES:
         _half(w, ins, given, "mul", type_)
@@ -115,7 +115,7 @@ def emit_mul(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
 
 
 def emit_mad(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
-    """Integer products with a sum; `mad` of floats is `fma`."""
+    """Multiply and add integers; `mad` of floats is `fma`."""
     given, type_ = _split(w, modifiers, "lo hi wide rn ftz sat rm rp rz")
     if type_ in ("f32", "f64"):
         emit_fma(w, ins, modifiers)
@@ -167,7 +167,7 @@ def _quotient(name: str) -> Emitter:
 
 
 def _function(template: str, allowed: str = "approx ftz", f64: str = "") -> Emitter:
-    """A function of one float; `template` has {a} for it."""
+    """Return the emitter of a function of one float, which is {a} in `template`."""
 
     def emit(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
         given, type_ = _split(w, modifiers, allowed)
@@ -288,14 +288,14 @@ def emit_setp(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
 
 
 def emit_selp(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
-    """Choose by a predicate."""
+    """Select one of two sources by a predicate."""
     _, type_ = _split(w, modifiers, "")
     a, b = (w.value(operand, type_) for operand in ins.operands[1:3])
     w.set(ins.operands[0], f"where({w.predicate(ins.operands[3])}, {a}, {b})", type_)
 
 
 def emit_slct(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
-    """Choose by a sign."""
+    """Select one of two sources by the sign of a third."""
     *rest, type_, by = modifiers
     if set(rest) - {"ftz"} or by not in ("s32", "f32") or type_ not in TYPE_BYTES:
         raise w.unknown()
@@ -350,7 +350,7 @@ def _constant(w: Writer, operand: Operand) -> int | None:
 
 
 def _call(function: str, types: str, result: str = "", allowed: str = "") -> Emitter:
-    """A function of all sources; `types` has a type for each, T being the instruction's."""
+    """Return the emitter of a function call; `types`: one for each source, T the instruction's."""
 
     def emit(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
         _, type_ = _split(w, modifiers, allowed)
@@ -363,7 +363,7 @@ def _call(function: str, types: str, result: str = "", allowed: str = "") -> Emi
 
 
 def emit_shf(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
-    """Funnel shifts."""
+    """Shift two registers as one of 64 bits."""
     direction, how, type_ = modifiers
     if type_ != "b32" or direction not in "lr" or how not in ("wrap", "clamp"):
         raise w.unknown()
@@ -373,7 +373,7 @@ def emit_shf(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
 
 
 def emit_lop3(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
-    """Any function of three bits."""
+    """Apply any bitwise function of three sources."""
     if modifiers != ["b32"] or ins.operands[4].kind != "integer":
         raise w.unknown()
     arguments = ", ".join(w.value(operand, "b32") for operand in ins.operands[1:4])
@@ -381,7 +381,7 @@ def emit_lop3(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
 
 
 def emit_copysign(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
-    """The second source with the sign of the first."""
+    """Give the second source the sign of the first."""
     if modifiers not in (["f32"], ["f64"]):
         raise w.unknown()
     sign, magnitude = (w.value(operand, modifiers[0]) for operand in ins.operands[1:])

@@ -74,7 +74,7 @@ def emit_cvt(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
 
 
 def _source(w: Writer, ins: Instruction, given: set[str], of: str) -> str:
-    """The source as float32 or float64."""
+    """Return the source as float32 or float64."""
     operand = ins.operands[1]
     if of == "f32" and "ftz" in given:
         return w.flushed(operand)
@@ -128,7 +128,7 @@ def _integer_to_float(w: Writer, ins: Instruction, given: set[str], to: str, of:
 
 
 def emit_cvta(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
-    """Between generic addresses and those of a memory: see `memory.py` for where they are."""
+    """Convert between generic addresses and those of one memory (see `memory.py`)."""
     sign = "-" if modifiers[0] == "to" else "+"
     space, type_ = modifiers[-2:]
     base = {"global": 0, "const": 0, "shared": SHARED, "local": LOCAL}.get(space)

@@ -10,7 +10,7 @@ from cuda_emulator.translation.arithmetic import BOOLEAN
 from cuda_emulator.translation.writer import Writer, seen_as, stored_as
 
 SPACES = ("global", "shared", "local", "const", "param")
-# How an access is cached, kept together or ordered; none changes what is read.
+# Modifiers for caching, vectors and ordering, which do not change what is read.
 HINTS = {
     "nc", "ca", "cg", "cs", "cv", "lu", "wb", "wt", "weak", "volatile", "relaxed", "cta", "gpu",
     "sys", "cluster", "acquire", "release", "acq_rel", "evict_first", "evict_last", "no_allocate",
@@ -57,7 +57,7 @@ def address_of(w: Writer, operand: Operand) -> str:
 
 
 def emit_ld(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
-    """Load a value or a vector; parameters are there from the start."""
+    """Load a value or a vector; parameters come from the state, not from memory."""
     target, address = ins.operands[:2]
     if "param" in modifiers:
         name = address.parts[0].name if address.parts else ""
@@ -187,7 +187,7 @@ def emit_redux(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
 
 
 def emit_activemask(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
-    """Return which lanes are active."""
+    """Write the mask of the active lanes."""
     w.set(ins.operands[0], "active_lanes(S, m)", "b32")
 
 
@@ -256,7 +256,7 @@ def emit_ldmatrix(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
 
 
 def emit_cp(w: Writer, ins: Instruction, modifiers: list[str]) -> None:
-    """`cp.async`: copies, groups of them, and waiting."""
+    """`cp.async`: start copies, end groups of them, and wait."""
     if modifiers[:1] != ["async"] or (ins.guard and modifiers[1] not in ("ca", "cg")):
         raise w.unknown()
     if modifiers[1] == "commit_group":

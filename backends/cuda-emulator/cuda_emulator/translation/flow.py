@@ -1,4 +1,4 @@
-"""Cut a kernel's instructions into segments: straight pieces without a branch or a wait.
+"""Cut a kernel's instructions into segments, which have no branch or wait inside.
 
 A segment ends before a label or an instruction that synchronizes the lanes of a warp (a shuffle, a
 vote), and after a branch, a barrier or an exit. The program counter of a thread is the number of
@@ -32,13 +32,13 @@ class Segment:
     body: list[Instruction]
     end: str = "fall"
     target: int = -1
-    last: Instruction | None = None  # the instruction that ends it, if it is one of control
+    last: Instruction | None = None  # the branch, barrier or the like that ends it
     members: Operand | None = None  # the lanes that synchronize at its first instruction
-    after: Instruction | None = None  # the barrier with a result that comes before it
+    after: Instruction | None = None  # the barrier just before it, if that has a result
 
     @cached_property
     def lines(self) -> Counter[int]:
-        """How many instructions of each source line it has."""
+        """The number of its instructions by source line."""
         return Counter(ins.line for ins in [*self.body, *([self.last] if self.last else [])])
 
     @property
@@ -53,7 +53,7 @@ class Segment:
 
 
 def registers(operands: tuple[Operand, ...]) -> list[str]:
-    """The registers that operands name, also those in addresses and vectors."""
+    """List the registers in operands, also those in addresses and vectors."""
     names = []
     for operand in operands:
         if operand.kind == "register":
@@ -63,7 +63,7 @@ def registers(operands: tuple[Operand, ...]) -> list[str]:
 
 
 def members(ins: Instruction) -> Operand | None:
-    """Return the operand that names the lanes an instruction synchronizes, if it does."""
+    """Return the operand that names the lanes an instruction synchronizes; None if it does not."""
     if ins.opcode.startswith("bar.warp.sync"):
         return ins.operands[0]
     root = ins.opcode.split(".", 1)[0]
@@ -80,7 +80,7 @@ def is_barrier(ins: Instruction) -> bool:
 
 
 class Flow:
-    """The segments of a kernel, and which of them runs first."""
+    """The segments of a kernel, in order; the first one runs first."""
 
     def __init__(self, kernel: Kernel):
         starts = {0, *kernel.labels.values()}

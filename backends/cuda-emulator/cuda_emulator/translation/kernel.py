@@ -1,4 +1,4 @@
-"""A kernel translated, once, at its first launch: its functions, addresses and tables."""
+"""Translate a kernel at its first launch: Python functions, addresses of variables, tables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cuda_emulator.translation.data_movement import DATA_MOVEMENT
 from cuda_emulator.translation.flow import Flow, Segment, registers
 from cuda_emulator.translation.writer import Namespace, Writer, stored_as
 
-VARIABLE_BITS = 28  # variables in constant and global memory lie so far apart
+VARIABLE_BITS = 28  # variables in constant and global memory are 2^28 bytes apart
 
 # The function that writes each opcode as Python.
 EMIT: dict[str, Callable[..., None]] = {**ARITHMETIC, **CONVERSIONS, **DATA_MOVEMENT}
@@ -96,7 +96,7 @@ class Translation:
         return counts
 
     def _known(self) -> dict[str, Operand]:
-        """Registers that are assigned once, and a constant."""
+        """Find the registers that are assigned once, and to a constant."""
         counts = self._definitions()
         return {
             ins.operands[0].name: ins.operands[1]
@@ -109,10 +109,10 @@ class Translation:
         }
 
     def _normal(self) -> set[str]:
-        """32-bit registers that never hold a subnormal float.
+        """Find the 32-bit registers that never hold a subnormal float.
 
-        All are assumed to be so at first; those that something else is written to are removed until
-        nothing changes.
+        At first all are assumed to be such; those to which a subnormal may be written are removed
+        until nothing changes.
         """
         normal = {name for name, type_ in self.registers.items() if type_ in ("f32", "b32")}
         writes = [
@@ -129,7 +129,7 @@ class Translation:
             normal -= bad
 
     def _local(self) -> list[set[str]]:
-        """For each segment the registers that no other one names, and that it writes first."""
+        """List for each segment the registers that it alone uses, and writes before it reads."""
         named = [segment.registers for segment in self.flow.segments]
         times = Counter(name for names in named for name in names)
         local = []
@@ -152,7 +152,7 @@ class Translation:
     # Variables
 
     def _place_variables(self, kernel: Kernel) -> None:
-        """Assign addresses; in shared and local memory from 0 on, dynamic ones last."""
+        """Assign addresses to variables; shared and local ones from 0 on, dynamic ones last."""
         used = {name for ins in kernel.instructions for name in _symbols(ins.operands)}
         self.static_shared = self.local_bytes = 0
         dynamic = []
@@ -179,7 +179,7 @@ class Translation:
 
     @staticmethod
     def _shift(kernel: Kernel, space: str) -> int:
-        """The width of the narrowest access to a memory, as a power of two."""
+        """Return the binary logarithm of the narrowest access to a memory, in bytes."""
         narrowest = 16
         for ins in kernel.instructions:
             root, *modifiers = ins.opcode.replace("::", ".").split(".")
@@ -196,7 +196,7 @@ class Translation:
     # Functions
 
     def compile(self, number: int, some: bool) -> Callable[..., Any]:
-        """Compile a segment, alone for `some` lanes, or with those that follow."""
+        """Compile a segment: alone if for `some` lanes, else with the rest of its chain."""
         segments = [self.flow.segments[number]]
         if not some:
             segments = self.chain(number)
@@ -208,7 +208,7 @@ class Translation:
         return scope["run"]
 
     def chain(self, number: int) -> list[Segment]:
-        """A segment and those that it falls through to only because lanes synchronize there."""
+        """Return a segment and those after it that begin only because lanes synchronize there."""
         segments = [self.flow.segments[number]]
         while segments[-1].end == "fall" and segments[-1].number + 1 < self.flow.exit:
             following = self.flow.segments[segments[-1].number + 1]
@@ -218,13 +218,13 @@ class Translation:
         return segments
 
     def whole_function(self, number: int) -> Any:
-        """The function of a chain of segments, for when all threads are active."""
+        """Return the function of a chain of segments, for when all threads are active."""
         if self.whole[number] is None:
             self.whole[number] = self.compile(number, some=False)
         return self.whole[number]
 
     def some_function(self, number: int) -> Any:
-        """The function of a segment, for when only some lanes are active."""
+        """Return the function of a segment, for when only some lanes are active."""
         if self.some[number] is None:
             self.some[number] = self.compile(number, some=True)
         return self.some[number]
@@ -240,7 +240,7 @@ class Translation:
 
 
 def _stays(ins: Instruction, normal: set[str]) -> bool:
-    """Return whether an instruction writes no subnormal float32 if `normal` registers hold none."""
+    """Return whether an instruction writes no subnormal float32, as long as `normal` hold none."""
     root, *modifiers = ins.opcode.split(".")
     if "ftz" in modifiers and modifiers[-1] in ("f32", "f64"):
         return True

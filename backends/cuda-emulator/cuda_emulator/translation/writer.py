@@ -2,10 +2,10 @@
 
 A register is an array over the lanes, or a NumPy scalar where all lanes share the value. A segment
 is written in two forms. `whole` is for when all threads that have not ended are active: it assigns
-registers outright, and goes on through the following segments as far as nothing branches. `some`
+registers without a mask, and includes the following segments up to the first branch. `some`
 is for when only the lanes of a mask are active: the others keep their values, unless the register
 is used in no other segment. Both are called with (S, R, m): the state of the launch, the registers,
-and the mask of the lanes that memory accesses are made for, None for all.
+and the mask of the lanes that access memory, None for all.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from cuda_emulator.translation.flow import Segment
 if TYPE_CHECKING:
     from cuda_emulator.translation.kernel import Translation
 
-STORED = {1: "i2", 2: "i2", 4: "i4", 8: "i8"}  # what holds a register, by its bytes
+STORED = {1: "i2", 2: "i2", 4: "i4", 8: "i8"}  # the type that holds a register, by its bytes
 
 
 def stored_as(type_: str) -> str:
-    """The NumPy type of a register: of PTX's type, all integers and halves being signed."""
+    """Return the NumPy type that holds a register: signed for integers and 16-bit floats."""
     if type_ == "pred":
         return "?"
     return {"f32": "f4", "f64": "f8"}.get(type_) or STORED[TYPE_BYTES[type_]]
 
 
 def seen_as(type_: str) -> str:
-    """The NumPy type that an instruction's type asks for; halves are their bits."""
+    """Return the NumPy type of an instruction's type; 16-bit floats are their bits."""
     if type_ in ("pred", "f32", "f64") or type_[0] == "b" or type_.startswith("f16"):
         return "i1" if type_ == "b8" else stored_as(type_)
     return f"{'u' if type_[0] == 'u' else 'i'}{TYPE_BYTES[type_]}"
 
 
 class Namespace:
-    """The globals of a kernel's functions: constants, access sites, functions."""
+    """The globals of a kernel's generated functions: constants, access sites, functions."""
 
     def __init__(self, functions: dict[str, Any]):
         self.globals: dict[str, Any] = dict(functions)
         self._names: dict[Any, str] = {}
 
     def constant(self, value: int | float, dtype: str) -> str:
-        """Name a constant. It is an array of no dimension, which is faster than a scalar."""
+        """Name a constant, kept as an array of no dimension, which is faster than a scalar."""
         key = (value, dtype)
         if key not in self._names:
             kind = np.dtype(dtype)
@@ -74,7 +74,7 @@ class Namespace:
 
 
 class Writer:
-    """Writes one function; the functions of `EMIT`, one for each opcode, call its methods."""
+    """Writes one function; the functions in `EMIT`, one for each opcode, call its methods."""
 
     def __init__(self, kernel: Translation, some: bool):
         self.kernel = kernel
@@ -135,7 +135,7 @@ class Writer:
         return self._variable(name)
 
     def predicate(self, operand: Operand) -> str:
-        """An expression of booleans, negated where the operand is."""
+        """Return a boolean expression, negated where the operand is."""
         if operand.kind == "integer":
             return self.names.constant(operand.value, "?")
         if operand.kind != "register":
@@ -144,7 +144,7 @@ class Writer:
         return f"(~{name})" if operand.negated else name
 
     def value(self, operand: Operand, type_: str) -> str:
-        """An expression of the operand as an instruction's type sees it."""
+        """Return an expression for the operand, in the instruction's type."""
         wanted = seen_as(type_)
         if type_ == "pred":
             return self.predicate(operand)
@@ -170,7 +170,7 @@ class Writer:
         raise self.unknown()
 
     def special(self, name: str) -> str:
-        """A special register, int32."""
+        """Return an expression for a special register, int32."""
         if name not in SPECIAL:
             raise self.unknown(f"no special register {name}")
         return f"S.{SPECIAL[name]}"
@@ -188,7 +188,7 @@ class Writer:
         raise self.unknown("a register of another width")
 
     def flushed(self, operand: Operand) -> str:
-        """A float32 operand with subnormals flushed, unless it cannot be one."""
+        """Return a float32 operand, flushed unless it cannot be subnormal."""
         expression = self.value(operand, "f32")
         if operand.kind != "register" or operand.name in self.kernel.known:
             return expression
@@ -207,12 +207,12 @@ class Writer:
     # Results
 
     def mask(self) -> str:
-        """The lanes that the instruction at hand accesses memory for."""
+        """Return an expression for the lanes for which the current instruction accesses memory."""
         guard = self.instruction.guard
         return f"chosen(S, {self.predicate(guard)}, m)" if guard else "m"
 
     def set(self, operand: Operand, expression: str, type_: str) -> None:
-        """Assign what an expression of an instruction's type gives to a register."""
+        """Assign an expression, which is of an instruction's type, to a register."""
         if operand.kind == "sink":
             return
         if operand.kind != "register":

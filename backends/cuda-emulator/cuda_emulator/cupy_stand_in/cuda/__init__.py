@@ -18,7 +18,7 @@ __all__ = [
     "runtime",
 ]
 
-PAGE = 512  # CuPy rounds what it allocates up to a multiple
+PAGE = 512  # CuPy rounds allocations up to a multiple of this
 
 
 class Device:
@@ -29,7 +29,7 @@ class Device:
 
     @property
     def compute_capability(self) -> str:
-        """Such as "90"."""
+        """The compute capability, such as "90"."""
         return str(_card.capability())
 
     @property
@@ -50,7 +50,7 @@ class Device:
 
 
 class Event:
-    """A mark in the order of copies, to wait for those before it."""
+    """A mark in the order of copies; the host can wait for those before it."""
 
     def __init__(self, *, disable_timing: bool = False):
         """Make an event before all copies."""
@@ -61,7 +61,7 @@ class Event:
         self._copies = STREAM.begun
 
     def synchronize(self) -> None:
-        """Wait for the copies before `record`; Overwritten if the source of one has changed."""
+        """Wait for the copies before `record`; raise Overwritten if the source of one changed."""
         STREAM.wait(self._copies)
 
 

@@ -18,7 +18,7 @@ class OutOfMemoryError(MemoryError):
 
 
 class MemoryPointer:
-    """An address in a block `mem`, which lives as long as something points into it."""
+    """An address in a block `mem`; the block lives as long as something points into it."""
 
     def __init__(self, mem: _card.Block, offset: int):
         """Point `offset` bytes past the block's start."""
@@ -32,12 +32,12 @@ class MemoryPointer:
 
     @property
     def _left(self) -> int:
-        """Bytes from there to the end of the block."""
+        """Bytes from the address to the end of the block."""
         return self.mem.size - self._offset
 
 
 def alloc(size: int) -> MemoryPointer:
-    """Allocate; OutOfMemoryError where there is no room."""
+    """Allocate; raise OutOfMemoryError where there is no room."""
     if _card.CARD.used + size > _card.CARD.total:
         raise OutOfMemoryError(size, _card.CARD.used)
     return MemoryPointer(_card.Block(_card.CARD, size), 0)

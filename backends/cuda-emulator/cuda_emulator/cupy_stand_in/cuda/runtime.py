@@ -13,7 +13,7 @@ class CUDARuntimeError(RuntimeError):
     """An error of CUDA; `status` is its number."""
 
     def __init__(self, status: int):
-        """Make the error of a number."""
+        """Make the error with a number."""
         self.status = status
         super().__init__(f"CUDA error {status}")
 
@@ -24,5 +24,5 @@ def getDeviceCount() -> int:  # noqa: N802, cupy's name
 
 
 def getDeviceProperties(device: int) -> dict[str, Any]:  # noqa: N802, cupy's name
-    """Return its name; cupy's dictionary has much more."""
+    """Return the device's name; cupy's dictionary has much more."""
     return {"name": f"CPU, emulating {_card.arch()}".encode()}
