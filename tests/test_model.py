@@ -315,3 +315,10 @@ def test_a_projection_of_a_stage_is_the_product_of_its_norm_and_weight(name):
     weight = model.tensors[f"model.layers.{n}.{module}.weight"].astype(np.float64)
     product = named[f"{layer}.{norm}"] @ weight.T
     np.testing.assert_allclose(named[name].reshape(product.shape), product, rtol=1e-12)
+
+
+def test_an_unknown_argument_is_refused_with_all_that_are_known():
+    with pytest.raises(TypeError) as caught:
+        MistralForCausalLM.from_pretrained("nowhere", device_map="auto")
+    known = "name_or_path, backend, dtype, revision"
+    assert str(caught.value).endswith(f"unknown argument device_map; known are {known}")

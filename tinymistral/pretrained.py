@@ -124,7 +124,7 @@ class PreTrainedModel(Generic[AnyOutput]):
         of `tap.STAGES`; the input then goes through in one piece. `head` explains further
         arguments, such as `labels`. Raises ValueError for inputs that do not fit.
         """
-        refuse_unknown(PreTrainedModel.__call__, head_arguments, self.head)
+        refuse_unknown(type(self).__name__, head_arguments, PreTrainedModel.__call__, self.head)
         if output_attentions and not self.backend.has_attention_weights:
             raise ValueError(
                 f"output_attentions: backend {self.backend.name!r} does not give attention "
@@ -183,7 +183,7 @@ class PreTrainedModel(Generic[AnyOutput]):
         checkpoint's dtype.
         Raises ValueError, in one line, for anything but a complete Mistral checkpoint.
         """
-        refuse_unknown(cls.from_pretrained, unknown)
+        refuse_unknown(cls.from_pretrained.__qualname__, unknown, cls.from_pretrained)
         folder = find_checkpoint(name_or_path, revision)
         chosen = get_backend(backend, dtype)
         config, tensors = load_checkpoint(folder, cls.parameter_shapes, cls.__name__)
@@ -247,22 +247,18 @@ def _caller() -> int:
     return level
 
 
-def refuse_unknown(
-    function: Callable[..., Any], extra: Mapping[str, Any], head: Callable[..., Any] | None = None
-) -> None:
-    """Raise a TypeError that lists the known arguments if `extra` has any but the head's."""
+def refuse_unknown(name: str, extra: Mapping[str, Any], *functions: Callable[..., Any]) -> None:
+    """Raise a TypeError that lists the known arguments if `extra` has one of no function."""
     if not extra:
         return
-    functions = [function] if head is None else [function, head]
     parameters = [p for f in functions for p in inspect.signature(f).parameters.values()]
-    passed_on = ("self", "pieces", "inputs", "backend")
-    named = [p.name for p in parameters if p.kind != p.VAR_KEYWORD and p.name not in passed_on]
+    passed_on = ("self", "pieces", "inputs", "backend")  # required ones: no user gives them
+    named = [
+        p.name
+        for p in parameters
+        if p.kind != p.VAR_KEYWORD and (p.name not in passed_on or p.default is not p.empty)
+    ]
     if unknown := sorted(set(extra) - set(named)):
-        name = (
-            function.__qualname__
-            if head is None
-            else type(getattr(head, "__self__", None)).__name__
-        )
         raise TypeError(
             f"{name}: unknown argument {', '.join(unknown)}; known are {', '.join(named)}"
         )
