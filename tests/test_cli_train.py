@@ -101,6 +101,10 @@ def test_stopping_and_resuming_change_no_bit(trained: Path, corpus: str, tmp_pat
         assert (out / name).read_bytes() == (trained / name).read_bytes()
 
 
+def test_it_does_not_stop_after_a_step_that_is_done(trained: Path) -> None:
+    assert "3 steps are done" in refused("train", str(trained), "--resume", "--stop-after", "3")
+
+
 def test_a_finished_run_can_be_drawn(trained: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     before = state(trained)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinymistral import MistralConfig, MistralForCausalLM, MistralTokenizer
+from tinymistral import DEMO, MistralConfig, MistralForCausalLM, MistralTokenizer
 from tinymistral.checkpoint import read_tensors
 from tinymistral.training import run as runs
 from tinymistral.training.documents import Corpus, train_tokenizer
@@ -167,6 +167,15 @@ def test_it_learns_a_text_by_heart_and_where_it_ends(tmp_path: Path) -> None:
     ids = model.generate([tokenizer.encode("Mia")], max_new_tokens=100)[0]
     assert tokenizer.decode(ids) == f"<s>{text}</s>".replace("<s>Mia", "<s> Mia")
     assert run.curve.held_out_loss == []
+
+
+def test_a_model_that_does_not_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights, gradients and two moments in float32: 16 bytes for each of 2,361,408 parameters."""
+    monkeypatch.setattr("os.sysconf", lambda name: 37_782_527 if name == "SC_PAGE_SIZE" else 1)
+    with pytest.raises(ValueError, match=r"of this model would take 0\.0 GB"):
+        runs.fine_tuning(RECIPE, DEMO)
+    monkeypatch.setattr("os.sysconf", lambda name: 37_782_528 if name == "SC_PAGE_SIZE" else 1)
+    runs.fine_tuning(replace(RECIPE, corpus=__file__), DEMO)
 
 
 def test_a_loss_that_is_not_finite_is_an_error() -> None:

@@ -92,7 +92,11 @@ def run(options: argparse.Namespace) -> int:
         check_picture(options.plot)
     with stopping() as interrupted:
         training = begin(options)
-        log = Log(training.step, training.recipe.steps)
+        if options.stop_after is not None and options.stop_after <= training.step:
+            raise ValueError(
+                f"--stop-after: {training.step} steps are done, expected more than that"
+            )
+        log = Log(training.recipe.steps)
 
         def stop() -> bool:
             return interrupted() or training.step == options.stop_after
@@ -200,7 +204,7 @@ def cores() -> int:
 class Log:
     """Shows each step on a terminal, and leaves a line for some of them."""
 
-    def __init__(self, step: int, steps: int) -> None:
+    def __init__(self, steps: int) -> None:
         self.steps = steps
         self.progress = Progress("{}")
         self.recent = deque([(time.monotonic(), 0)], maxlen=LOG_EVERY)  # when, tokens so far

@@ -11,6 +11,7 @@ import io
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Protocol
 
@@ -36,8 +37,8 @@ class Documents(Protocol):
     def __getitem__(self, n: int) -> str:
         """Return the text of document n, n >= 0."""
 
-    def first(self) -> Iterable[str]:
-        """Return documents in order, each once; they may never end."""
+    def each_once(self) -> Iterable[str]:
+        """Return each document once, for the tokenizer; generated ones never end."""
 
 
 class Stories:
@@ -51,12 +52,9 @@ class Stories:
     def __getitem__(self, n: int) -> str:
         return story((self.start + n) % HELD_OUT_SEEDS).text
 
-    def first(self) -> Iterator[str]:
+    def each_once(self) -> Iterator[str]:
         """Return story after story."""
-        n = 0
-        while True:
-            yield self[n]
-            n += 1
+        return map(self.__getitem__, count())
 
 
 class Corpus:
@@ -78,7 +76,7 @@ class Corpus:
             self._epoch, self._order = epoch, random.permutation(len(self.texts))
         return self.texts[self._order[place]]
 
-    def first(self) -> list[str]:
+    def each_once(self) -> list[str]:
         """Return the documents in their order in the file."""
         return self.texts
 

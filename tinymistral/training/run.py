@@ -25,6 +25,7 @@ from tinymistral.files import CheckpointError, make_folder, read_json, whole_fil
 from tinymistral.files.hub import find_checkpoint
 from tinymistral.files.safetensors import read_file, write_file
 from tinymistral.operations import NUMPY_DTYPES
+from tinymistral.pretrained import refuse_if_too_large
 from tinymistral.sampling import FILE_NAME as GENERATION_FILE
 from tinymistral.sampling import read_generation_config
 from tinymistral.tokenizer import MistralTokenizer
@@ -132,7 +133,7 @@ GENERATION = {"do_sample": True, "temperature": 0.7, "top_k": 40, "max_new_token
 def new_run(recipe: Recipe, *, vocab_size: int = 2048, window: int = 128) -> Run:
     """Train a tokenizer on the documents, and begin with random weights."""
     documents, recipe = open_documents(recipe)
-    tokenizer = train_tokenizer(documents.first(), vocab_size)
+    tokenizer = train_tokenizer(documents.each_once(), vocab_size)
     config = story_model(vocab_size, window, recipe.dtype)
     weights = random_weights(config, recipe.seed)
     return begin(recipe, config, GENERATION, tokenizer, documents, weights)
@@ -149,6 +150,8 @@ def fine_tuning(recipe: Recipe, name_or_path: str | Path, window: int | None = N
     config = dataclasses.replace(config, dtype=recipe.dtype)
     if window is not None:
         config = dataclasses.replace(config, sliding_window=window)
+    numbers = sum(array.size for array in tensors.values())
+    refuse_if_too_large(4 * 4 * numbers, "weights, gradients and moments of this model")
     weights = {name: array.astype(np.float32) for name, array in tensors.items()}
     documents, recipe = open_documents(recipe)
     generation = read_generation_config(folder)
