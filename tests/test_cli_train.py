@@ -204,6 +204,18 @@ def test_ctrl_c_saves_and_says_how_to_go_on(corpus: str, tmp_path: Path) -> None
     assert np.isfinite(curve["loss"]).all()
 
 
+def test_linear_algebra_has_one_thread(corpus: str, tmp_path: Path) -> None:
+    code = """
+import os
+from tinymistral.cli import THREAD_VARIABLES, main
+main()
+print(*(os.environ[name] for name in THREAD_VARIABLES))
+"""
+    options = ("--corpus", corpus, "--steps", "1", *FAST, "--threads", "2")
+    process = start("train", str(tmp_path), *options, code=code, env={"OMP_NUM_THREADS": "2"})
+    assert finish(process)[1].splitlines()[-1] == b"1 1 1 1 1"
+
+
 @posix
 def test_progress_on_a_terminal(corpus: str, tmp_path: Path) -> None:
     import os

@@ -157,6 +157,28 @@ def test_the_loss_falls_and_is_measured_on_held_out_documents() -> None:
     assert run.curve.held_out_loss[1] < run.curve.held_out_loss[0] < 2
 
 
+def test_the_held_out_loss_is_the_mean_over_their_tokens(uninterrupted: Run) -> None:
+    """By the other forward pass, that of training."""
+    assert uninterrupted.curve.held_out_steps == [8]
+    total, count = 0.0, 0
+    for text in TEXTS[19::20]:
+        ids = np.array([*TOKENIZER.encode(text), 2])
+        targets, positions = np.append(ids[1:], -100), np.arange(len(ids))
+        loss, targets_of_it, _ = loss_and_gradients(
+            uninterrupted.weights, ids, targets, positions, CONFIG
+        )
+        total, count = total + loss, count + targets_of_it
+    assert uninterrupted.curve.held_out_loss == [pytest.approx(total / count, rel=1e-5)]
+
+
+def test_gradients_are_clipped() -> None:
+    """After one step the first moment is a tenth of the gradient, whose norm is the limit."""
+    run = new_run(replace(RECIPE, clip=0.01))
+    stop_after(run, 1)
+    norm = np.sqrt(sum(np.square(array).sum() for array in run.optimizer.first.values()))
+    assert norm == pytest.approx(0.1 * 0.01, rel=1e-5)
+
+
 def test_it_learns_a_text_by_heart_and_where_it_ends(tmp_path: Path) -> None:
     text = "Mia saw a red ball.\nIt was not red, it was blue: Tom had the red one."
     run = new_run(replace(RECIPE, steps=120, length=100), [text])
