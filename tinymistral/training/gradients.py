@@ -14,6 +14,8 @@ is computed in the dtype of the weights, float32 or float64.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -27,9 +29,12 @@ from tinymistral.operations import RopeTable, visible
 Arrays = Mapping[str, np.ndarray]
 Kept = tuple[Any, ...]  # what a gradient needs of the forward pass
 
+# Parameters of mallopt, in glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+
 # Queries in a tile of attention: few, so that few of the tile's slots are hidden from a query and
 # the scores fit into the processor's cache; many, so that the matrix products are large.
-QUERIES_A_TILE = 64
+QUERIES_A_TILE = 48
 
 
 # Each token alone
@@ -114,10 +119,15 @@ def silu_mul_backward(dy: np.ndarray, kept: Kept) -> tuple[np.ndarray, np.ndarra
 # Positions
 
 
-def rope_backward(dy: np.ndarray, table: RopeTable, backend: NumpyBackend) -> np.ndarray:
-    """Rotate dy (T, H, d) back, by the negative angles: a rotation's transpose is its inverse."""
+def rope(x: np.ndarray, table: RopeTable) -> np.ndarray:
+    """Rotate the pairs of numbers of x (T, H, d) by the angles of the table, (T, 1, d/2) each."""
+    return NumpyBackend(x.dtype.name).rope(x, table)
+
+
+def rope_backward(dy: np.ndarray, table: RopeTable) -> np.ndarray:
+    """Return dx: dy rotated back, by the negative angles. A rotation's transpose is its inverse."""
     cos, sin = table
-    return backend.rope(dy, (cos, -sin))
+    return rope(dy, (cos, -sin))
 
 
 # Attention
@@ -155,7 +165,7 @@ def attention(
     1 / total.
     """
     K, _, G, d = q.shape
-    q = q * q.dtype.type(d**-0.5)
+    q = q * d**-0.5
     y = np.zeros_like(q)
     scale = np.zeros((*q.shape[:3], 1), dtype=q.dtype)
     exps = []
@@ -201,7 +211,7 @@ def attention_backward(
         d_scores *= exp
         dq[:, queries] = (d_scores @ k[:, slots]).reshape(K, t, G, d)
         dk[:, slots] += d_scores.swapaxes(1, 2) @ q[:, queries].reshape(K, t * G, d)
-    dq *= q.dtype.type(d**-0.5)
+    dq *= d**-0.5
     return dq, dk, dv
 
 
@@ -215,7 +225,7 @@ def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> tuple[float, np.nd
     (N, V), which are the largest array of all.
     """
     rows = np.arange(len(targets), dtype=np.int64)
-    logits -= logits.max(axis=1, keepdims=True, initial=np.finfo(logits.dtype).min)
+    logits -= logits.max(axis=1, keepdims=True)  # so that exp cannot overflow
     chosen = logits[rows, targets]
     np.exp(logits, out=logits)
     total = logits.sum(axis=1, keepdims=True)
@@ -233,17 +243,16 @@ def self_attention(
     table: RopeTable,
     tiles: list[Tile],
     config: MistralConfig,
-    backend: NumpyBackend,
 ) -> tuple[np.ndarray, Kept]:
     """Grouped-query attention of one layer: normed x (T, D) -> (T, D), as `model.attention`."""
     T, H, K, d = len(x), config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    q = backend.rope(linear(x, weights["self_attn.q_proj.weight"]).reshape(T, H, d), table)
-    k = backend.rope(linear(x, weights["self_attn.k_proj.weight"]).reshape(T, K, d), table)
-    v = linear(x, weights["self_attn.v_proj.weight"]).reshape(T, K, d)
+    q = rope(linear(x, weights["self_attn.q_proj"]).reshape(T, H, d), table)
+    k = rope(linear(x, weights["self_attn.k_proj"]).reshape(T, K, d), table)
+    v = linear(x, weights["self_attn.v_proj"]).reshape(T, K, d)
     q = np.ascontiguousarray(q.reshape(T, K, H // K, d).swapaxes(0, 1))
     mix, kept = attention(q, k.swapaxes(0, 1), v.swapaxes(0, 1), tiles)
     mix = mix.swapaxes(0, 1).reshape(T, H * d)
-    return linear(mix, weights["self_attn.o_proj.weight"]), (x, mix, kept)
+    return linear(mix, weights["self_attn.o_proj"]), (x, mix, kept)
 
 
 def self_attention_backward(
@@ -253,23 +262,19 @@ def self_attention_backward(
     table: RopeTable,
     tiles: list[Tile],
     config: MistralConfig,
-    backend: NumpyBackend,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return dx (T, D), and the gradients of the layer's weights of attention."""
     T, H, K, d = len(dy), config.num_attention_heads, config.num_key_value_heads, config.head_dim
     x, mix, of_attention = kept
     gradients = {}
-    d_mix, gradients["self_attn.o_proj.weight"] = linear_backward(
-        dy, mix, weights["self_attn.o_proj.weight"]
-    )
+    d_mix, gradients["self_attn.o_proj"] = linear_backward(dy, mix, weights["self_attn.o_proj"])
     d_mix = np.ascontiguousarray(d_mix.reshape(T, K, H // K, d).swapaxes(0, 1))
     dq, dk, dv = attention_backward(d_mix, of_attention, tiles)
-    dq = rope_backward(dq.swapaxes(0, 1).reshape(T, H, d), table, backend)
-    dk = rope_backward(dk.swapaxes(0, 1), table, backend)
+    dq = rope_backward(dq.swapaxes(0, 1).reshape(T, H, d), table)
+    dk = rope_backward(dk.swapaxes(0, 1), table)
     dv = dv.swapaxes(0, 1)
     dx = np.zeros_like(x)
-    for name, dz in (("q_proj", dq), ("k_proj", dk), ("v_proj", dv)):
-        name = f"self_attn.{name}.weight"
+    for name, dz in (("self_attn.q_proj", dq), ("self_attn.k_proj", dk), ("self_attn.v_proj", dv)):
         part, gradients[name] = linear_backward(dz.reshape(T, -1), x, weights[name])
         dx += part
     return dx, gradients
@@ -277,10 +282,10 @@ def self_attention_backward(
 
 def mlp(x: np.ndarray, weights: Arrays) -> tuple[np.ndarray, Kept]:
     """SwiGLU, down(silu(gate(x)) · up(x)): normed x (T, D) -> (T, D), as `model.mlp`."""
-    gate = linear(x, weights["mlp.gate_proj.weight"])
-    up = linear(x, weights["mlp.up_proj.weight"])
+    gate = linear(x, weights["mlp.gate_proj"])
+    up = linear(x, weights["mlp.up_proj"])
     hidden, kept = silu_mul(gate, up)
-    return linear(hidden, weights["mlp.down_proj.weight"]), (x, hidden, kept)
+    return linear(hidden, weights["mlp.down_proj"]), (x, hidden, kept)
 
 
 def mlp_backward(
@@ -289,16 +294,22 @@ def mlp_backward(
     """Return dx (T, D), and the gradients of the layer's weights of the feed-forward network."""
     x, hidden, of_silu_mul = kept
     gradients = {}
-    d_hidden, gradients["mlp.down_proj.weight"] = linear_backward(
-        dy, hidden, weights["mlp.down_proj.weight"]
-    )
+    d_hidden, gradients["mlp.down_proj"] = linear_backward(dy, hidden, weights["mlp.down_proj"])
     d_gate, d_up = silu_mul_backward(d_hidden, of_silu_mul)
-    dx, gradients["mlp.gate_proj.weight"] = linear_backward(
-        d_gate, x, weights["mlp.gate_proj.weight"]
-    )
-    part, gradients["mlp.up_proj.weight"] = linear_backward(d_up, x, weights["mlp.up_proj.weight"])
+    dx, gradients["mlp.gate_proj"] = linear_backward(d_gate, x, weights["mlp.gate_proj"])
+    part, gradients["mlp.up_proj"] = linear_backward(d_up, x, weights["mlp.up_proj"])
     dx += part
     return dx, gradients
+
+
+def layer_weights(weights: Arrays, n: int) -> Arrays:
+    """Return the weights of layer n by their names within it, such as "mlp.gate_proj"."""
+    prefix = f"model.layers.{n}."
+    return {
+        name.removeprefix(prefix).removesuffix(".weight"): array
+        for name, array in weights.items()
+        if name.startswith(prefix)
+    }
 
 
 def layer(
@@ -307,14 +318,13 @@ def layer(
     table: RopeTable,
     tiles: list[Tile],
     config: MistralConfig,
-    backend: NumpyBackend,
 ) -> tuple[np.ndarray, Kept]:
     """Run x (T, D) through one layer: attention, then the feed-forward network, each added to x."""
     eps = config.rms_norm_eps
-    normed, of_norm = rms_norm(x, weights["input_layernorm.weight"], eps)
-    out, of_attention = self_attention(normed, weights, table, tiles, config, backend)
+    normed, of_norm = rms_norm(x, weights["input_layernorm"], eps)
+    out, of_attention = self_attention(normed, weights, table, tiles, config)
     x = x + out
-    normed, of_second_norm = rms_norm(x, weights["post_attention_layernorm.weight"], eps)
+    normed, of_second_norm = rms_norm(x, weights["post_attention_layernorm"], eps)
     out, of_mlp = mlp(normed, weights)
     return x + out, (of_norm, of_attention, of_second_norm, of_mlp)
 
@@ -326,7 +336,6 @@ def layer_backward(
     table: RopeTable,
     tiles: list[Tile],
     config: MistralConfig,
-    backend: NumpyBackend,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return the gradient of the layer's input (T, D) and of its weights.
 
@@ -334,14 +343,12 @@ def layer_backward(
     """
     of_norm, of_attention, of_second_norm, of_mlp = kept
     d_normed, gradients = mlp_backward(dx, of_mlp, weights)
-    name = "post_attention_layernorm.weight"
+    name = "post_attention_layernorm"
     part, gradients[name] = rms_norm_backward(d_normed, of_second_norm, weights[name])
     dx = dx + part
-    d_normed, of_weights = self_attention_backward(
-        dx, of_attention, weights, table, tiles, config, backend
-    )
+    d_normed, of_weights = self_attention_backward(dx, of_attention, weights, table, tiles, config)
     gradients |= of_weights
-    name = "input_layernorm.weight"
+    name = "input_layernorm"
     part, gradients[name] = rms_norm_backward(d_normed, of_norm, weights[name])
     return dx + part, gradients
 
@@ -362,15 +369,14 @@ def loss_and_gradients(
     """
     embed, norm = weights["model.embed_tokens.weight"], weights["model.norm.weight"]
     head = embed if config.tie_word_embeddings else weights["lm_head.weight"]
-    backend = NumpyBackend(embed.dtype.name)
-    table = backend.rope_table(positions, config.rope_theta, config.head_dim)
+    table = NumpyBackend(embed.dtype.name).rope_table(positions, config.rope_theta, config.head_dim)
     tiles = attention_tiles(positions, config.sliding_window, embed.dtype)
-    prefixes = [f"model.layers.{n}." for n in range(config.num_hidden_layers)]
+    layers = [layer_weights(weights, n) for n in range(config.num_hidden_layers)]
 
     x = embed[ids]
     kept = []
-    for prefix in prefixes:
-        x, of_layer = layer(x, _within(weights, prefix), table, tiles, config, backend)
+    for layer_n in layers:
+        x, of_layer = layer(x, layer_n, table, tiles, config)
         kept.append(of_layer)
     predicting = np.flatnonzero(targets != IGNORED)
     normed, of_norm = rms_norm(x[predicting], norm, config.rms_norm_eps)
@@ -381,11 +387,9 @@ def loss_and_gradients(
     dx = np.zeros_like(x)
     dx[predicting] = part
     gradients = {"model.norm.weight": d_norm}
-    for prefix in reversed(prefixes):
-        dx, of_weights = layer_backward(
-            dx, kept.pop(), _within(weights, prefix), table, tiles, config, backend
-        )
-        gradients |= {prefix + name: array for name, array in of_weights.items()}
+    for n in reversed(range(len(layers))):
+        dx, of_weights = layer_backward(dx, kept.pop(), layers[n], table, tiles, config)
+        gradients |= {f"model.layers.{n}.{name}.weight": of_weights[name] for name in of_weights}
     d_embed = d_head if config.tie_word_embeddings else np.zeros_like(embed)
     embedding_backward(dx, ids, d_embed)
     gradients["model.embed_tokens.weight"] = d_embed
@@ -394,6 +398,15 @@ def loss_and_gradients(
     return loss, len(predicting), gradients
 
 
-def _within(weights: Arrays, prefix: str) -> dict[str, np.ndarray]:
-    """Return the weights whose names begin with the prefix, without it."""
-    return {n.removeprefix(prefix): array for n, array in weights.items() if n.startswith(prefix)}
+def keep_freed_memory() -> None:
+    """Let glibc keep what this process frees, for its next arrays; call it before threads start.
+
+    By default it gives a large array back to the system as soon as it is freed, and the system
+    fills the next one with zeros, a page at a time: an eighth of the time of `loss_and_gradients`.
+    Where the C library is another one, nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(M_ARENA_MAX, 1)  # one heap for all threads, as those of threads are limited
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest that is allowed
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
