@@ -11,4 +11,14 @@
 `python -m tinymistral` is the same as `tinymistral`. All text is UTF-8.
 """
 
-COMMANDS = ("generate", "chat", "score", "convert", "tokenize", "train", "backends", "golden")
+COMMANDS = (
+    "generate",
+    "chat",
+    "score",
+    "convert",
+    "tokenize",
+    "train",
+    "grade",
+    "backends",
+    "golden",
+)
