@@ -1,8 +1,8 @@
 """Show what happens inside the model for a text.
 
-The text's tokens; the stages of the forward pass, with their shapes; the tokens
-that the last one reads in one head; the ring of cached keys; the five likeliest
-next tokens. The walkthrough explains each of them.
+The text's tokens; the stages of the forward pass, with their shapes; what the
+last token reads in one head; the ring of cached keys; the five likeliest next
+tokens. The walkthrough explains each of them.
 
   tinymistral explain "Once upon a time there was"
   tinymistral explain --layer 2 --head 4 "The fox said that it"
