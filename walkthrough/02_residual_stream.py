@@ -35,6 +35,9 @@ print("table", table.shape, " ids", ids.shape, " x", x.shape)
 show(PlainBackend.embedding)
 
 # %% [markdown]
+# (`round`, and `widen` in other functions, are for 16-bit numbers, chapter 11; in float64 they
+# change nothing.)
+#
 # What did training put into these rows? Let us see which rows point in nearly the same direction.
 # The *cosine* of two vectors is 1 for the same direction, 0 for directions that have nothing to do
 # with each other, and −1 for opposite ones.
