@@ -46,7 +46,8 @@ print("mean of the values", (weights @ values).round(2))
 
 # %% [markdown]
 # The query matches the first and the third key equally well, so the result lies in the middle
-# between their values, with a trace of the second: softmax gives no weight of exactly 0.
+# between their values, with a trace of the second: softmax gives no weight of exactly 0 to a finite
+# score.
 #
 # ## A head of the model
 #
@@ -124,7 +125,7 @@ show(PlainBackend.attention, PlainBackend.softmax)
 # %%
 draws = np.random.default_rng(1)
 for width in (32, 128):
-    a, b = draws.standard_normal((2, 100_000, width))
+    a, b = draws.standard_normal((2, 10_000, width))
     dots = (a * b).sum(axis=1)
     print(
         f"d = {width:3}: scores of size {dots.std():.1f}, divided {(dots / width**0.5).std():.2f}"
@@ -169,7 +170,11 @@ for axes, key, title in zip(figure.subplots(1, 2), (near_head, far_head), titles
     )
     axes.text(T - 0.3, 0.8, "later tokens:\nnot visible", ha="right", va="top", size=9)
     axes.text(T - 0.3, 2.8, "white: weight 0\ndark: weight 1", ha="right", va="top", size=8)
-picture(figure, "03_heads", "The attention weights of two heads: one reads the token before")
+picture(
+    figure,
+    "03_heads",
+    "Attention weights of two heads as heat maps: one reads the token before, one further back",
+)
 
 # %% tags=["remove-input"]
 row = every[far_head][-1]
@@ -177,9 +182,9 @@ most = int(row.argmax())
 say(f"""
 Each row is one query, and its weights add up to 1: the darker a cell, the more of that token's
 value is taken. On the left, {before[near_head]:.0%} of the weight is on the token just before, on
-average: such a head joins what is written in pieces. On the right, the last token, `{names[-1]}`,
-reads `{names[most]}` at position {most} most, with weight {row[most]:.2f}. Nobody told a head what
-to look for, and of many it is hard to say in words.
+average: such a head tells each token what stands before it. On the right, the last token,
+`{names[-1]}`, reads `{names[most]}` at position {most} most, with weight {row[most]:.2f}. Nobody
+told a head what to look for, and of many it is hard to say in words.
 """)
 assert all(np.abs(w.sum(axis=1) - 1).max() < 1e-12 for w in every.values())
 

@@ -31,6 +31,7 @@ def render(path: Path) -> str:
         notebook,
         timeout=SECONDS,
         kernel_name="python3",
+        coalesce_streams=True,  # in how many parts output arrives differs from run to run
         extra_arguments=["--IPKernelApp.log_level=ERROR"],
         resources={"metadata": {"path": str(path.parent)}},
     ).execute()
