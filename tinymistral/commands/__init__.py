@@ -15,6 +15,7 @@ COMMANDS = (
     "generate",
     "chat",
     "score",
+    "explain",
     "convert",
     "tokenize",
     "train",
