@@ -1,0 +1,1 @@
+"""Training: stories to learn from, the backward pass and the optimizer."""
