@@ -58,7 +58,7 @@ class Recipe:
     seed: int = 0
     steps: int = 3000
     batch_tokens: int = 4096  # of a step; whole documents, so a few more
-    length: int = 1024  # most tokens of a row
+    length: int = 640  # most tokens of a row: any generated story fits
     learning_rate: float = 3e-3  # the highest, reached after the warm-up
     warm_up: int = 100  # steps
     final_learning_rate: float = 3e-4  # the cosine's end
