@@ -39,12 +39,10 @@ from tinymistral.training.documents import (
 )
 from tinymistral.training.optimizer import AdamW
 
-FOLDER, RECIPE_FILE, STATE_FILE, CURVE_FILE = (
-    "training",
-    "recipe.json",
-    "state.safetensors",
-    "loss.json",
-)
+FOLDER = "training"
+RECIPE_FILE = "recipe.json"
+STATE_FILE = "state.safetensors"
+CURVE_FILE = "loss.json"
 
 
 @dataclass(frozen=True)
