@@ -44,7 +44,7 @@ def check_picture(path: Path) -> None:
 
 
 def draw(curve: Curve, path: Path) -> None:
-    """Draw the loss by step: each batch, their running mean, and the held-out documents.
+    """Draw the loss by step, of each batch and of the held-out documents.
 
     The same curve and matplotlib give the same bytes.
     """
@@ -57,8 +57,7 @@ def draw(curve: Curve, path: Path) -> None:
     with matplotlib.rc_context(settings), whole_file(path) as temporary:
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.add_subplot(xlabel="step", ylabel="loss (nats a token)")
-        axes.plot(steps, loss, color="#c8d3e0", linewidth=0.8, label="each batch")
-        axes.plot(steps, running_mean(loss), color="#1f4e8c", label="mean of up to 50 batches")
+        axes.plot(steps, loss, color="#8fa8c8", linewidth=0.8, label="each batch")
         if curve.held_out_loss:
             style: dict[str, Any] = {"color": "#c0392b", "marker": "o", "markersize": 3}
             axes.plot(curve.held_out_steps, curve.held_out_loss, label="held out", **style)
@@ -68,11 +67,3 @@ def draw(curve: Curve, path: Path) -> None:
         figure.savefig(
             temporary, format=form, dpi=150, metadata={"Date": None} if form == "svg" else {}
         )
-
-
-def running_mean(values: np.ndarray, width: int = 50) -> np.ndarray:
-    """Return the mean of each value (n,) and up to `width` - 1 before it."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    stop = np.arange(1, len(values) + 1)
-    start = np.maximum(stop - width, 0)
-    return (sums[stop] - sums[start]) / (stop - start)
