@@ -13,14 +13,29 @@ from unittest.mock import Mock, patch
 import pytest
 from cli_runner import DEMO, good, refused
 
-from tinymistral import MistralForCausalLM, MistralTokenizer
+from tinymistral import MistralConfig, MistralForCausalLM, MistralTokenizer
 from tinymistral.training.grading import AS_IT_IS, Grades, grade, held_out
 
 
 @pytest.fixture(scope="module")
-def grades() -> Grades:
-    model = MistralForCausalLM.from_pretrained(DEMO)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A checkpoint that is faster than the demo model, with random weights."""
+    path = tmp_path_factory.mktemp("checkpoint")
     tokenizer = MistralTokenizer.from_pretrained(DEMO)
+    tokenizer.save_pretrained(path)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
+    config = MistralConfig(
+        vocab_size=len(tokenizer), num_hidden_layers=2, num_key_value_heads=1, sliding_window=64,
+        **sizes,
+    )  # fmt: skip
+    MistralForCausalLM(config).save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def grades(folder: str) -> Grades:
+    model = MistralForCausalLM.from_pretrained(folder)
+    tokenizer = MistralTokenizer.from_pretrained(folder)
     return grade(model, tokenizer, held_out(3), continuations=1, with_variants=True)
 
 
@@ -38,8 +53,8 @@ def printed(*arguments: str) -> dict:
     return json.loads(out, parse_constant=pytest.fail)
 
 
-def test_it_computes_what_python_does(grades: Grades) -> None:
-    fields = printed("--stories", "3", "--continuations", "1")
+def test_it_computes_what_python_does(folder: str, grades: Grades) -> None:
+    fields = printed("--model", folder, "--stories", "3", "--continuations", "1")
     assert (fields["stories"], fields["tokens"]) == (3, grades.tokens)
     assert [row["name"] for row in fields["kinds"]] == [row.name for row in grades.by_kind()]
     assert [row["right"] for row in fields["distances"]] == [

@@ -140,7 +140,7 @@ def test_the_tokens_of_a_place_are_those_of_the_answer(told: Story) -> None:
             tokenizer.decode(ids[:n], skip_special_tokens=True)
             for n in (place.start, place.stop, place.start - place.distance)
         )
-        assert before == told.text[: fact.recalled].rstrip()
+        assert before.rstrip() == told.text[: fact.recalled].rstrip()
         assert asked.startswith(told.text[: fact.recalled + len(fact.answer)])
         assert mention.startswith(told.text[: fact.told])
         assert len(mention) < fact.told + len("berries")  # the rest of the word
@@ -304,7 +304,8 @@ def test_sentences_are_counted_and_the_unfinished_one_is_not() -> None:
         sentences=(len(parts) - 2) * 2 + 4,
         well_formed=(len(parts) - 2) * 2 - 1 + 4,
     )
-    # ended, but not with the end of a plot
+    # a plot that closes, but a story that goes on; a story that ends, but not with a plot's end
+    assert telling_of([beginning], [whole], [False]).closed == 0
     assert telling_of([beginning], [" ".join(parts[:5])], [True]) == Telling(1, 1, 0, 3, 3)
 
 

@@ -194,7 +194,7 @@ def places_of(told: Story, ids: np.ndarray, tokenizer: MistralTokenizer) -> list
     """Return where a story with these ids (T,) asks for facts."""
     places = []
     for fact in told.facts:
-        start = columns_of(told.text[: fact.recalled].rstrip(), ids, tokenizer)
+        start = columns_of(told.text[: fact.recalled], ids, tokenizer)
         stop = columns_of(to_word_end(told.text, fact.recalled + len(fact.answer)), ids, tokenizer)
         mention = columns_of(to_word_end(told.text, fact.told), ids, tokenizer)
         distance = (start - 1) - (mention - 1)
@@ -210,7 +210,7 @@ def to_word_end(text: str, offset: int) -> str:
 def columns_of(beginning: str, ids: np.ndarray, tokenizer: MistralTokenizer) -> int:
     """Return how many of a text's ids (T,) are those of its beginning.
 
-    A space belongs to the word after it, so a beginning should not end with one.
+    A space at the end of the beginning is not among them if a token joins it with the next word.
     """
     alone = tokenizer.encode(beginning)[: len(ids)]
     differs = np.flatnonzero(ids[: len(alone)] != alone)
