@@ -11,4 +11,6 @@
 `python -m tinymistral` is the same as `tinymistral`. All text is UTF-8.
 """
 
-COMMANDS = ("generate", "chat", "score", "grade", "convert", "tokenize", "backends", "golden")
+COMMANDS = (
+    *("generate", "chat", "score", "grade", "convert", "tokenize", "train", "backends", "golden"),
+)

@@ -1,1 +1,1 @@
-"""Training: stories to learn from, the backward pass and the optimizer."""
+"""Training: stories, the backward pass, the optimizer, and the loop over steps."""

@@ -44,6 +44,7 @@ OTHER = {"girl": "boy", "boy": "girl"}
 # What some slots are called in the tables of grades; the others go by their own name.
 KINDS = {
     "kind": "animal",
+    "friend_kind": "animal",
     "spot": "place",
     "gift": "promise",
     "toy": "thing",
@@ -153,7 +154,7 @@ class _Teller:
         if step.optional and self.chance(0.5):
             return
         if step.repeated:
-            for _ in range(self.below(self.fillers + 1)):
+            for _ in range(min(4, self.below(self.fillers + 1))):
                 if len(self.text) < 1400:
                     self.say_one_of(step)
         else:
