@@ -7,7 +7,6 @@ the model itself, on another text.
 import dataclasses
 import math
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -345,15 +344,6 @@ def test_the_picture_is_the_same_each_time(tmp_path: Path) -> None:
     assert content.startswith(b"<?xml")
     assert content == (tmp_path / "b.svg").read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"a.svg", "b.svg"}
-
-
-def test_without_matplotlib_the_error_says_what_to_install(tmp_path: Path) -> None:
-    with (
-        patch.dict(sys.modules, {"matplotlib": None}),
-        pytest.raises(ValueError, match=r"pip install .*\[plot\]"),
-    ):
-        draw(grades_of([1], [True]), tmp_path / "a.svg")
-    assert not list(tmp_path.iterdir())
 
 
 def test_held_out_stories_begin_where_training_never_gets() -> None:

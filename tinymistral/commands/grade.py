@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "seed of the sampled continuations (default: 0)"
     add("--seed", type=arguments.integer, default=0, metavar="N", help=text)
     add("--variants", action="store_true", help="the same of three models that lack something")
-    text = "draw recall against distance, as SVG; needs matplotlib"
+    text = "draw recall against distance, .svg or .png; needs matplotlib"
     add("--plot", type=Path, metavar="FILE", help=text)
     arguments.add_computation(parser)
     arguments.add_json(parser)
@@ -64,17 +64,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print how a model remembers and tells stories."""
-    from tinymistral.training.grading import grade, held_out
-    from tinymistral.training.pictures import check_drawing
+    from tinymistral.training.grading import draw, grade, held_out
+    from tinymistral.training.pictures import check_picture
 
     # What can be wrong is found before all is computed.
     for name, least in (("stories", 1), ("continuations", 1), ("seed", 0)):
         if getattr(options, name) < least:
             raise ValueError(f"--{name}: expected at least {least}, got {getattr(options, name)}")
     if options.plot is not None:
-        check_drawing()
-        if not options.plot.parent.is_dir():
-            raise ValueError(f"--plot: there is no folder {options.plot.parent}; make it first")
+        check_picture(options.plot)
     model, tokenizer = arguments.open_checkpoint(options)
     with interruptible(), Progress("{}: {} of {}") as progress:
         grades = grade(
@@ -87,8 +85,6 @@ def run(options: argparse.Namespace) -> None:
             progress=progress,
         )
     if options.plot is not None:
-        from tinymistral.training.grading import draw
-
         draw(grades, options.plot)
     if options.json:
         print_json(as_fields(grades))
