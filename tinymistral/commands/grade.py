@@ -42,6 +42,8 @@ EPILOG = """\
                       plot too
     sentences         how many, without those of the beginnings
     well_formed       how many of these the grammar of the stories can say
+    recalls, right    how many facts they recall, and how many of these as the
+                      story has told them
 """
 
 
@@ -150,6 +152,7 @@ def told(tellings: Sequence[Telling]) -> list[tuple[str, ...]]:
     """Return the lines of the table of continuations."""
     shares = {
         "well-formed sentences": [(t.well_formed, t.sentences) for t in tellings],
+        "facts recalled right": [(t.right, t.recalls) for t in tellings],
         "end by themselves": [(t.ended, t.stories) for t in tellings],
         "end, and close the plot": [(t.closed, t.stories) for t in tellings],
     }

@@ -32,6 +32,7 @@ from tinymistral.scoring import Score
 from tinymistral.training.documents import HELD_OUT_SEEDS
 from tinymistral.training.pictures import picture
 from tinymistral.training.stories import Story, closes, sentences, story, well_formed
+from tinymistral.training.stories.recalls import Recall, recalls
 
 if TYPE_CHECKING:
     from tinymistral.tokenizer import MistralTokenizer
@@ -77,6 +78,8 @@ class Telling:
     closed: int  # of those: stories whose last sentence ends a plot
     sentences: int  # whole sentences, without those of the beginnings
     well_formed: int  # of those: sentences that the grammar can say
+    recalls: int  # facts that these sentences recall, of the story's beginning or of their own
+    right: int  # of those: as the story has told them
 
 
 @dataclass(frozen=True)
@@ -330,8 +333,10 @@ def beginning_of(text: str) -> str:
 
 def telling_of(beginnings: Sequence[str], texts: Sequence[str], ended: Sequence[bool]) -> Telling:
     """Count what the whole texts, which start with `beginnings`, are like."""
-    new = []
+    new: list[str] = []
+    recalled: list[Recall] = []
     for beginning, text, is_whole in zip(beginnings, texts, ended, strict=True):
+        recalled += recalls(text)[len(recalls(beginning)) :]
         added = sentences(text)[len(sentences(beginning)) :]
         new += added if is_whole else added[:-1]  # the last one is cut off
     return Telling(
@@ -340,6 +345,8 @@ def telling_of(beginnings: Sequence[str], texts: Sequence[str], ended: Sequence[
         closed=sum(is_whole and closes(text) for text, is_whole in zip(texts, ended, strict=True)),
         sentences=len(new),
         well_formed=sum(map(well_formed, new)),
+        recalls=len(recalled),
+        right=sum(recall.right for recall in recalled),
     )
 
 
