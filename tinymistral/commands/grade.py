@@ -33,7 +33,7 @@ EPILOG = """\
   window, layers      of the model
   kinds, distances    lists of objects, recall by kind of fact and by distance:
     name, places      which, and how many
-    chance            the share that guessing among the choices would have right
+    chance            the share that a guess among the choices would have right
     right             how many each variant has right, an object
   readings            of each variant: perplexity, and perplexity_per_word
   greedy, sampled     continuations of the beginnings of stories:
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--continuations", type=arguments.integer, default=50, metavar="N", help=text)
     text = "seed of the sampled continuations (default: 0)"
     add("--seed", type=arguments.integer, default=0, metavar="N", help=text)
-    add("--variants", action="store_true", help="the same of three models that lack something")
+    add("--variants", action="store_true", help="grade also three models that lack something")
     text = "draw recall against distance, .svg or .png; needs matplotlib"
     add("--plot", type=Path, metavar="FILE", help=text)
     arguments.add_computation(parser)
