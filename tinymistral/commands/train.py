@@ -84,7 +84,8 @@ ONLY_NEW = (
 def run(options: argparse.Namespace) -> int:
     """Train, and say what was written."""
     check(options)
-    from tinymistral.training.curve import check_picture, draw
+    from tinymistral.training.curve import draw
+    from tinymistral.training.pictures import check_picture
     from tinymistral.training.run import save
     from tinymistral.training.train import train
 
