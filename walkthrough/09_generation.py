@@ -208,12 +208,16 @@ after the temperature get looser when it rises, except top-k, which counts place
 # means nothing. The rule is crude, and it works.)
 
 # %%
-print(penalize_repetition(np.array([[3.0, -3.0, 1.0]]), np.array([[True, True, False]]), 1.5))
+contained = np.array([[True, True, False]])
+penalized = penalize_repetition(np.array([[3.0, -3.0, 1.0]]), contained, penalty=1.5)
+assert penalized.tolist() == [[2.0, -4.5, 1.0]]
+texts = []
 for penalty in (1.0, 1.3):
     row = model.generate([ids], do_sample=False, repetition_penalty=penalty, max_new_tokens=50,
                          eos_token_id=[])[0]  # fmt: skip
-    print(f"\npenalty {penalty}: {len(set(row.tolist()))} different tokens of {len(row)}")
-    print(tokenizer.decode(row, skip_special_tokens=True))
+    texts.append(f"penalty {penalty}, {len(set(row.tolist()))} different tokens of {len(row)}:")
+    texts.append(tokenizer.decode(row, skip_special_tokens=True) + "\n")
+print("\n".join(texts))
 
 # %% [markdown]
 # ## The draw, and what a seed fixes
@@ -270,13 +274,14 @@ options = {"temperature": 0.8, "top_k": 40, "top_p": 0.95}
 ours = write(ids, 30, seed=1, **options)
 more = {"do_sample": True, "max_new_tokens": 30, "eos_token_id": []} | options
 assert model.generate([ids], seed=1, **more)[0].tolist() == ours
-for seed in (1, 1, 2):
-    print(seed, tokenizer.decode(write(ids, 30, seed, **options), skip_special_tokens=True))
+other = write(ids, 30, seed=2, **options)
+print("\n\n".join(tokenizer.decode(row, skip_special_tokens=True) for row in (ours, other)))
 
 # %% [markdown]
-# The package's `generate` gives the same ids. It is faster, because it keeps the keys and values of
-# earlier tokens in the cache of chapter 7; and it stops at `</s>`, id 2, the special token by which
-# a model says that the text is at its end. Otherwise it goes on to `max_new_tokens`.
+# These are seed 1 and seed 2. The package's `generate` gives the same ids. It is faster, because it
+# keeps the keys and values of earlier tokens in the cache of chapter 7; and it stops at `</s>`,
+# id 2, the special token by which a model says that the text is at its end. Otherwise it goes on to
+# `max_new_tokens`.
 #
 # ## Experiment: what a seed fixes
 #
