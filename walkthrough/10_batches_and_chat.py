@@ -21,8 +21,8 @@ tokenizer = MistralTokenizer.from_pretrained(DEMO)
 model = MistralForCausalLM.from_pretrained(DEMO, dtype="float64")
 prompts = ["Once upon a time", "The king", "A little girl"]
 batch = tokenizer(prompts)
-print(batch.input_ids)
-print(batch.attention_mask)
+B, T = batch.input_ids.shape
+print(f"{batch.input_ids}\n{batch.attention_mask}")
 
 # %% tags=["remove-input"]
 D, F, N, V = 4096, 14336, 32, 32000
@@ -36,8 +36,9 @@ Mistral-7B are {parameters:,} numbers of two bytes, {
     2 * parameters / 1e9:.1f} GB. Eight rows at once
 need the same {2 * parameters / 1e9:.1f} GB for eight tokens, and reading is what takes the time.
 
-The shape of a batch is (B, T), B rows of T tokens. Our rows have
-{lengths[0]}, {lengths[1]} and {lengths[2]} tokens. The shorter ones are filled up
+The shape of a batch is (B, T), B rows of T tokens. Our rows have {lengths[0]}, {lengths[1]} and {
+    lengths[2]
+} tokens. The shorter ones are filled up
 with tokens that mean nothing, *padding*. The *attention mask* says which tokens are real (1) and
 which are padding (0). Mistral has no id of its own for padding. The tokenizer takes
 {filling[0]}, which is `</s>`, but any id would do, as we shall see.
@@ -64,7 +65,9 @@ show(visible)
 # gap.
 
 # %%
-positions = np.where(batch.attention_mask == 1, np.cumsum(batch.attention_mask, axis=1) - 1, -1)
+mask = batch.attention_mask
+positions = np.where(mask == 1, np.cumsum(mask, axis=1) - 1, -1)
+right = tokenizer(prompts, padding_side="right")  # to compare
 print(positions)
 
 
@@ -85,13 +88,11 @@ def grid(axes, ids: np.ndarray, positions: np.ndarray) -> None:
     axes.axis("off")
 
 
-right = tokenizer(prompts, padding_side="right")
 right_positions = np.where(right.attention_mask == 1, np.arange(right.input_ids.shape[1]), -1)
 figure = Figure(figsize=(8, 4.2))
 above, below = figure.subplots(2, 1)
 grid(above, batch.input_ids, positions)
 grid(below, right.input_ids, right_positions)
-T = batch.input_ids.shape[1]
 for row in range(len(prompts)):
     above.add_patch(Rectangle((T, row), 0.96, 0.9, fill=False, ec=GREEN, lw=1.5, ls="--"))
     above.text(T + 0.48, row + 0.45, f"next\n({positions[row].max() + 1})", ha="center",
@@ -136,22 +137,16 @@ def last_logits(ids: np.ndarray, **options: np.ndarray) -> np.ndarray:
 
 
 alone = np.concatenate([last_logits([tokenizer.encode(prompt)]) for prompt in prompts])
-mask = batch.attention_mask
 padded = last_logits(batch.input_ids, attention_mask=mask)
 other_ids = np.where(mask == 1, batch.input_ids, 500)
-columns = np.tile(np.arange(T), (len(prompts), 1))
-difference = {
-    "padded on the left, with its mask": padded - alone,
-    "the same, padding has another id": last_logits(other_ids, attention_mask=mask) - padded,
-    "positions count the padding": last_logits(
-        batch.input_ids, attention_mask=mask, position_ids=columns
-    )
-    - alone,
-    "the mask is forgotten": last_logits(batch.input_ids) - alone,
-}
-largest = {name: np.abs(values).max() for name, values in difference.items()}
-padded_well, other_id, shifted, forgotten = largest.values()
-assert padded_well < 1e-11 and other_id == 0 and shifted < 1e-11 and forgotten > 0.1
+columns = np.tile(np.arange(T), (B, 1))
+refilled = last_logits(other_ids, attention_mask=mask)
+shifted = last_logits(batch.input_ids, attention_mask=mask, position_ids=columns)
+forgotten = np.abs(last_logits(batch.input_ids) - alone).max()
+assert np.abs(padded - alone).max() < 1e-11
+assert np.abs(refilled - padded).max() == 0
+assert np.abs(shifted - alone).max() < 1e-11
+assert forgotten > 0.1
 
 # %% tags=["remove-input"]
 say(f"""
@@ -159,7 +154,7 @@ say(f"""
 |---|---|
 | padded on the left, with its mask | below 1e-11, a rounding error |
 | the same, padding has another id | exactly 0 |
-| positions count the padding: a text begins at 2, say | below 1e-11 |
+| real tokens get positions that count the padding too | below 1e-11 |
 | the mask is forgotten: padding is looked at | {forgotten:.1f} |
 
 The third row may surprise. RoPE (chapter 4) knows only the difference of two positions, so it does
@@ -251,18 +246,18 @@ print("special ids:", [i for i in typed if i in (1, 2)])
 assert typed.count(1) == 1 and typed.count(2) == 0
 
 # %% [markdown]
-# Each turn makes the row longer, but nothing is computed twice: the keys and values of earlier turns
-# stay in the cache. `Conversation` ([chat.py](../tinymistral/chat.py)) does that. (The demo model
-# is no Instruct model. It takes the conversation for a strange text, and goes on somehow.)
+# Each turn makes the row longer, but nothing is computed twice: the keys and values of earlier
+# turns stay in the cache. `Conversation` ([chat.py](../tinymistral/chat.py)) does that. (The demo
+# model is no Instruct model. It takes the conversation for a strange text, and goes on somehow.)
 
 # %%
 conversation = Conversation(model, tokenizer)
 lines = []
 for question in ("Who are you?", "Tell me a story."):
-    before = len(conversation.ids)
+    held = int(conversation.cache.count[0])
     said = "".join(conversation.ask(question, do_sample=False, max_new_tokens=12))
-    added = len(conversation.ids) - before
-    lines.append(f"{question} {said!r}: {added} new tokens, {before} in the cache already")
+    computed = int(conversation.cache.count[0]) - held
+    lines.append(f"{question} {said!r}\n    {held} tokens in the cache, {computed} computed")
 print("\n".join(lines))
 
 # %% [markdown]
