@@ -273,7 +273,7 @@ def well_formed(sentence: str) -> bool:
     """Return whether the grammar can say this sentence, any word its slot allows in each slot."""
     return any(
         _matches(parts, said)
-        for said in {sentence, _SYMBOLS_LAST.sub("", sentence)}
+        for said in {sentence, _without_symbols(sentence)}
         for parts in _likely(said)
     )
 
@@ -281,14 +281,17 @@ def well_formed(sentence: str) -> bool:
 def closes(text: str) -> bool:
     """Return whether the last sentence of the text is one that ends a story."""
     found = sentences(text)
-    plain = _SYMBOLS_LAST.sub("", found[-1]) if found else ""
+    plain = _without_symbols(found[-1]) if found else ""
     closings = SCENES["close"].steps[0].alternatives
     return any(_matches(one.sentences[-1], plain) for one in closings)
 
 
-_SYMBOL_CLASS = "[" + "".join(map(re.escape, SYMBOLS)) + "]"
-_SYMBOLS_AFTER = re.compile(f"(?: ?{_SYMBOL_CLASS})+")
-_SYMBOLS_LAST = re.compile(f"(?: ?{_SYMBOL_CLASS})+$")
+_SYMBOLS_AFTER = re.compile(f"(?: ?[{''.join(SYMBOLS)}])+")
+
+
+def _without_symbols(sentence: str) -> str:
+    """Return the sentence without emoji at its end."""
+    return sentence.rstrip("".join(SYMBOLS) + " ") if sentence.endswith(SYMBOLS) else sentence
 
 
 def _templates() -> Iterator[Parts]:
@@ -299,29 +302,27 @@ def _templates() -> Iterator[Parts]:
                 yield from alternative.sentences
 
 
-def _first_and_last(text: str) -> tuple[str, str]:
-    """Return the first and the last word, each "" where the text has no space before or after."""
-    first, space, _ = text.partition(" ")
-    return (first, text.rpartition(" ")[2]) if space else ("", "")
-
-
 @cache
-def _index() -> dict[tuple[str, str], list[Parts]]:
-    """Return all templates by their first and last words, "" where a slot may vary the word."""
-    index: dict[tuple[str, str], list[Parts]] = {}
+def _index() -> dict[str, list[tuple[tuple[str, ...], Parts]]]:
+    """Return all templates, with the text that is the same in all they say, by their last word.
+
+    The key is "" where a slot or a choice may be the last word.
+    """
+    index: dict[str, list[tuple[tuple[str, ...], Parts]]] = {}
     for parts in dict.fromkeys(_templates()):
-        head, tail = parts[0], parts[-1]
-        first = head.partition(" ")[0] if isinstance(head, str) and " " in head else ""
+        literal = tuple(sorted((part for part in parts if isinstance(part, str)), key=len))[::-1]
+        tail = parts[-1]
         last = tail.rpartition(" ")[2] if isinstance(tail, str) and " " in tail else ""
-        index.setdefault((first, last), []).append(parts)
+        index.setdefault(last, []).append((literal, parts))
     return index
 
 
 def _likely(sentence: str) -> Iterator[Parts]:
-    """Yield the templates whose first and last words allow this sentence."""
-    first, last = _first_and_last(sentence)
-    for key in ((first, last), (first, ""), ("", last), ("", "")):
-        yield from _index().get(key, ())
+    """Yield the templates whose literal text is all in this sentence."""
+    for last in {sentence.rpartition(" ")[2], ""}:
+        for literal, parts in _index().get(last, ()):
+            if all(text in sentence for text in literal):
+                yield parts
 
 
 def _matches(parts: Parts, sentence: str) -> bool:
