@@ -25,8 +25,8 @@ HELD_OUT = 2**32
 
 
 @cache
-def stories(count: int = 2000) -> tuple[Story, ...]:
-    return tuple(story(HELD_OUT + seed) for seed in range(count))
+def stories() -> tuple[Story, ...]:
+    return tuple(story(HELD_OUT + seed) for seed in range(2000))
 
 
 @cache
@@ -171,18 +171,28 @@ def test_there_are_no_double_spaces_and_no_unfilled_slots():
         assert told.text == told.text.strip()
 
 
-def test_one_story_speaks_of_its_hero_as_he_or_as_she():
-    for told in stories():
-        name = next((fact.answer for fact in told.facts if fact.kind == "name"), None)
-        asked = re.search(r"called\? (?:Yes, it was|His name was|Her name was) (\w+)", told.text)
-        if name in words.GIRLS and asked:
-            assert "His name was" not in told.text
-        if name in words.BOYS and asked:
-            assert "Her name was" not in told.text
+def test_pronouns_agree_with_the_names():
+    for seed in range(500):
+        drawn = grammar._Teller(seed).words
+        girl = drawn["he"] == "she"
+        assert drawn["his"] == ("her" if girl else "his")
+        assert drawn["friend_he"] == drawn["helper_he"] == ("he" if girl else "she")
+        assert drawn["kind"] != ("boy" if girl else "girl")
+        for name, is_girl in ((drawn["name"], girl), (drawn["friend"], not girl)):
+            assert name not in (words.BOYS if is_girl else words.GIRLS)
+            assert name in (*words.GIRLS, *words.BOYS) or name.endswith(
+                words.GIRL_ENDS if is_girl else words.BOY_ENDS
+            )
+
+
+def test_one_sentence_keeps_to_one_pronoun_of_its_hero():
+    assert well_formed("He hid it in the boot, where nobody would look.")
+    assert well_formed("She brushed her teeth, washed her face and climbed into bed.")
+    assert not well_formed("She brushed his teeth, washed her face and climbed into bed.")
 
 
 def test_no_two_neighbouring_sentences_have_the_same_form():
-    for told in stories(300):
+    for told in stories()[:100]:
         forms = [
             {parts for parts in grammar._likely(one) if grammar._matches(parts, one)}
             for one in sentences(told.text)
@@ -192,7 +202,7 @@ def test_no_two_neighbouring_sentences_have_the_same_form():
 
 def test_every_story_closes_and_half_a_story_does_not():
     assert all(closes(told.text) for told in stories())
-    halves = [" ".join(sentences(told.text)[:-5]) for told in stories(300)]
+    halves = [" ".join(sentences(told.text)[:-5]) for told in stories()[:300]]
     assert not any(map(closes, halves))
     assert not closes("")
 
@@ -290,7 +300,7 @@ def test_a_plot_is_read_step_by_step():
     assert plot.words == {"weather": ("rainy", "sunny")}
     assert [one.sources for one in first.alternatives] == [("One.", "Two."), ("Wet.",)]
     assert first.alternatives[1].condition == ("weather", frozenset({"rainy"}))
-    assert (second.optional, second.alternatives[0].slots[0].name) == (True, "hero")
+    assert (second.optional, second.alternatives[0].tells) == (True, {"hero"})
     assert (day.scene, day.optional, day.repeated) == ("day", False, False)
     assert (quiz.scene, quiz.optional) == ("quiz toy", True)
     assert (walk.scene, walk.repeated) == ("walk", True)
@@ -308,4 +318,4 @@ def test_every_slot_and_every_scene_that_is_named_exists():
         for step in plot.steps:
             assert not step.scene or step.scene in grammar.SCENES
             for alternative in step.alternatives:
-                assert {slot.name for slot in alternative.slots} <= known, alternative.sources
+                assert alternative.tells | alternative.recalls <= known, alternative.sources

@@ -167,7 +167,7 @@ class _Teller:
         if not fitting and (step.optional or step.repeated):
             return
         assert fitting, f"{self.plot}: nothing fits in place of {_alternatives(step)[0].sources}"
-        fresh = [one for one in fitting if one.sources[0].split()[0] != self.opening_word]
+        fresh = [one for one in fitting if one.opening_word != self.opening_word]
         chosen = self.one(fresh or fitting)
         self.used.add(chosen.sources)
         for parts in chosen.sentences:
@@ -185,10 +185,7 @@ class _Teller:
             slot, values = alternative.condition
             if self.words[slot] not in values:
                 return False
-        return all(
-            slot.name in self.said if slot.recall else slot.name not in told
-            for slot in alternative.slots
-        )
+        return alternative.recalls <= self.said and not alternative.tells & told
 
     def say(self, parts: Parts) -> None:
         for part in parts:
@@ -238,8 +235,8 @@ def _mention(word: str) -> re.Pattern[str]:
 @cache
 def _own(plot: str) -> frozenset[str]:
     """Return the slots told once that the plot itself tells: no shared scene may tell them."""
-    slots = (slot for step in PLOTS[plot].steps for one in step.alternatives for slot in one.slots)
-    return TOLD_ONCE & {slot.name for slot in slots if not slot.recall}
+    told = (one.tells for step in PLOTS[plot].steps for one in step.alternatives)
+    return TOLD_ONCE & frozenset[str]().union(*told)
 
 
 def _alternatives(step: Step) -> tuple[Alternative, ...]:
@@ -303,25 +300,27 @@ def _templates() -> Iterator[Parts]:
 
 
 @cache
-def _index() -> dict[str, list[tuple[tuple[str, ...], Parts]]]:
-    """Return all templates, with the text that is the same in all they say, by their last word.
+def _index() -> dict[tuple[str, str], list[tuple[str, Parts]]]:
+    """Return all templates by their first and last words, each with its longest piece of text.
 
-    The key is "" where a slot or a choice may be the last word.
+    A word of the key is "" where a slot or a choice may vary it.
     """
-    index: dict[str, list[tuple[tuple[str, ...], Parts]]] = {}
+    index: dict[tuple[str, str], list[tuple[str, Parts]]] = {}
     for parts in dict.fromkeys(_templates()):
-        literal = tuple(sorted((part for part in parts if isinstance(part, str)), key=len))[::-1]
-        tail = parts[-1]
+        head, tail = parts[0], parts[-1]
+        first = head.partition(" ")[0] if isinstance(head, str) and " " in head else ""
         last = tail.rpartition(" ")[2] if isinstance(tail, str) and " " in tail else ""
-        index.setdefault(last, []).append((literal, parts))
+        texts = [part for part in parts if isinstance(part, str)]
+        index.setdefault((first, last), []).append((max(texts, key=len, default=""), parts))
     return index
 
 
 def _likely(sentence: str) -> Iterator[Parts]:
-    """Yield the templates whose literal text is all in this sentence."""
-    for last in {sentence.rpartition(" ")[2], ""}:
-        for literal, parts in _index().get(last, ()):
-            if all(text in sentence for text in literal):
+    """Yield the templates that may say this sentence: first and last word and a piece agree."""
+    first, last = sentence.partition(" ")[0], sentence.rpartition(" ")[2]
+    for key in ((first, last), (first, ""), ("", last), ("", "")):
+        for text, parts in _index().get(key, ()):
+            if text in sentence:
                 yield parts
 
 
