@@ -200,6 +200,12 @@ def test_no_two_neighbouring_sentences_have_the_same_form():
         assert not any(one & other for one, other in pairwise(forms)), told.text
 
 
+def test_no_story_says_a_whole_sentence_twice():
+    for told in stories():
+        said = Counter(one for one in sentences(told.text) if len(one.split()) > 5)
+        assert set(said.values()) == {1}, said.most_common(1)
+
+
 def test_every_story_closes_and_half_a_story_does_not():
     assert all(closes(told.text) for told in stories())
     halves = [" ".join(sentences(told.text)[:-5]) for told in stories()[:300]]
