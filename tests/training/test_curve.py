@@ -2,16 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from tinymistral.training.curve import Curve, check_picture, draw, running_mean
+from tinymistral.training.curve import Curve, draw
+from tinymistral.training.pictures import check_picture
 
 CURVE = Curve([3.0, 2.0, 1.5, 1.2], [2, 4], [2.1, 1.3])
-
-
-def test_a_running_mean() -> None:
-    assert running_mean(np.array([3.0, 1.0, 2.0, 6.0]), width=2).tolist() == [3.0, 2.0, 1.5, 4.0]
 
 
 @pytest.mark.parametrize("form", ["svg", "png"])
@@ -27,17 +23,3 @@ def test_the_same_curve_has_the_same_picture(tmp_path: Path, form: str) -> None:
     if form == "svg":
         assert b"loss (nats a token)" in contents[0]
         assert b"held out" in contents[0]
-
-
-@pytest.mark.parametrize(
-    ("name", "says"), [("curve.jpg", "ends with .svg or .png"), ("no/curve.svg", "is not there")]
-)
-def test_a_picture_that_cannot_be_written(tmp_path: Path, name: str, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        check_picture(tmp_path / name)
-
-
-def test_a_picture_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinymistral.training.curve.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="pip install matplotlib"):
-        check_picture(tmp_path / "curve.svg")

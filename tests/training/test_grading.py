@@ -7,7 +7,6 @@ the model itself, on another text.
 import dataclasses
 import math
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -140,7 +139,7 @@ def test_the_tokens_of_a_place_are_those_of_the_answer(told: Story) -> None:
             tokenizer.decode(ids[:n], skip_special_tokens=True)
             for n in (place.start, place.stop, place.start - place.distance)
         )
-        assert before == told.text[: fact.recalled].rstrip()
+        assert before.rstrip() == told.text[: fact.recalled].rstrip()
         assert asked.startswith(told.text[: fact.recalled + len(fact.answer)])
         assert mention.startswith(told.text[: fact.told])
         assert len(mention) < fact.told + len("berries")  # the rest of the word
@@ -196,7 +195,7 @@ def test_no_stories_are_refused() -> None:
 
 def grades_of(distances: list[int], right: list[bool], window: int | None = 8) -> Grades:
     places = tuple(Place("name", 0.5, distance, 1, 2) for distance in distances)
-    telling = Telling(1, 1, 1, 1, 1)
+    telling = Telling(1, 1, 1, 1, 1, 1, 1)
     readings = {AS_IT_IS: Reading(np.array(right, dtype=bool), 1, 1)}
     return Grades(1, 10, window, 2, places, readings, telling, telling)
 
@@ -296,16 +295,26 @@ def test_sentences_are_counted_and_the_unfinished_one_is_not() -> None:
     assert sentences(beginning) == parts[:2]
     broken = whole.replace(parts[3], "Of hats the the sang.", 1)
     cut = whole[: whole.index(parts[6]) + 5]
-    texts = [whole, broken, cut]
-    assert telling_of([beginning] * 3, texts, [True, True, False]) == Telling(
-        stories=3,
-        ended=2,
-        closed=2,
-        sentences=(len(parts) - 2) * 2 + 4,
-        well_formed=(len(parts) - 2) * 2 - 1 + 4,
-    )
-    # ended, but not with the end of a plot
-    assert telling_of([beginning], [" ".join(parts[:5])], [True]) == Telling(1, 1, 0, 3, 3)
+    telling = telling_of([beginning] * 3, [whole, broken, cut], [True, True, False])
+    assert (telling.stories, telling.ended, telling.closed) == (3, 2, 2)
+    assert telling.sentences == (len(parts) - 2) * 2 + 4
+    assert telling.well_formed == telling.sentences - 1
+    # a plot that closes, but a story that goes on; a story that ends, but not with a plot's end
+    assert telling_of([beginning], [whole], [False]).closed == 0
+    other = telling_of([beginning], [" ".join(parts[:5])], [True])
+    assert (other.ended, other.closed, other.sentences) == (1, 0, 3)
+
+
+def test_facts_that_a_continuation_recalls_are_counted() -> None:
+    told = held_out(1)[0]
+    beginning, fact = beginning_of(told.text), told.facts[-1]
+    assert fact.recalled > len(beginning)
+    other = next(choice for choice in fact.choices if choice != fact.answer)
+    end = told.text[fact.recalled + len(fact.answer) :]
+    wrong = told.text[: fact.recalled] + other + end
+    telling = telling_of([beginning] * 2, [told.text, wrong], [True, True])
+    assert telling.recalls == 2 * len(told.facts)
+    assert telling.right == telling.recalls - 1
 
 
 def test_continuations_are_greedy_and_sampled_and_go_on_from_beginnings() -> None:
@@ -322,8 +331,12 @@ def test_continuations_are_greedy_and_sampled_and_go_on_from_beginnings() -> Non
         seed=5,
         progress=lambda *values: shown.append(values),
     )
-    counts = [len(sentences(story.text)) - 2 for story in stories[:3]]
-    assert grades.greedy == grades.sampled == Telling(3, 3, 3, sum(counts), sum(counts))
+    assert grades.greedy == grades.sampled
+    assert grades.greedy == telling_of(
+        [beginning_of(story.text) for story in stories[:3]],
+        [story.text for story in stories[:3]],
+        [True] * 3,
+    )
     assert parrot.said == [
         {"num_return_sequences": 1, "do_sample": False},
         {"num_return_sequences": 1, "do_sample": True, "seed": 5},
@@ -344,15 +357,6 @@ def test_the_picture_is_the_same_each_time(tmp_path: Path) -> None:
     assert content.startswith(b"<?xml")
     assert content == (tmp_path / "b.svg").read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"a.svg", "b.svg"}
-
-
-def test_without_matplotlib_the_error_says_what_to_install(tmp_path: Path) -> None:
-    with (
-        patch.dict(sys.modules, {"matplotlib": None}),
-        pytest.raises(ValueError, match=r"pip install .*\[plot\]"),
-    ):
-        draw(grades_of([1], [True]), tmp_path / "a.svg")
-    assert not list(tmp_path.iterdir())
 
 
 def test_held_out_stories_begin_where_training_never_gets() -> None:

@@ -33,7 +33,7 @@ EPILOG = """\
   window, layers      of the model
   kinds, distances    lists of objects, recall by kind of fact and by distance:
     name, places      which, and how many
-    chance            the share that guessing among the choices would have right
+    chance            the share that a guess among the choices would have right
     right             how many each variant has right, an object
   readings            of each variant: perplexity, and perplexity_per_word
   greedy, sampled     continuations of the beginnings of stories:
@@ -42,6 +42,8 @@ EPILOG = """\
                       plot too
     sentences         how many, without those of the beginnings
     well_formed       how many of these the grammar of the stories can say
+    recalls, right    how many facts they recall, and how many of these as the
+                      story has told them
 """
 
 
@@ -55,8 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--continuations", type=arguments.integer, default=50, metavar="N", help=text)
     text = "seed of the sampled continuations (default: 0)"
     add("--seed", type=arguments.integer, default=0, metavar="N", help=text)
-    add("--variants", action="store_true", help="the same of three models that lack something")
-    text = "draw recall against distance, as SVG; needs matplotlib"
+    add("--variants", action="store_true", help="grade also three models that lack something")
+    text = "draw recall against distance, .svg or .png; needs matplotlib"
     add("--plot", type=Path, metavar="FILE", help=text)
     arguments.add_computation(parser)
     arguments.add_json(parser)
@@ -64,17 +66,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print how a model remembers and tells stories."""
-    from tinymistral.training.grading import grade, held_out
-    from tinymistral.training.pictures import check_drawing
+    from tinymistral.training.grading import draw, grade, held_out
+    from tinymistral.training.pictures import check_picture
 
     # What can be wrong is found before all is computed.
     for name, least in (("stories", 1), ("continuations", 1), ("seed", 0)):
         if getattr(options, name) < least:
             raise ValueError(f"--{name}: expected at least {least}, got {getattr(options, name)}")
     if options.plot is not None:
-        check_drawing()
-        if not options.plot.parent.is_dir():
-            raise ValueError(f"--plot: there is no folder {options.plot.parent}; make it first")
+        check_picture(options.plot)
     model, tokenizer = arguments.open_checkpoint(options)
     with interruptible(), Progress("{}: {} of {}") as progress:
         grades = grade(
@@ -87,8 +87,6 @@ def run(options: argparse.Namespace) -> None:
             progress=progress,
         )
     if options.plot is not None:
-        from tinymistral.training.grading import draw
-
         draw(grades, options.plot)
     if options.json:
         print_json(as_fields(grades))
@@ -154,6 +152,7 @@ def told(tellings: Sequence[Telling]) -> list[tuple[str, ...]]:
     """Return the lines of the table of continuations."""
     shares = {
         "well-formed sentences": [(t.well_formed, t.sentences) for t in tellings],
+        "facts recalled right": [(t.right, t.recalls) for t in tellings],
         "end by themselves": [(t.ended, t.stories) for t in tellings],
         "end, and close the plot": [(t.closed, t.stories) for t in tellings],
     }

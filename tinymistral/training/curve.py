@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tinymistral.files import whole_file
-
-FORMATS = (".svg", ".png")
+from tinymistral.training.pictures import picture
 
 
 @dataclass
@@ -31,48 +28,14 @@ class Curve:
         }
 
 
-def check_picture(path: Path) -> None:
-    """Raise a ValueError if `draw` could not write this file."""
-    if path.suffix not in FORMATS:
-        raise ValueError(f"{path}: expected a name that ends with {' or '.join(FORMATS)}")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"{path}: its folder is not there; make it first")
-    if find_spec("matplotlib") is None:
-        raise ValueError(
-            "matplotlib, which draws the curve, is not installed: pip install matplotlib"
-        )
-
-
 def draw(curve: Curve, path: Path) -> None:
-    """Draw the loss by step: each batch, their running mean, and the held-out documents.
-
-    The same curve and matplotlib give the same bytes.
-    """
-    import matplotlib
-    from matplotlib.figure import Figure
-
+    """Draw the loss by step, of each batch and of the held-out documents."""
     loss = np.asarray(curve.loss, dtype=np.float64)
     steps = np.arange(1, len(loss) + 1)
-    settings: dict[Any, Any] = {"svg.hashsalt": "tinymistral", "svg.fonttype": "none"}
-    with matplotlib.rc_context(settings), whole_file(path) as temporary:
-        figure = Figure(figsize=(7, 4), layout="constrained")
-        axes = figure.add_subplot(xlabel="step", ylabel="loss (nats a token)")
-        axes.plot(steps, loss, color="#c8d3e0", linewidth=0.8, label="each batch")
-        axes.plot(steps, running_mean(loss), color="#1f4e8c", label="mean of up to 50 batches")
+    with picture(path, width=7, height=4) as axes:
+        axes.set(xlabel="step", ylabel="loss (nats a token)")
+        axes.plot(steps, loss, color="#8fa8c8", linewidth=0.8, label="each batch")
         if curve.held_out_loss:
             style: dict[str, Any] = {"color": "#c0392b", "marker": "o", "markersize": 3}
             axes.plot(curve.held_out_steps, curve.held_out_loss, label="held out", **style)
-        axes.grid(color="#eeeeee")
         axes.legend(frameon=False)
-        form = path.suffix.removeprefix(".")
-        figure.savefig(
-            temporary, format=form, dpi=150, metadata={"Date": None} if form == "svg" else {}
-        )
-
-
-def running_mean(values: np.ndarray, width: int = 50) -> np.ndarray:
-    """Return the mean of each value (n,) and up to `width` - 1 before it."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    stop = np.arange(1, len(values) + 1)
-    start = np.maximum(stop - width, 0)
-    return (sums[stop] - sums[start]) / (stop - start)

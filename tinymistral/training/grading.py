@@ -29,16 +29,20 @@ from tinymistral.mistakes.cache import evict_before_attend
 from tinymistral.mistakes.rope import nothing_turned
 from tinymistral.sampling import log_softmax
 from tinymistral.scoring import Score
-from tinymistral.training.pictures import COLOURS, picture
+from tinymistral.training.documents import HELD_OUT_SEEDS
+from tinymistral.training.pictures import picture
 from tinymistral.training.stories import Story, closes, sentences, story, well_formed
+from tinymistral.training.stories.recalls import Recall, recalls
 
 if TYPE_CHECKING:
     from tinymistral.tokenizer import MistralTokenizer
 
-HELD_OUT = 2**32  # the first seed of the stories that no model is trained on
 AS_IT_IS = "as it is"  # the name of the model itself, among its variants
 BEGINNING = 2  # sentences of a story that a continuation begins with
 LEAST_DRAWN = 20  # places in a bin of distances
+# Of a line each: Okabe and Ito's colours, which colour-blind readers tell apart
+# (https://jfly.uni-koeln.de/color/), and markers.
+STYLES = (("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "D"), ("#cc79a7", "^"))
 UNWINDOWED = 128  # a model without a window is graded as if this were it, in bins of distances
 
 Progress = Callable[[str, int, int], None]  # what is done, how many, of how many
@@ -74,6 +78,8 @@ class Telling:
     closed: int  # of those: stories whose last sentence ends a plot
     sentences: int  # whole sentences, without those of the beginnings
     well_formed: int  # of those: sentences that the grammar can say
+    recalls: int  # facts that these sentences recall, of the story's beginning or of their own
+    right: int  # of those: as the story has told them
 
 
 @dataclass(frozen=True)
@@ -141,8 +147,8 @@ class Grades:
 
 
 def held_out(count: int) -> list[Story]:
-    """Return the first held-out stories."""
-    return [story(HELD_OUT + n) for n in range(count)]
+    """Return the first of the stories that no model is trained on."""
+    return [story(HELD_OUT_SEEDS + n) for n in range(count)]
 
 
 def grade(
@@ -194,7 +200,7 @@ def places_of(told: Story, ids: np.ndarray, tokenizer: MistralTokenizer) -> list
     """Return where a story with these ids (T,) asks for facts."""
     places = []
     for fact in told.facts:
-        start = columns_of(told.text[: fact.recalled].rstrip(), ids, tokenizer)
+        start = columns_of(told.text[: fact.recalled], ids, tokenizer)
         stop = columns_of(to_word_end(told.text, fact.recalled + len(fact.answer)), ids, tokenizer)
         mention = columns_of(to_word_end(told.text, fact.told), ids, tokenizer)
         distance = (start - 1) - (mention - 1)
@@ -210,7 +216,7 @@ def to_word_end(text: str, offset: int) -> str:
 def columns_of(beginning: str, ids: np.ndarray, tokenizer: MistralTokenizer) -> int:
     """Return how many of a text's ids (T,) are those of its beginning.
 
-    A space belongs to the word after it, so a beginning should not end with one.
+    A space at the end of the beginning is not among them if a token joins it with the next word.
     """
     alone = tokenizer.encode(beginning)[: len(ids)]
     differs = np.flatnonzero(ids[: len(alone)] != alone)
@@ -327,8 +333,10 @@ def beginning_of(text: str) -> str:
 
 def telling_of(beginnings: Sequence[str], texts: Sequence[str], ended: Sequence[bool]) -> Telling:
     """Count what the whole texts, which start with `beginnings`, are like."""
-    new = []
+    new: list[str] = []
+    recalled: list[Recall] = []
     for beginning, text, is_whole in zip(beginnings, texts, ended, strict=True):
+        recalled += recalls(text)[len(recalls(beginning)) :]
         added = sentences(text)[len(sentences(beginning)) :]
         new += added if is_whole else added[:-1]  # the last one is cut off
     return Telling(
@@ -337,6 +345,8 @@ def telling_of(beginnings: Sequence[str], texts: Sequence[str], ended: Sequence[
         closed=sum(is_whole and closes(text) for text, is_whole in zip(texts, ended, strict=True)),
         sentences=len(new),
         well_formed=sum(map(well_formed, new)),
+        recalls=len(recalled),
+        right=sum(recall.right for recall in recalled),
     )
 
 
@@ -344,7 +354,7 @@ def telling_of(beginnings: Sequence[str], texts: Sequence[str], ended: Sequence[
 
 
 def draw(grades: Grades, path: Path) -> None:
-    """Draw recall against distance, a line for each variant, as SVG; the same bytes each time.
+    """Draw recall against distance, a line for each variant, as SVG or PNG.
 
     A bin with fewer than LEAST_DRAWN places is left out: its share is mostly chance.
     """
@@ -353,10 +363,8 @@ def draw(grades: Grades, path: Path) -> None:
     middles = (edges[:-1] + edges[1:] - 1) / 2
     chance = grades.row("all", np.ones(len(grades.places), dtype=bool)).chance
     end = edges[-1]
-    with picture(path) as axes:
-        for (name, marker), colour in zip(
-            zip(grades.readings, "osD^", strict=False), COLOURS, strict=False
-        ):
+    with picture(path, width=8, height=4.5) as axes:
+        for name, (colour, marker) in zip(grades.readings, STYLES, strict=False):
             recalls = [r.recall(name) if r.places >= LEAST_DRAWN else math.nan for r in rows]
             axes.plot(middles, recalls, f"{marker}-", color=colour, label=name, clip_on=False)
         axes.axhline(chance, color="grey", linestyle=":", label="guessing")
@@ -374,5 +382,4 @@ def draw(grades: Grades, path: Path) -> None:
         axes.set(xlim=(0, end), ylim=(0, 1))
         axes.set_xlabel("tokens between the last mention of a fact and the place where it is asked")
         axes.set_ylabel("share of facts recalled")
-        axes.grid(color="0.9")
         axes.legend(loc="upper right", frameon=False)

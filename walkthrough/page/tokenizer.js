@@ -71,6 +71,12 @@ export class Tokenizer {
     return this.pieces[id].type === BYTE;
   }
 
+  // A piece as it is shown: U+2581 for a space, 0x0A for a byte.
+  shown(id) {
+    const { piece } = this.pieces[id];
+    return this.isByte(id) ? piece.slice(1, -1) : piece;
+  }
+
   isSpecial(id) {
     return this.pieces[id].type === CONTROL || this.pieces[id].type === UNKNOWN;
   }

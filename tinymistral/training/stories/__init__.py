@@ -5,6 +5,7 @@ scenes.txt    scenes that any plot may use: openings, little events on the way, 
 plots.txt     the plots, as lists of scenes
 templates.py  the notation of those two files: parse, fill with facts, match with a sentence
 grammar.py    a seed to a story; the parser of sentences
+recalls.py    the facts that any text recalls, and whether it told them so
 """
 
 from tinymistral.training.stories.grammar import (

@@ -46,7 +46,7 @@ KINDS = {
     "kind": "animal",
     "friend_kind": "animal",
     "spot": "place",
-    "gift": "promise",
+    "gift": "thing",
     "toy": "thing",
     "garment": "thing",
 }
@@ -209,9 +209,7 @@ class _Teller:
 
     def recall(self, slot: Slot, answer: str) -> Fact:
         """Return the fact that the answer, said next, recalls."""
-        word = self.words[slot.name]
-        mention = re.compile(rf"\b(?:{word}|{plural(word)})\b", re.IGNORECASE)
-        told = [found.end() for found in mention.finditer(self.text)]
+        told = [found.end() for found in _mention(self.words[slot.name]).finditer(self.text)]
         if slot.name in ("name", "friend"):
             pool = tuple(dict.fromkeys((*GIRLS, *BOYS, answer)))
         elif slot.name in ("kind", "friend_kind"):
@@ -229,6 +227,12 @@ def _inflect(word: str, slot: Slot) -> str:
     elif slot.form == "s":
         word = plural(word)
     return word[0].upper() + word[1:] if slot.capital else word
+
+
+@cache
+def _mention(word: str) -> re.Pattern[str]:
+    """Return the pattern of all that names the word's thing: one or many, at a start or inside."""
+    return re.compile(rf"\b(?:{word}|{plural(word)})\b", re.IGNORECASE)
 
 
 @cache

@@ -22,6 +22,12 @@ ANIMALS = tuple(
     "mouse otter panda penguin pony puppy rabbit raccoon squirrel".split()
 )
 
+# Small things to give, to find or to promise.
+GIFTS = tuple(
+    "bell button feather pebble shell compass ring candle spoon key marble cushion picture "
+    "mirror thimble necklace".split()
+)
+
 # Each slot that keeps one word for the whole story.
 WORDS: dict[str, tuple[str, ...]] = {
     "colour": tuple(
@@ -31,7 +37,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "day": tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()),
     "weather": tuple("rainy sunny windy snowy foggy stormy frosty cloudy".split()),
     "helper": tuple(
-        "owl heron tortoise crow goose stork toad swan magpie donkey cow baker farmer miller "
+        "owl heron tortoise crow goose stork toad swan magpie donkey pelican baker farmer miller "
         "sailor gardener shepherd tailor teacher painter".split()
     ),
     "toy": tuple(
@@ -43,10 +49,8 @@ WORDS: dict[str, tuple[str, ...]] = {
         "barrel basket bucket boot cart chest cupboard haystack nest pot sack shed teapot trunk "
         "drawer jug".split()
     ),
-    "gift": tuple(
-        "bell button feather pebble shell compass ring candle spoon key marble cushion picture "
-        "mirror thimble necklace".split()
-    ),
+    "gift": GIFTS,
+    "promise": GIFTS,
     "food": tuple(
         "soup honey jam porridge bread cheese pudding toffee gingerbread custard salad popcorn "
         "rice chocolate".split()
