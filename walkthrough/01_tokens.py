@@ -16,7 +16,7 @@ from itertools import pairwise
 from chapter import BLUE, GREY, ORANGE, PALE, picture, say, show
 from matplotlib.figure import Figure
 
-from tinymistral import DEMO, MistralTokenizer, StreamDecoder
+from tinymistral import DEMO, MistralConfig, MistralTokenizer, StreamDecoder
 
 tokenizer = MistralTokenizer.from_pretrained(DEMO)
 text = "Once upon a time, there was a naïve fox 🦊"
@@ -25,14 +25,17 @@ pieces = tokenizer.convert_ids_to_tokens(ids)
 print(ids)
 print(pieces)
 assert tokenizer.decode(ids, skip_special_tokens=True) == text
+assert tokenizer.convert_tokens_to_ids("▁a") != tokenizer.convert_tokens_to_ids("a")
 
 # %% tags=["remove-input"]
 say(f"""
-These are {len(ids)} tokens. Frequent words are one piece, rare ones are cut into several. Look
-closely at three things:
+These are {len(ids)} tokens. The vocabulary of this small model has V = {len(tokenizer):,} pieces,
+that of Mistral 7B {MistralConfig().vocab_size:,}. Frequent words are one piece, rare ones are cut
+into several. Look closely at three things:
 
 * The first id, {ids[0]}, is `{pieces[0]}`. It stands for no text. It is a *special token*, which
-  tells the model that a text begins here; every sequence starts with it.
+  tells the model that a text begins here; every sequence starts with it. Its counterpart, `</s>`
+  with the id {tokenizer.eos_token_id}, says that a text ends.
 * `▁` stands for a space. A space belongs to the word after it, so `▁a` and `a` are two different
   pieces. At the start of a text the tokenizer adds a space that you did not write, so that a word
   has the same piece there as in the middle. Decoding takes it away again.
@@ -70,6 +73,9 @@ def joined(text: str, steps: list[str] | None = None) -> list[str]:
         pieces[n : n + 2] = [pieces[n] + pieces[n + 1]]
 
 
+scores = [tokenizer.processor.get_score(token) for token in range(259, len(tokenizer))]
+assert scores == sorted(scores, reverse=True)  # ids are in the order in which pieces were found
+
 steps: list[str] = []
 joined("the little fox", steps)
 print("\n".join(steps))
@@ -97,6 +103,7 @@ def encode(text: str) -> list[int]:
     return ids
 
 
+assert all(tokenizer.convert_tokens_to_ids(f"<0x{b:02X}>") == 3 + b for b in range(256))
 odd = "naïve 🦊 fox"
 print("bytes:", list(odd.encode("utf-8")))
 print("ids:  ", encode(odd))
@@ -158,10 +165,10 @@ show(MistralTokenizer.encode)
 # %% [markdown]
 # ## Experiment: any text comes back
 #
-# Let us try it on a thousand texts of random characters from all of Unicode. Two claims: our
-# fifteen lines give the ids of the package, and decoding gives the very text back. (One character
-# cannot come back, `▁` itself: it becomes a space. We leave it out, and the numbers that Unicode
-# keeps free for UTF-16.)
+# Let us try it on a thousand texts of random characters from all of Unicode. Two claims: our code
+# gives the ids of the package, and decoding gives the very text back. (One character cannot come
+# back, `▁` itself: it becomes a space. We leave it out, and the numbers that Unicode keeps free for
+# UTF-16.)
 
 # %%
 draws = random.Random(1)
