@@ -62,8 +62,10 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _set_threads(threads: int) -> None:
     if not 1 <= threads <= MOST_THREADS:
         raise ValueError(f"--threads: expected 1 to {MOST_THREADS}, got {threads}")
-    if "numpy" in sys.modules:
-        raise ValueError("--threads: NumPy has started already; set OMP_NUM_THREADS before it")
+    if "numpy" in sys.modules and os.environ.get("OMP_NUM_THREADS") != str(threads):
+        raise ValueError(
+            f"--threads: NumPy has started already; set OMP_NUM_THREADS={threads} before it"
+        )
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
 
 

@@ -66,7 +66,7 @@ class PreTrainedModel(Generic[AnyOutput]):
         check_head_width(self.backend, config.head_dim)
         self.generation_config: dict[str, Any] = {}
         if tensors is None:
-            refuse_if_too_large(4 * self.num_parameters())
+            refuse_if_too_large(4 * self.num_parameters(), "random weights of this configuration")
             self.tensors = random_tensors(self.parameter_shapes(config), config, seed)
         else:
             shapes = self.parameter_shapes(config)
@@ -276,14 +276,14 @@ def check_head_width(backend: Backend, head_dim: int) -> None:
         )
 
 
-def refuse_if_too_large(size: int) -> None:
-    """Raise a ValueError if this machine has less memory than `size` bytes."""
+def refuse_if_too_large(size: int, what: str) -> None:
+    """Raise a ValueError if this machine has less memory than `what` needs, `size` bytes."""
     if not hasattr(os, "sysconf"):  # Windows
         return
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if size > memory:
         raise ValueError(
-            f"random weights of this configuration would take {size / 1e9:.1f} GB, this machine "
+            f"{what} would take {size / 1e9:.1f} GB, this machine "
             f"has {memory / 1e9:.1f} GB; make it smaller (num_hidden_layers, hidden_size)"
         )
 

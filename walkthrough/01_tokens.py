@@ -25,6 +25,7 @@ pieces = tokenizer.convert_ids_to_tokens(ids)
 print(ids)
 print(pieces)
 assert tokenizer.decode(ids, skip_special_tokens=True) == text
+assert tokenizer.convert_tokens_to_ids("▁a") != tokenizer.convert_tokens_to_ids("a")
 
 # %% tags=["remove-input"]
 say(f"""
@@ -70,6 +71,9 @@ def joined(text: str, steps: list[str] | None = None) -> list[str]:
         pieces[n : n + 2] = [pieces[n] + pieces[n + 1]]
 
 
+scores = [tokenizer.processor.get_score(token) for token in range(259, len(tokenizer))]
+assert scores == sorted(scores, reverse=True)  # ids are in the order in which pieces were found
+
 steps: list[str] = []
 joined("the little fox", steps)
 print("\n".join(steps))
@@ -97,6 +101,7 @@ def encode(text: str) -> list[int]:
     return ids
 
 
+assert all(tokenizer.convert_tokens_to_ids(f"<0x{b:02X}>") == 3 + b for b in range(256))
 odd = "naïve 🦊 fox"
 print("bytes:", list(odd.encode("utf-8")))
 print("ids:  ", encode(odd))

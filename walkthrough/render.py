@@ -11,12 +11,13 @@ import time
 from pathlib import Path
 
 import jupytext
+import matplotlib.font_manager  # noqa: F401  the first time it writes a cache, and says so
 from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
 from nbconvert.preprocessors import TagRemovePreprocessor
 
 WALKTHROUGH = Path(__file__).parent
-SECONDS = 60  # for one cell, on a slow machine
+SECONDS = 300  # for one cell; a chapter takes a few, but on a busy machine Python starts slowly
 
 
 def chapters(folder: Path = WALKTHROUGH) -> list[Path]:
@@ -31,6 +32,7 @@ def render(path: Path) -> str:
         notebook,
         timeout=SECONDS,
         kernel_name="python3",
+        coalesce_streams=True,  # in how many parts output arrives differs from run to run
         extra_arguments=["--IPKernelApp.log_level=ERROR"],
         resources={"metadata": {"path": str(path.parent)}},
     ).execute()

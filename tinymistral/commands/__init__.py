@@ -11,4 +11,15 @@
 `python -m tinymistral` is the same as `tinymistral`. All text is UTF-8.
 """
 
-COMMANDS = ("generate", "chat", "score", "convert", "tokenize", "backends", "golden")
+COMMANDS = (
+    "generate",
+    "chat",
+    "score",
+    "explain",
+    "convert",
+    "tokenize",
+    "train",
+    "grade",
+    "backends",
+    "golden",
+)

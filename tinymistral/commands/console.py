@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -119,6 +119,29 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, _raise_once)
     try:
         yield
+    finally:
+        if leaves:
+            signal.signal(signal.SIGINT, _leave)
+
+
+@contextmanager
+def stopping() -> Iterator[Callable[[], bool]]:
+    """Let Ctrl-C only be noted in this block; yield a function that returns whether it was.
+
+    For a long loop that stops between two steps. A second Ctrl-C ends the process at once.
+    """
+    pressed = False
+
+    def note(*_: Any) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.signal(signal.SIGINT, _leave)
+
+    leaves = signal.getsignal(signal.SIGINT) is _leave
+    if leaves:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: pressed
     finally:
         if leaves:
             signal.signal(signal.SIGINT, _leave)

@@ -1,0 +1,364 @@
+"""The grader: on stories written by hand, with models of which one knows what they say.
+
+Distances, places and counts are counted by hand; what a variant of a model sees is computed with
+the model itself, on another text.
+"""
+
+import dataclasses
+import math
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+from tinymistral import DEMO, MistralConfig, MistralForCausalLM, MistralTokenizer
+from tinymistral.generation import GenerationStep
+from tinymistral.tokenizer import BatchEncoding
+from tinymistral.training import grading
+from tinymistral.training.grading import (
+    AS_IT_IS,
+    Grades,
+    Place,
+    Reading,
+    Telling,
+    beginning_of,
+    draw,
+    grade,
+    held_out,
+    next_logits,
+    places_of,
+    telling_of,
+    to_word_end,
+    variants,
+)
+from tinymistral.training.stories import Fact, Story, sentences
+
+# A word, or a mark, is a token here; <s> is token 0, so "Mia" is 3, and its last mention before the
+# first question is 6.
+TEXT = "Here is Mia. Then Mia sang, and who sang? Mia sang of red hats. Red hats? Yes, red."
+MIA = Fact("name", "Mia", ("Mia", "Tom", "Ben", "Ann"), TEXT.index("Mia sang,") + 3, 42)
+RED = Fact("colour", "red", ("red", "blue"), TEXT.index("red hats") + 3, TEXT.rindex("red"))
+STORY = Story(TEXT, "song", (MIA, RED))
+
+
+class Words:
+    """A tokenizer: a token for each word, with the space before it, and for each mark."""
+
+    def __init__(self) -> None:
+        self.pieces = ["<s>", "</s>"]
+
+    def encode(self, text: str) -> list[int]:
+        found = re.findall(r" ?\w+| ?[^\w ]| ", text)
+        self.pieces += [piece for piece in dict.fromkeys(found) if piece not in self.pieces]
+        return [0, *map(self.pieces.index, found)]
+
+    def __call__(self, texts: list[str]) -> BatchEncoding:
+        rows = [self.encode(text) for text in texts]
+        width = max(map(len, rows))
+        return BatchEncoding(  # padded on the left
+            input_ids=np.array([[0] * (width - len(row)) + row for row in rows]),
+            attention_mask=np.array([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
+        )
+
+    def batch_decode(self, rows: np.ndarray, skip_special_tokens: bool) -> list[str]:
+        assert skip_special_tokens
+        return ["".join(self.pieces[i] for i in row if i > 1) for row in rows]
+
+
+class Parrot:
+    """A model that says the stories it is given, or for some ids another id instead."""
+
+    V = 200
+    backend = SimpleNamespace(chunk=16, dtype="float32")
+
+    def __init__(self, texts: list[str], tokenizer: Words, instead: dict[int, int] | None = None):
+        self.config = MistralConfig(vocab_size=self.V, sliding_window=8, num_hidden_layers=2)
+        self.rows = [[*tokenizer.encode(text), 1] for text in texts]
+        self.instead = instead or {}
+        self.said: list[dict] = []
+
+    def new_cache(self, rows: int, chunk: int) -> None:
+        assert (rows, chunk) == (1, 8)
+
+    def next(self, ids: list[int]) -> int:
+        whole = next(row for row in self.rows if row[: len(ids)] == ids)
+        return self.instead.get(whole[len(ids)], whole[len(ids)])
+
+    def __call__(self, input_ids: list[np.ndarray], past_key_values: None) -> SimpleNamespace:
+        ids = list(input_ids[0])
+        logits = np.zeros((1, len(ids), self.V), dtype=np.float32)
+        for t in range(len(ids)):
+            logits[0, t, self.next(ids[: t + 1])] = math.log(2 * (self.V - 1))  # 2/3, and 1/3/199
+        return SimpleNamespace(logits=logits)
+
+    def generate_stream(self, input_ids, attention_mask, max_new_tokens, **options):
+        self.said.append(options)
+        rows = [list(i[m == 1]) for i, m in zip(input_ids, attention_mask, strict=True)]
+        ended = np.zeros(len(rows), dtype=bool)
+        for _ in range(max_new_tokens):
+            new = [1 if row[-1] == 1 else self.next(row) for row in rows]
+            for row, token in zip(rows, new, strict=True):
+                row.append(token)
+            ended = np.array(new) == 1
+            yield GenerationStep(np.array(new), np.zeros(len(rows)), ended)
+            if ended.all():
+                return
+
+
+# Where facts are
+
+
+def test_places_are_counted_in_tokens() -> None:
+    # <s> Here is Mia . Then Mia sang , and who sang ? Mia sang of red hats . Red hats ? Yes , red .
+    # 0   1    2  3   4 5    6   7    8 9   10  11  12 13 14  15 16  17   18 19 20  21 22 23 24 25
+    words = Words()
+    places = places_of(STORY, np.array(words.encode(TEXT)), words)
+    assert places == [
+        Place("name", 1 / 4, distance=6, start=13, stop=14),
+        Place("colour", 1 / 2, distance=7, start=24, stop=25),
+    ]
+
+
+def test_an_answer_ends_with_its_word_since_a_token_may_end_there() -> None:
+    assert to_word_end("two\nred hats", 11) == "two\nred hats"
+    assert to_word_end("two\nred hats", 7) == "two\nred"
+
+
+@pytest.mark.parametrize("told", held_out(5))
+def test_the_tokens_of_a_place_are_those_of_the_answer(told: Story) -> None:
+    tokenizer = MistralTokenizer.from_pretrained(DEMO)
+    ids = tokenizer.encode(told.text)
+    assert tokenizer.decode(ids, skip_special_tokens=True) == told.text
+    places = places_of(told, np.array(ids), tokenizer)
+    assert len(places) == len(told.facts) > 0
+    for place, fact in zip(places, told.facts, strict=True):
+        before, asked, mention = (
+            tokenizer.decode(ids[:n], skip_special_tokens=True)
+            for n in (place.start, place.stop, place.start - place.distance)
+        )
+        assert before.rstrip() == told.text[: fact.recalled].rstrip()
+        assert asked.startswith(told.text[: fact.recalled + len(fact.answer)])
+        assert mention.startswith(told.text[: fact.told])
+        assert len(mention) < fact.told + len("berries")  # the rest of the word
+
+
+# Reading
+
+
+def test_a_model_that_knows_the_stories_recalls_everything() -> None:
+    words = Words()
+    other = Story("Tom hid. Who hid? Tom.", "hide", (Fact("name", "Tom", ("Tom", "Mia"), 3, 18),))
+    parrot = Parrot([TEXT, other.text], words)
+    grades = grade(parrot, words, [STORY, other])
+    assert grades.readings[AS_IT_IS].right.tolist() == [True] * 3
+    assert {row.name: (row.places, row.recall(AS_IT_IS)) for row in grades.by_kind()} == {
+        "colour, inside": (1, 1.0), "name, inside": (2, 1.0), "all, inside": (3, 1.0),
+    }  # fmt: skip
+    # 25 + 8 tokens without <s>, and 18 + 5 words. Each token has probability 2/3, but the first of
+    # the second story, where this model would begin the first one.
+    assert grades.tokens == 26 + 9
+    total = 32 * math.log(2 / 3) + math.log(1 / 3 / 199)
+    assert grades.readings[AS_IT_IS].perplexity == pytest.approx(math.exp(-total / 33))
+    assert grades.readings[AS_IT_IS].perplexity_per_word == pytest.approx(math.exp(-total / 23))
+
+
+def test_another_answer_is_wrong_and_chance_is_one_of_the_choices() -> None:
+    words = Words()
+    mia = words.encode("Who? Mia")[-1]
+    grades = grade(Parrot([TEXT], words, instead={mia: 1}), words, [STORY])
+    assert grades.readings[AS_IT_IS].right.tolist() == [False, True]
+    (colour, name, both) = grades.by_kind()
+    assert (name.recall(AS_IT_IS), name.chance) == (0, 0.25)
+    assert (both.recall(AS_IT_IS), both.chance) == (0.5, 0.375)
+    assert colour.recall(AS_IT_IS) == 1
+
+
+def test_all_tokens_of_an_answer_count() -> None:
+    words = Words()
+    said = "We saw a sea horse. What? A sea horse."
+    fact = Fact("animal", "sea horse", ("sea horse", "sea lion"), 18, said.rindex("sea"))
+    for instead, right in (({}, True), ({words.encode("A horse")[-1]: 1}, False)):
+        grades = grade(Parrot([said], words, instead), words, [Story(said, "sea", (fact,))])
+        assert grades.readings[AS_IT_IS].right.tolist() == [right]
+
+
+def test_no_stories_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        grade(Parrot([], Words()), Words(), [])
+
+
+# The table
+
+
+def grades_of(distances: list[int], right: list[bool], window: int | None = 8) -> Grades:
+    places = tuple(Place("name", 0.5, distance, 1, 2) for distance in distances)
+    telling = Telling(1, 1, 1, 1, 1, 1, 1)
+    readings = {AS_IT_IS: Reading(np.array(right, dtype=bool), 1, 1)}
+    return Grades(1, 10, window, 2, places, readings, telling, telling)
+
+
+def test_the_window_ends_where_keys_are_no_longer_visible() -> None:
+    # 0 <= i - j < 8
+    grades = grades_of([0, 7, 8, 30], [True, True, False, True])
+    rows = {row.name: (row.places, row.right[AS_IT_IS]) for row in grades.by_kind()}
+    assert rows["all, inside"] == (2, 2)
+    assert rows["all, beyond"] == (2, 1)
+
+
+def test_bins_of_distances() -> None:
+    grades = grades_of([0, 1, 2, 7, 8, 30], [True, False, True, True, False, False])
+    rows = [(row.name, row.places, row.right[AS_IT_IS]) for row in grades.by_distance()]
+    assert [row for row in rows if row[1]] == [
+        ("0 to 1", 2, 1), ("2 to 3", 1, 1), ("6 to 7", 1, 1), ("8 to 9", 1, 0), ("30 to 31", 1, 0),
+    ]  # fmt: skip
+    assert math.isnan(grades.by_distance()[2].recall(AS_IT_IS))
+
+
+@pytest.mark.parametrize("window", [None, 1, 2, 3, 7, 64])
+def test_every_place_is_in_one_bin(window: int | None) -> None:
+    grades = grades_of(list(range(200)), [True] * 200, window)
+    assert sum(row.places for row in grades.by_distance()) == 200
+    assert all(row.places for row in grades.by_distance()[:-1])
+    assert sum(row.places for row in grades.by_kind()) == 400  # names and all
+
+
+# Variants
+
+
+@pytest.fixture(scope="module")
+def model() -> MistralForCausalLM:
+    config = MistralConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, sliding_window=6, initializer_range=0.4,
+    )  # fmt: skip
+    return MistralForCausalLM(config, seed=1)
+
+
+IDS = np.random.default_rng(0).integers(0, 50, 20)
+
+
+def test_the_model_itself_is_read_in_pieces_that_do_not_matter(model: MistralForCausalLM) -> None:
+    expected = model([IDS[:-1]]).logits[0]
+    assert next_logits(model, IDS) == pytest.approx(expected, abs=1e-4)
+
+
+def test_half_the_window_shows_half_the_keys(model: MistralForCausalLM) -> None:
+    with variants(model)["window 3"]() as half:
+        weights = half([IDS], output_attentions=True).attentions[0]
+        visible = weights[0].any(axis=0)
+        assert half.config.num_hidden_layers == 2
+    i, j = np.indices((20, 20))
+    assert (visible == ((i - j >= 0) & (i - j < 3))).all()
+
+
+def test_in_a_ring_of_w_slots_a_full_piece_sees_itself_alone(model: MistralForCausalLM) -> None:
+    right = next_logits(model, IDS)
+    with variants(model)["ring of 6"]() as small:
+        logits = next_logits(small, IDS)
+    for start in (0, 6, 12):
+        piece = slice(start, start + 6)
+        alone = model([IDS[piece]]).logits[0]  # RoPE depends on distances alone
+        assert logits[piece] == pytest.approx(alone, abs=1e-4)
+    assert np.abs(logits - right)[6:].max() > 0.1
+    assert next_logits(model, IDS) == pytest.approx(right)  # the mistake is gone again
+
+
+def test_without_rope_distances_do_not_matter(model: MistralForCausalLM) -> None:
+    ids, spread = [IDS[:3]], np.array([[0, 1, 5]])
+    with variants(model)["no RoPE"]() as without:
+        logits = without(ids).logits
+        assert without(ids, position_ids=spread).logits == pytest.approx(logits, abs=1e-5)
+    assert np.abs(model(ids).logits - logits).max() > 0.1
+    assert np.abs(model(ids, position_ids=spread).logits - model(ids).logits).max() > 0.1
+
+
+@pytest.mark.parametrize(("window", "names"), [(None, {"no RoPE"}), (1, {"no RoPE"})])
+def test_without_a_window_there_is_none_to_halve(
+    model: MistralForCausalLM, window: int | None, names: set[str]
+) -> None:
+    config = dataclasses.replace(model.config, sliding_window=window)
+    other = MistralForCausalLM(config, tensors=model.tensors)
+    assert variants(other).keys() == names
+    assert next_logits(other, IDS).shape == (19, 50)
+
+
+# Telling
+
+
+def test_sentences_are_counted_and_the_unfinished_one_is_not() -> None:
+    whole = held_out(1)[0].text
+    parts = sentences(whole)
+    beginning = beginning_of(whole)
+    assert sentences(beginning) == parts[:2]
+    broken = whole.replace(parts[3], "Of hats the the sang.", 1)
+    cut = whole[: whole.index(parts[6]) + 5]
+    telling = telling_of([beginning] * 3, [whole, broken, cut], [True, True, False])
+    assert (telling.stories, telling.ended, telling.closed) == (3, 2, 2)
+    assert telling.sentences == (len(parts) - 2) * 2 + 4
+    assert telling.well_formed == telling.sentences - 1
+    # a plot that closes, but a story that goes on; a story that ends, but not with a plot's end
+    assert telling_of([beginning], [whole], [False]).closed == 0
+    other = telling_of([beginning], [" ".join(parts[:5])], [True])
+    assert (other.ended, other.closed, other.sentences) == (1, 0, 3)
+
+
+def test_facts_that_a_continuation_recalls_are_counted() -> None:
+    told = held_out(1)[0]
+    beginning, fact = beginning_of(told.text), told.facts[-1]
+    assert fact.recalled > len(beginning)
+    other = next(choice for choice in fact.choices if choice != fact.answer)
+    end = told.text[fact.recalled + len(fact.answer) :]
+    wrong = told.text[: fact.recalled] + other + end
+    telling = telling_of([beginning] * 2, [told.text, wrong], [True, True])
+    assert telling.recalls == 2 * len(told.facts)
+    assert telling.right == telling.recalls - 1
+
+
+def test_continuations_are_greedy_and_sampled_and_go_on_from_beginnings() -> None:
+    words = Words()
+    stories = held_out(4)
+    parrot = Parrot([story.text for story in stories], words)
+    parrot.V = 2000
+    shown = []
+    grades = grade(
+        parrot,
+        words,
+        stories,
+        continuations=3,
+        seed=5,
+        progress=lambda *values: shown.append(values),
+    )
+    assert grades.greedy == grades.sampled
+    assert grades.greedy == telling_of(
+        [beginning_of(story.text) for story in stories[:3]],
+        [story.text for story in stories[:3]],
+        [True] * 3,
+    )
+    assert parrot.said == [
+        {"num_return_sequences": 1, "do_sample": False},
+        {"num_return_sequences": 1, "do_sample": True, "seed": 5},
+    ]
+    assert shown[3] == ("read as it is", 4, 4)
+    assert {what for what, _, _ in shown[4:]} == {"greedy tokens", "sampled tokens"}
+
+
+# The picture
+
+
+def test_the_picture_is_the_same_each_time(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    grades = grades_of([*range(20)] * 30, [True] * 300 + [False] * 300)
+    for name in ("a.svg", "b.svg"):
+        draw(grades, tmp_path / name)
+    content = (tmp_path / "a.svg").read_bytes()
+    assert content.startswith(b"<?xml")
+    assert content == (tmp_path / "b.svg").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"a.svg", "b.svg"}
+
+
+def test_held_out_stories_begin_where_training_never_gets() -> None:
+    with patch.object(grading, "story", lambda seed: seed):
+        assert held_out(3) == [2**32, 2**32 + 1, 2**32 + 2]

@@ -1,0 +1,1 @@
+"""Training: stories, the backward pass, the optimizer, and the loop over steps."""

@@ -1,0 +1,157 @@
+"""What a model is trained on: documents as texts, and a tokenizer trained on them.
+
+A source numbers its documents 0, 1, 2, ... without end, so that where a run has got to is one
+number. Some documents are held out: the model never learns from them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import sentencepiece
+
+from tinymistral.files import read_bytes
+from tinymistral.tokenizer import FILE_NAME, MistralTokenizer
+from tinymistral.training.stories import story
+
+HELD_OUT = 32  # documents at most
+HELD_OUT_SEEDS = 2**32  # those of held-out stories begin here; training uses the seeds below
+LARGEST_CORPUS = 2_000_000_000  # bytes; all of it is in memory
+SEPARATOR = re.compile(r"^<\|endoftext\|>$", re.MULTILINE)  # as in the files of TinyStories
+TOKENIZER_LETTERS = 2_000_000  # of text that the tokenizer is trained on
+
+
+class Documents(Protocol):
+    """A source of documents."""
+
+    held_out: list[str]
+
+    def __getitem__(self, n: int) -> str:
+        """Return the text of document n, n >= 0."""
+
+    def each_once(self) -> Iterable[str]:
+        """Return each document once, for the tokenizer; generated ones never end."""
+
+
+class Stories:
+    """Generated stories. Runs of different seeds begin at different stories."""
+
+    def __init__(self, seed: int) -> None:
+        # 2654435761 is odd, so that seeds below 2**32 all begin elsewhere (Knuth, TAOCP 3, 6.4).
+        self.start = seed * 2654435761
+        self.held_out = [story(HELD_OUT_SEEDS + n).text for n in range(HELD_OUT)]
+
+    def __getitem__(self, n: int) -> str:
+        return story((self.start + n) % HELD_OUT_SEEDS).text
+
+    def each_once(self) -> Iterator[str]:
+        """Return story after story."""
+        return map(self.__getitem__, count())
+
+
+class Corpus:
+    """The documents of one's own text, which are repeated in a new order each time.
+
+    Of 20 or more documents, every 20th is held out.
+    """
+
+    def __init__(self, texts: list[str], seed: int) -> None:
+        self.texts = [text for n, text in enumerate(texts) if n % 20 != 19]
+        self.held_out = texts[19::20][:HELD_OUT]
+        self.seed = seed
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def __getitem__(self, n: int) -> str:
+        epoch, place = divmod(n, len(self.texts))
+        if epoch != self._epoch:
+            random = np.random.Generator(np.random.PCG64([self.seed, epoch]))
+            self._epoch, self._order = epoch, random.permutation(len(self.texts))
+        return self.texts[self._order[place]]
+
+    def each_once(self) -> list[str]:
+        """Return the documents in their order in the file."""
+        return self.texts
+
+
+def read_corpus(path: Path) -> tuple[list[str], str]:
+    """Read a file of documents in UTF-8 -> the documents, and the SHA-256 of the file.
+
+    A line `<|endoftext|>` ends a document; without any, the file is one document. Raises
+    ValueError.
+    """
+    content = read_bytes(path, LARGEST_CORPUS)
+    try:
+        text = content.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        byte = f"its byte {error.start} is {content[error.start]:#04x}"
+        raise ValueError(f"{path} is not UTF-8: {byte}; save it as UTF-8") from None
+    texts = [part.strip("\n") for part in SEPARATOR.split(text) if part.strip()]
+    if not texts:
+        raise ValueError(f"{path} is empty; expected text to train on")
+    return texts, hashlib.sha256(content).hexdigest()
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> MistralTokenizer:
+    """Train a SentencePiece tokenizer with the settings of Mistral's; same texts, same bytes.
+
+    Byte-pair encoding with a piece for each byte, so that every text can be encoded; every digit a
+    token; no normalization. Settings: `trainer_spec` and `normalizer_spec` in the tokenizer.model
+    of Mistral-7B-v0.1. Raises ValueError if the texts do not have enough different pieces.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_lines(texts),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            character_coverage=0.9998,  # what is rarer is learned as bytes
+            byte_fallback=True,
+            split_digits=True,
+            allow_whitespace_only_pieces=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=True,
+            max_sentence_length=2**30,  # bytes; a longer line would be left out
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            num_threads=1,
+            minloglevel=2,  # errors alone, which are raised too
+        )
+    except RuntimeError as error:
+        most = re.search(r"too high .* <= (\d+)", str(error))
+        least = re.search(r"smaller than required_chars. \d+ vs (\d+)", str(error))
+        if most:
+            expected = f"{most[1]} at most, or give more text"
+        elif least:
+            expected = f"more than {least[1]}: bytes, and the letters of the text"
+        else:
+            raise ValueError(f"no tokenizer can be trained on this text: {error}") from None
+        raise ValueError(
+            f"a vocabulary of {vocab_size} does not fit this text; expected {expected}"
+        ) from None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, FILE_NAME)
+        path.write_bytes(model.getvalue())
+        return MistralTokenizer(path)
+
+
+def _lines(texts: Iterable[str]) -> Iterator[str]:
+    """Return the lines that a tokenizer is trained on: newlines are always byte pieces."""
+    left = TOKENIZER_LETTERS
+    for text in texts:
+        for line in filter(None, text.split("\n")):
+            yield line[:left]
+            left -= len(line)
+            if left <= 0:
+                return

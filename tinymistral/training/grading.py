@@ -1,0 +1,385 @@
+"""Grade a model on held-out stories: what it remembers of them, and how it tells its own.
+
+A fact of a story, such as the hero's name, is told early and asked for again later. The model reads
+the story up to the place where it is asked for, and is right if it goes on with the answer. The
+distance of such a place is i - j, as in the rule of visibility `0 <= i - j < W`: i is the position
+of the token that predicts the answer, j that of the last token of the last earlier mention. So a
+mention is inside the window if and only if it is visible to that token. Beyond it, what is known of
+the fact has to be passed on from layer to layer; N layers reach back N(W - 1) tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tinymistral.heads import MistralForCausalLM
+from tinymistral.mistakes import Mistake
+from tinymistral.mistakes.cache import evict_before_attend
+from tinymistral.mistakes.rope import nothing_turned
+from tinymistral.sampling import log_softmax
+from tinymistral.scoring import Score
+from tinymistral.training.documents import HELD_OUT_SEEDS
+from tinymistral.training.pictures import picture
+from tinymistral.training.stories import Story, closes, sentences, story, well_formed
+from tinymistral.training.stories.recalls import Recall, recalls
+
+if TYPE_CHECKING:
+    from tinymistral.tokenizer import MistralTokenizer
+
+AS_IT_IS = "as it is"  # the name of the model itself, among its variants
+BEGINNING = 2  # sentences of a story that a continuation begins with
+LEAST_DRAWN = 20  # places in a bin of distances
+# Of a line each: Okabe and Ito's colours, which colour-blind readers tell apart
+# (https://jfly.uni-koeln.de/color/), and markers.
+STYLES = (("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "D"), ("#cc79a7", "^"))
+UNWINDOWED = 128  # a model without a window is graded as if this were it, in bins of distances
+
+Progress = Callable[[str, int, int], None]  # what is done, how many, of how many
+Variants = dict[str, Callable[[], AbstractContextManager[MistralForCausalLM]]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place in a story where a fact is asked for again; columns are those of the story's ids."""
+
+    kind: str
+    chance: float  # of guessing the answer among its choices
+    distance: int  # i - j, in tokens
+    start: int  # the first column of the answer
+    stop: int  # the column after its last
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a model, or a variant of it, predicts each token of the stories from those before."""
+
+    right: np.ndarray  # (places,), whether its likeliest tokens are the answer
+    perplexity: float  # per token
+    perplexity_per_word: float  # does not depend on the tokenizer
+
+
+@dataclass(frozen=True)
+class Telling:
+    """How a model continues the beginnings of the stories; counts."""
+
+    stories: int
+    ended: int  # stories that end by themselves, with </s>
+    closed: int  # of those: stories whose last sentence ends a plot
+    sentences: int  # whole sentences, without those of the beginnings
+    well_formed: int  # of those: sentences that the grammar can say
+    recalls: int  # facts that these sentences recall, of the story's beginning or of their own
+    right: int  # of those: as the story has told them
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: how many places, and how many of them each variant has right."""
+
+    name: str
+    places: int
+    chance: float
+    right: dict[str, int]
+
+    def recall(self, variant: str) -> float:
+        """The share of places that are right; NaN if there are none."""
+        return self.right[variant] / self.places if self.places else math.nan
+
+
+@dataclass(frozen=True)
+class Grades:
+    """All that `grade` measures."""
+
+    stories: int
+    tokens: int
+    window: int | None
+    layers: int
+    places: tuple[Place, ...]
+    readings: dict[str, Reading]  # of the model itself and its variants, by name
+    greedy: Telling
+    sampled: Telling
+
+    def row(self, name: str, chosen: np.ndarray) -> Row:
+        """Count the chosen places, booleans (places,)."""
+        chances = [place.chance for place, is_in in zip(self.places, chosen, strict=True) if is_in]
+        right = {name: int(reading.right[chosen].sum()) for name, reading in self.readings.items()}
+        return Row(name, len(chances), math.fsum(chances) / max(1, len(chances)), right)
+
+    def by_kind(self) -> list[Row]:
+        """Return recall inside and beyond the window, of each kind of fact and of all."""
+        kinds = np.array([place.kind for place in self.places], dtype=object)
+        inside = self.distances < (math.inf if self.window is None else self.window)
+        rows = []
+        for kind in (*sorted(set(kinds)), "all"):
+            of_kind = (kinds == kind) | (kind == "all")
+            rows.append(self.row(f"{kind}, inside", of_kind & inside))
+            rows.append(self.row(f"{kind}, beyond", of_kind & ~inside))
+        return [row for row in rows if row.places]
+
+    def by_distance(self, bins: int = 4) -> list[Row]:
+        """Return recall in bins of distances, of which `bins` are as wide as the window."""
+        edges = self.edges(bins)
+        return [
+            self.row(f"{start} to {stop - 1}", (self.distances >= start) & (self.distances < stop))
+            for start, stop in pairwise(edges)
+        ]
+
+    def edges(self, bins: int = 4) -> list[int]:
+        """Return where the bins of distances begin, and where the last one ends."""
+        window = self.window or UNWINDOWED
+        count = math.ceil(bins * (int(self.distances.max(initial=0)) + 1) / window)
+        return sorted({window * n // bins for n in range(count + 1)})
+
+    @property
+    def distances(self) -> np.ndarray:
+        """The distance of each place (places,)."""
+        return np.array([place.distance for place in self.places], dtype=np.int64)
+
+
+def held_out(count: int) -> list[Story]:
+    """Return the first of the stories that no model is trained on."""
+    return [story(HELD_OUT_SEEDS + n) for n in range(count)]
+
+
+def grade(
+    model: MistralForCausalLM,
+    tokenizer: MistralTokenizer,
+    stories: Sequence[Story],
+    *,
+    continuations: int | None = None,
+    with_variants: bool = False,
+    seed: int = 0,
+    progress: Progress = lambda what, done, total: None,
+) -> Grades:
+    """Let a model read the stories, and continue the beginnings of the first `continuations`.
+
+    Of all stories, if that is None. With `with_variants` each of `variants` reads them too. `seed`
+    is that of the sampled continuations.
+    """
+    if not stories:
+        raise ValueError("stories: expected at least one to grade on, got none")
+    rows = [np.array(tokenizer.encode(each.text), dtype=np.int64) for each in stories]
+    places = [places_of(each, row, tokenizer) for each, row in zip(stories, rows, strict=True)]
+    words = sum(len(each.text.split()) for each in stories)
+    every: Variants = {AS_IT_IS: lambda: nullcontext(model)}
+    if with_variants:
+        every |= variants(model)
+    readings = {}
+    for name, opened in every.items():
+        with opened() as variant:
+            readings[name] = read(variant, rows, places, words, partial(progress, f"read {name}"))
+    longest = max(len(row) for row in rows)
+    begun = stories[:continuations]
+    tell = partial(continue_stories, model, tokenizer, begun, max_new_tokens=longest)
+    return Grades(
+        stories=len(stories),
+        tokens=sum(len(row) for row in rows),
+        window=model.config.sliding_window,
+        layers=model.config.num_hidden_layers,
+        places=tuple(place for of_story in places for place in of_story),
+        readings=readings,
+        greedy=tell(progress=partial(progress, "greedy tokens"), do_sample=False),
+        sampled=tell(progress=partial(progress, "sampled tokens"), do_sample=True, seed=seed),
+    )
+
+
+# Where the facts are
+
+
+def places_of(told: Story, ids: np.ndarray, tokenizer: MistralTokenizer) -> list[Place]:
+    """Return where a story with these ids (T,) asks for facts."""
+    places = []
+    for fact in told.facts:
+        start = columns_of(told.text[: fact.recalled], ids, tokenizer)
+        stop = columns_of(to_word_end(told.text, fact.recalled + len(fact.answer)), ids, tokenizer)
+        mention = columns_of(to_word_end(told.text, fact.told), ids, tokenizer)
+        distance = (start - 1) - (mention - 1)
+        places.append(Place(fact.kind, 1 / len(fact.choices), distance, start, stop))
+    return places
+
+
+def to_word_end(text: str, offset: int) -> str:
+    """Return the text up to the end of the word that goes on at `offset`: a token may end there."""
+    return re.match(rf".{{{offset}}}\w*", text, re.DOTALL)[0]  # type: ignore[index]
+
+
+def columns_of(beginning: str, ids: np.ndarray, tokenizer: MistralTokenizer) -> int:
+    """Return how many of a text's ids (T,) are those of its beginning.
+
+    A space at the end of the beginning is not among them if a token joins it with the next word.
+    """
+    alone = tokenizer.encode(beginning)[: len(ids)]
+    differs = np.flatnonzero(ids[: len(alone)] != alone)
+    return int(differs[0]) if len(differs) else len(alone)
+
+
+# Reading: each token is predicted from the true ones before it
+
+
+def read(
+    model: MistralForCausalLM,
+    rows: Sequence[np.ndarray],
+    places: Sequence[Sequence[Place]],
+    words: int,
+    progress: Callable[[int, int], None],
+) -> Reading:
+    """Let a model read stories, each of ids (T,), with `words` words in all.
+
+    The likeliest token at each column of an answer is what the model would say there greedily: up
+    to the first wrong one it has said the answer's tokens so far itself.
+    """
+    right, logprobs = [], []
+    for n, (ids, of_story) in enumerate(zip(rows, places, strict=True)):
+        logits = next_logits(model, ids)
+        is_likeliest = logits.argmax(axis=-1) == ids[1:]
+        right += [bool(is_likeliest[place.start - 1 : place.stop - 1].all()) for place in of_story]
+        logprobs.append(log_softmax(logits)[np.arange(len(logits)), ids[1:]])
+        progress(n + 1, len(rows))
+    score = Score(np.concatenate(logprobs))
+    with np.errstate(over="ignore"):
+        per_word = float(np.exp(-score.total / words))
+    return Reading(np.array(right, dtype=bool), score.perplexity, per_word)
+
+
+def next_logits(model: MistralForCausalLM, ids: np.ndarray) -> np.ndarray:
+    """Return the logits (T - 1, V) of the tokens that follow each of ids (T,) but the last.
+
+    The text goes through in pieces no longer than the window, so that the ring of a story longer
+    than two pieces wraps, and a wrong ring shows. A right one gives the same logits in any pieces.
+    """
+    window = model.config.sliding_window
+    chunk = model.backend.chunk if window is None else min(window, model.backend.chunk)
+    cache = model.new_cache(rows=1, chunk=chunk)
+    logits: np.ndarray = model([ids[:-1]], past_key_values=cache).logits[0]
+    return logits
+
+
+# Variants: what the window, the ring and RoPE are for
+
+
+def variants(model: MistralForCausalLM) -> Variants:
+    """Return models with the same weights that lack a part of what they were trained with.
+
+    Each is a context, since planting a mistake in the cache changes the caches of all models
+    meanwhile. The mistakes are planted in the NumPy backend, whatever the model's own.
+    """
+    window = model.config.sliding_window
+    found: Variants = {}
+    if window is not None and window > 1:
+        found[f"window {window // 2}"] = lambda: nullcontext(with_window(model, window // 2))
+        found[f"ring of {window}"] = partial(with_mistake, model, evict_before_attend)
+    found["no RoPE"] = partial(with_mistake, model, nothing_turned)
+    return found
+
+
+def with_window(model: MistralForCausalLM, window: int) -> MistralForCausalLM:
+    """Return the model with another window."""
+    config = dataclasses.replace(model.config, sliding_window=window)
+    return MistralForCausalLM(config, backend=model.backend, tensors=model.tensors)
+
+
+@contextmanager
+def with_mistake(model: MistralForCausalLM, mistake: Mistake) -> Iterator[MistralForCausalLM]:
+    """Yield the model with a mistake of the catalogue."""
+    with mistake.planted(model.backend.dtype) as backend:
+        yield MistralForCausalLM(model.config, backend=backend, tensors=model.tensors)
+
+
+# Telling: the model continues by itself
+
+
+def continue_stories(
+    model: MistralForCausalLM,
+    tokenizer: MistralTokenizer,
+    stories: Sequence[Story],
+    *,
+    max_new_tokens: int,
+    progress: Callable[[int, int], None],
+    **options: object,
+) -> Telling:
+    """Continue the beginning of each story, with options of `generate`, and look at the result."""
+    beginnings = [beginning_of(each.text) for each in stories]
+    inputs = tokenizer(beginnings)
+    steps = []
+    for step in model.generate_stream(
+        **inputs, max_new_tokens=max_new_tokens, num_return_sequences=1, **options
+    ):
+        steps.append(step)
+        progress(len(steps), max_new_tokens)
+    tokens = np.stack([step.tokens for step in steps], axis=1)
+    texts = tokenizer.batch_decode(
+        np.concatenate([inputs.input_ids, tokens], axis=1), skip_special_tokens=True
+    )
+    return telling_of(beginnings, texts, steps[-1].finished.tolist())
+
+
+def beginning_of(text: str) -> str:
+    """Return the first sentences of a story."""
+    end = 0
+    for sentence in sentences(text)[:BEGINNING]:
+        end = text.index(sentence, end) + len(sentence)
+    return text[:end]
+
+
+def telling_of(beginnings: Sequence[str], texts: Sequence[str], ended: Sequence[bool]) -> Telling:
+    """Count what the whole texts, which start with `beginnings`, are like."""
+    new: list[str] = []
+    recalled: list[Recall] = []
+    for beginning, text, is_whole in zip(beginnings, texts, ended, strict=True):
+        recalled += recalls(text)[len(recalls(beginning)) :]
+        added = sentences(text)[len(sentences(beginning)) :]
+        new += added if is_whole else added[:-1]  # the last one is cut off
+    return Telling(
+        stories=len(texts),
+        ended=sum(ended),
+        closed=sum(is_whole and closes(text) for text, is_whole in zip(texts, ended, strict=True)),
+        sentences=len(new),
+        well_formed=sum(map(well_formed, new)),
+        recalls=len(recalled),
+        right=sum(recall.right for recall in recalled),
+    )
+
+
+# The picture
+
+
+def draw(grades: Grades, path: Path) -> None:
+    """Draw recall against distance, a line for each variant, as SVG or PNG.
+
+    A bin with fewer than LEAST_DRAWN places is left out: its share is mostly chance.
+    """
+    edges = np.array(grades.edges(bins=8), dtype=np.int64)
+    rows = grades.by_distance(bins=8)
+    middles = (edges[:-1] + edges[1:] - 1) / 2
+    chance = grades.row("all", np.ones(len(grades.places), dtype=bool)).chance
+    end = edges[-1]
+    with picture(path, width=8, height=4.5) as axes:
+        for name, (colour, marker) in zip(grades.readings, STYLES, strict=False):
+            recalls = [r.recall(name) if r.places >= LEAST_DRAWN else math.nan for r in rows]
+            axes.plot(middles, recalls, f"{marker}-", color=colour, label=name, clip_on=False)
+        axes.axhline(chance, color="grey", linestyle=":", label="guessing")
+        if grades.window is not None:
+            W, N = grades.window, grades.layers
+            axes.axvspan(0, W - 1, color="black", alpha=0.06, linewidth=0)
+            axes.text((W - 1) / 2, 1.03, f"window W = {W}", horizontalalignment="center")
+            text = f"as far as N = {N} layers reach, N(W − 1) = {N * (W - 1)}"
+            if end * 1.5 > N * (W - 1):
+                end = max(end, N * (W - 1))
+                axes.axvline(N * (W - 1), color="black", linestyle="--", linewidth=1)
+                axes.text(N * (W - 1), 1.03, text, horizontalalignment="right")
+            else:  # far away: the rest would be squeezed to the left
+                axes.text(end, 1.03, f"{text} →", horizontalalignment="right")
+        axes.set(xlim=(0, end), ylim=(0, 1))
+        axes.set_xlabel("tokens between the last mention of a fact and the place where it is asked")
+        axes.set_ylabel("share of facts recalled")
+        axes.legend(loc="upper right", frameon=False)

@@ -1,0 +1,265 @@
+"""A training run: what it follows from, where it has got to, and its folder.
+
+The folder is an ordinary checkpoint, which opens after every save. Its subfolder `training` holds
+what the run needs to go on to the same bits:
+
+    recipe.json         what the run follows from
+    state.safetensors   weights and moments in float32, the step, the loss curve
+    loss.json           the loss curve, to read
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinymistral.checkpoint import load_checkpoint, write_tensors
+from tinymistral.checkpoint.tensors import causal_lm_shapes
+from tinymistral.config import MistralConfig
+from tinymistral.files import CheckpointError, make_folder, read_json, whole_file, write_json
+from tinymistral.files.hub import find_checkpoint
+from tinymistral.files.safetensors import read_file, write_file
+from tinymistral.operations import NUMPY_DTYPES
+from tinymistral.pretrained import refuse_if_too_large
+from tinymistral.sampling import FILE_NAME as GENERATION_FILE
+from tinymistral.sampling import read_generation_config
+from tinymistral.tokenizer import MistralTokenizer
+from tinymistral.training.curve import Curve
+from tinymistral.training.documents import (
+    Corpus,
+    Documents,
+    Stories,
+    read_corpus,
+    train_tokenizer,
+)
+from tinymistral.training.optimizer import AdamW
+
+FOLDER = "training"
+RECIPE_FILE = "recipe.json"
+STATE_FILE = "state.safetensors"
+CURVE_FILE = "loss.json"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run follows from, beside the model that it begins with.
+
+    Learning rate, decay and clipping as is usual for AdamW and small models: Touvron et al. 2023,
+    https://arxiv.org/abs/2302.13971, section 2.3, with a higher rate for fewer parameters.
+    """
+
+    seed: int = 0
+    steps: int = 3000
+    batch_tokens: int = 4096  # of a step; whole documents, so a few more
+    length: int = 640  # most tokens of a row: any generated story fits
+    learning_rate: float = 3e-3  # the highest, reached after the warm-up
+    warm_up: int = 100  # steps
+    final_learning_rate: float = 3e-4  # the cosine's end
+    weight_decay: float = 0.1
+    clip: float = 1.0  # largest norm of a step's gradients
+    corpus: str | None = None  # None: generated stories
+    corpus_sha256: str | None = None
+    dtype: str = "bfloat16"  # of the checkpoint; the run computes in float32
+
+    @classmethod
+    def of(cls, **fields: Any) -> Recipe:
+        """Return a recipe of these fields, those of the schedule as they follow from the others.
+
+        The warm-up takes 100 steps, but at most a tenth of all; the cosine ends at a tenth.
+        """
+        recipe = cls(**fields)
+        return dataclasses.replace(
+            recipe,
+            warm_up=min(100, recipe.steps // 10),
+            final_learning_rate=recipe.learning_rate / 10,
+        )
+
+
+@dataclass
+class Run:
+    """A model in training."""
+
+    recipe: Recipe
+    config: MistralConfig
+    generation_config: dict[str, Any]
+    tokenizer: MistralTokenizer
+    documents: Documents
+    weights: dict[str, np.ndarray]  # float32, by name
+    optimizer: AdamW  # which changes the weights in place
+    step: int = 0  # steps done
+    next_document: int = 0
+    curve: Curve = field(default_factory=Curve)
+
+    def ids(self, n: int) -> np.ndarray:
+        """Return the tokens (T,) of document n."""
+        return encode(self.tokenizer, self.documents[n])
+
+
+def encode(tokenizer: MistralTokenizer, text: str) -> np.ndarray:
+    """Return the ids (T,) of a document, between <s> and </s>."""
+    return np.asarray([*tokenizer.encode(text), tokenizer.eos_token_id], dtype=np.int64)
+
+
+# Beginning
+
+
+def story_model(vocab_size: int, window: int, dtype: str) -> MistralConfig:
+    """Return the configuration of the demo: with 2,048 pieces 2.4 million parameters."""
+    return MistralConfig(
+        vocab_size=vocab_size,
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=5,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=32,
+        sliding_window=window,
+        tie_word_embeddings=True,
+        dtype=dtype,
+    )
+
+
+# How a new model writes if nothing else is asked for; a story ends by itself before that.
+GENERATION = {"do_sample": True, "temperature": 0.7, "top_k": 40, "max_new_tokens": 1000}
+
+
+def new_run(recipe: Recipe, *, vocab_size: int = 2048, window: int = 128) -> Run:
+    """Train a tokenizer on the documents, and begin with random weights."""
+    documents, recipe = open_documents(recipe)
+    tokenizer = train_tokenizer(documents.each_once(), vocab_size)
+    config = story_model(vocab_size, window, recipe.dtype)
+    weights = random_weights(config, recipe.seed)
+    return begin(recipe, config, GENERATION, tokenizer, documents, weights)
+
+
+def fine_tuning(recipe: Recipe, name_or_path: str | Path, window: int | None = None) -> Run:
+    """Begin with the weights and the tokenizer of a checkpoint, or its window replaced."""
+    folder = find_checkpoint(name_or_path)
+    tokenizer = MistralTokenizer.from_pretrained(folder)
+    config, tensors = load_checkpoint(folder)
+    tokenizer.check_vocabulary(config.vocab_size)
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"{folder}: its tokenizer has no </s>, which ends a document")
+    config = dataclasses.replace(config, dtype=recipe.dtype)
+    if window is not None:
+        config = dataclasses.replace(config, sliding_window=window)
+    numbers = sum(array.size for array in tensors.values())
+    refuse_if_too_large(4 * 4 * numbers, "weights, gradients and moments of this model")
+    weights = {name: array.astype(np.float32) for name, array in tensors.items()}
+    documents, recipe = open_documents(recipe)
+    generation = read_generation_config(folder)
+    return begin(recipe, config, generation, tokenizer, documents, weights)
+
+
+def begin(
+    recipe: Recipe,
+    config: MistralConfig,
+    generation: dict[str, Any],
+    tokenizer: MistralTokenizer,
+    documents: Documents,
+    weights: dict[str, np.ndarray],
+) -> Run:
+    """Return a run before its first step."""
+    optimizer = AdamW(weights, weight_decay=recipe.weight_decay)
+    return Run(recipe, config, generation, tokenizer, documents, weights, optimizer)
+
+
+def open_documents(recipe: Recipe) -> tuple[Documents, Recipe]:
+    """Open what a recipe trains on -> the documents, and the recipe with the corpus's hash.
+
+    Raises ValueError if the corpus is not the one that the recipe was made with.
+    """
+    if recipe.corpus is None:
+        return Stories(recipe.seed), recipe
+    texts, digest = read_corpus(Path(recipe.corpus))
+    if recipe.corpus_sha256 not in (None, digest):
+        raise ValueError(
+            f"{recipe.corpus} has changed since this run began; put the file back, or train anew"
+        )
+    return Corpus(texts, recipe.seed), dataclasses.replace(recipe, corpus_sha256=digest)
+
+
+def random_weights(config: MistralConfig, seed: int) -> dict[str, np.ndarray]:
+    """Draw float32 weights: normal with `initializer_range`, 1 in norms.
+
+    What is added to the residual stream is smaller by sqrt(2 · layers), the number of such
+    additions, so that their sum is not larger in a deep model (Radford et al. 2019, "Language
+    Models are Unsupervised Multitask Learners", section 2.3). The numbers of a tensor follow from
+    the seed and its name alone.
+    """
+    weights = {}
+    for name, shape in causal_lm_shapes(config).items():
+        if len(shape) == 1:
+            weights[name] = np.ones(shape, dtype=np.float32)
+            continue
+        scale = config.initializer_range
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            scale /= (2 * config.num_hidden_layers) ** 0.5
+        random = np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode())]))
+        weights[name] = random.standard_normal(shape, dtype=np.float32) * np.float32(scale)
+    return weights
+
+
+# Saving and resuming
+
+
+def save(run: Run, folder: Path) -> None:
+    """Write the checkpoint and the state; each file appears whole or not at all.
+
+    The state is one file, so that a save that is interrupted leaves that of an earlier step.
+    """
+    inside = folder / FOLDER
+    make_folder(inside)
+    write_json(inside / RECIPE_FILE, dataclasses.asdict(run.recipe))
+    run.tokenizer.save_pretrained(folder)
+    run.config.save_pretrained(folder)
+    ids = {"bos_token_id": run.config.bos_token_id, "eos_token_id": run.config.eos_token_id}
+    write_json(folder / GENERATION_FILE, ids | run.generation_config)
+    with whole_file(inside / STATE_FILE) as temporary:
+        write_file(temporary, state(run))
+    write_json(inside / CURVE_FILE, run.curve.to_dict())
+    dtype = NUMPY_DTYPES[run.recipe.dtype]
+    write_tensors(folder, {name: array.astype(dtype) for name, array in run.weights.items()})
+
+
+def state(run: Run) -> dict[str, np.ndarray]:
+    """Return all that changes from step to step, as arrays by name."""
+    curve = run.curve
+    return {
+        **{f"weights.{name}": array for name, array in run.weights.items()},
+        **{f"optimizer.{name}": array for name, array in run.optimizer.state().items()},
+        "step": np.asarray([run.step], dtype=np.int64),
+        "next_document": np.asarray([run.next_document], dtype=np.int64),
+        "loss": np.asarray(curve.loss, dtype=np.float64),
+        "held_out_steps": np.asarray(curve.held_out_steps, dtype=np.int64),
+        "held_out_loss": np.asarray(curve.held_out_loss, dtype=np.float64),
+    }
+
+
+def resume(folder: Path) -> Run:
+    """Open the run of a folder where `save` left it. Raises ValueError if there is none."""
+    path = folder / FOLDER / RECIPE_FILE
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no training run to resume; it has no {FOLDER} folder")
+    try:
+        recipe = Recipe(**read_json(path))
+    except TypeError as error:
+        raise CheckpointError(f"{path} is not of this version: {error}") from None
+    documents, recipe = open_documents(recipe)
+    tokenizer = MistralTokenizer.from_pretrained(folder)
+    config = MistralConfig.from_pretrained(folder)
+    arrays = {name: array.copy() for name, array in read_file(folder / FOLDER / STATE_FILE).items()}
+    weights = {name: arrays[f"weights.{name}"] for name in causal_lm_shapes(config)}
+    run = begin(recipe, config, read_generation_config(folder), tokenizer, documents, weights)
+    prefix = "optimizer."
+    run.optimizer.load(
+        {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+    )
+    run.step, run.next_document = int(arrays["step"][0]), int(arrays["next_document"][0])
+    run.curve = Curve(*(arrays[f.name].tolist() for f in dataclasses.fields(Curve)))
+    return run

@@ -1,0 +1,394 @@
+"""A story from a seed, with the facts that it recalls, and the parser of its sentences."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import TypeVar
+
+from tinymistral.training.stories.templates import (
+    Alternative,
+    Parts,
+    Plot,
+    Slot,
+    Step,
+    ends,
+    read,
+    slots_in,
+)
+from tinymistral.training.stories.words import (
+    ANIMALS,
+    BOY_ENDS,
+    BOYS,
+    FOREIGN,
+    GIRL_ENDS,
+    GIRLS,
+    LETTERS,
+    MIDDLES,
+    PRONOUNS,
+    STARTS,
+    SYMBOLS,
+    WORDS,
+    article,
+    plural,
+)
+
+SCENES = read(Path(__file__).with_name("scenes.txt").read_text(encoding="utf-8"))
+PLOTS = read(Path(__file__).with_name("plots.txt").read_text(encoding="utf-8"))
+
+GENDERS = ("girl", "boy")
+# Friend and helper have the other gender than the hero, so that a pronoun points at one of them.
+OTHER = {"girl": "boy", "boy": "girl"}
+# What some slots are called in the tables of grades; the others go by their own name.
+KINDS = {
+    "kind": "animal",
+    "friend_kind": "animal",
+    "spot": "place",
+    "gift": "thing",
+    "toy": "thing",
+    "garment": "thing",
+}
+# Told once a story: a second "One rainy morning" would begin it again.
+TOLD_ONCE = frozenset({"weather", "day", "home", "where"})
+# Words that a slot draws afresh each time: no facts.
+FRESH = {"emoji": SYMBOLS, "letter": LETTERS, "foreign": FOREIGN}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A place of a story where something told earlier is asked for again."""
+
+    kind: str  # "name", "colour", "helper", "promise", "number", "place", ...
+    answer: str
+    choices: tuple[str, ...]  # all answers that the grammar could have put there, this one too
+    told: int  # offset of the end of the answer's last mention before this place
+    recalled: int  # offset where the answer begins
+
+
+@dataclass(frozen=True)
+class Story:
+    """A whole story, the name of its plot, and its recalls in order."""
+
+    text: str
+    plot: str
+    facts: tuple[Fact, ...]
+
+
+def story(seed: int) -> Story:
+    """Return the story of this seed, the same on every machine and Python."""
+    return _Teller(seed).tell()
+
+
+class _Teller:
+    """Tells one story: draws its facts, then its sentences step by step."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = Random(seed).random  # the one call that no Python version changes
+        self.text = ""
+        self.facts: list[Fact] = []
+        self.said: set[str] = set()  # the slots that the text has told
+        self.used: set[tuple[str, ...]] = set()  # the alternatives that it has used up
+        self.opening_word = ""  # of the last sentence
+        self.plot = self.one(tuple(PLOTS))
+        self.own = _own(self.plot)
+        self.pools = {**WORDS, **PLOTS[self.plot].words}
+        self.fillers = self.below(6)
+        self.words = self.draw_words()
+
+    def below(self, count: int) -> int:
+        return int(self.random() * count)
+
+    def one(self, options: Sequence[T]) -> T:
+        return options[self.below(len(options))]
+
+    def chance(self, share: float) -> bool:
+        return self.random() < share
+
+    def draw_words(self) -> dict[str, str]:
+        """Draw the story's word for each slot."""
+        gender = self.one(GENDERS)
+        words = {slot: self.one(pool) for slot, pool in self.pools.items()}
+        name, friend = self.draw_name(gender), self.draw_name(OTHER[gender])
+        while friend[0] == name[0]:
+            friend = self.draw_name(OTHER[gender])
+        kinds = self.pools.get("kind", ANIMALS)
+        kind = gender if self.chance(0.12) and kinds is ANIMALS else self.one(kinds)
+        friend_kind = self.one([other for other in ANIMALS if other != kind])
+        by_kind = self.chance(0.35)
+        words |= {
+            "name": name,
+            "kind": kind,
+            "hero": f"the little {kind}" if by_kind else name,
+            "call": f"little {kind}" if by_kind else name,
+            "friend": friend,
+            "friend_kind": friend_kind,
+        }
+        for prefix, of in (("", gender), ("friend_", OTHER[gender]), ("helper_", OTHER[gender])):
+            words |= {prefix + slot: pronoun for slot, pronoun in PRONOUNS[of].items()}
+        return words
+
+    def draw_name(self, gender: str) -> str:
+        if self.chance(0.8):
+            return self.one(GIRLS if gender == "girl" else BOYS)
+        last = self.one(GIRL_ENDS if gender == "girl" else BOY_ENDS)
+        return self.one(STARTS) + self.one(MIDDLES) + last
+
+    def tell(self) -> Story:
+        if self.chance(0.1):
+            self.step(Step(scene="before"))
+        self.step(Step(scene="once" if self.chance(0.5) else "open"))
+        if self.chance(0.6):
+            self.step(Step(scene="about"))
+        for step in PLOTS[self.plot].steps:
+            self.step(step)
+        if self.chance(0.25):
+            self.step(Step(scene="quiz name", optional=True))
+        self.step(Step(scene="close"))
+        return Story(self.text, self.plot, tuple(self.facts))
+
+    def step(self, step: Step) -> None:
+        if step.optional and self.chance(0.5):
+            return
+        if step.repeated:
+            for _ in range(min(4, self.below(self.fillers + 1))):
+                if len(self.text) < 1400:
+                    self.say_one_of(step)
+        else:
+            self.say_one_of(step)
+
+    def say_one_of(self, step: Step) -> None:
+        kept = self.said | self.own if step.scene else self.said
+        told = TOLD_ONCE & kept
+        fitting = [one for one in _alternatives(step) if self.fits(one, told)]
+        if not fitting and (step.optional or step.repeated):
+            return
+        assert fitting, f"{self.plot}: nothing fits in place of {_alternatives(step)[0].sources}"
+        fresh = [one for one in fitting if one.sources[0].split()[0] != self.opening_word]
+        chosen = self.one(fresh or fitting)
+        self.used.add(chosen.sources)
+        for parts in chosen.sentences:
+            self.text += " " if self.text else ""
+            self.say(parts)
+            if self.chance(0.003):
+                self.text += " " + self.one(SYMBOLS) * (1 + self.below(2))
+        self.opening_word = chosen.sources[-1].split()[0]
+
+    def fits(self, alternative: Alternative, told: frozenset[str]) -> bool:
+        """Return whether all that the alternative recalls was told, and nothing is told twice."""
+        if alternative.sources in self.used:
+            return False
+        if alternative.condition:
+            slot, values = alternative.condition
+            if self.words[slot] not in values:
+                return False
+        return all(
+            slot.name in self.said if slot.recall else slot.name not in told
+            for slot in alternative.slots
+        )
+
+    def say(self, parts: Parts) -> None:
+        for part in parts:
+            if isinstance(part, str):
+                self.text += part
+            elif isinstance(part, tuple):
+                self.say(self.one(part))
+            elif part.name in FRESH:
+                self.text += self.one(FRESH[part.name])
+            else:
+                answer = _inflect(self.words[part.name], part)
+                if part.recall:
+                    self.facts.append(self.recall(part, answer))
+                self.text += answer
+                self.said.add(part.name)
+                if part.name in ("hero", "call"):
+                    self.said.add("name" if self.words["hero"] == self.words["name"] else "kind")
+
+    def recall(self, slot: Slot, answer: str) -> Fact:
+        """Return the fact that the answer, said next, recalls."""
+        told = [found.end() for found in _mention(self.words[slot.name]).finditer(self.text)]
+        if slot.name in ("name", "friend"):
+            pool = tuple(dict.fromkeys((*GIRLS, *BOYS, answer)))
+        elif slot.name in ("kind", "friend_kind"):
+            pool = (*ANIMALS, *GENDERS)
+        else:
+            pool = self.pools[slot.name]
+        choices = tuple(_inflect(word, slot) for word in pool)
+        return Fact(KINDS.get(slot.name, slot.name), answer, choices, told[-1], len(self.text))
+
+
+def _inflect(word: str, slot: Slot) -> str:
+    """Return the word in the form that the slot asks for."""
+    if slot.form == "a":
+        word = article(word)
+    elif slot.form == "s":
+        word = plural(word)
+    return word[0].upper() + word[1:] if slot.capital else word
+
+
+@cache
+def _mention(word: str) -> re.Pattern[str]:
+    """Return the pattern of all that names the word's thing: one or many, at a start or inside."""
+    return re.compile(rf"\b(?:{word}|{plural(word)})\b", re.IGNORECASE)
+
+
+@cache
+def _own(plot: str) -> frozenset[str]:
+    """Return the slots told once that the plot itself tells: no shared scene may tell them."""
+    slots = (slot for step in PLOTS[plot].steps for one in step.alternatives for slot in one.slots)
+    return TOLD_ONCE & {slot.name for slot in slots if not slot.recall}
+
+
+def _alternatives(step: Step) -> tuple[Alternative, ...]:
+    return SCENES[step.scene].steps[0].alternatives if step.scene else step.alternatives
+
+
+# The parser: which sentences can the grammar say?
+
+
+def sentences(text: str) -> list[str]:
+    """Split a text where the grammar's sentences end; a quotation does not end inside."""
+    found, start, quoted = [], 0, False
+    for mark in re.finditer(r'"|[.!?]+', text):
+        if mark[0] == '"':
+            quoted = mark.start() == 0 or text[mark.start() - 1] == " "
+            if quoted or text[mark.start() - 1] not in ".!?":
+                continue
+        elif quoted:
+            continue
+        tail = _SYMBOLS_AFTER.match(text, mark.end())
+        end = tail.end() if tail else mark.end()
+        following = text[end : end + 2]
+        if following == "" or (following[0] == " " and not following[1:].islower()):
+            found.append(text[start:end].strip())
+            start = end
+    rest = text[start:].strip()
+    return [*found, rest] if rest else found
+
+
+def well_formed(sentence: str) -> bool:
+    """Return whether the grammar can say this sentence, any word its slot allows in each slot."""
+    return any(
+        _matches(parts, said)
+        for said in {sentence, _SYMBOLS_LAST.sub("", sentence)}
+        for parts in _likely(said)
+    )
+
+
+def closes(text: str) -> bool:
+    """Return whether the last sentence of the text is one that ends a story."""
+    found = sentences(text)
+    plain = _SYMBOLS_LAST.sub("", found[-1]) if found else ""
+    closings = SCENES["close"].steps[0].alternatives
+    return any(_matches(one.sentences[-1], plain) for one in closings)
+
+
+_SYMBOL_CLASS = "[" + "".join(map(re.escape, SYMBOLS)) + "]"
+_SYMBOLS_AFTER = re.compile(f"(?: ?{_SYMBOL_CLASS})+")
+_SYMBOLS_LAST = re.compile(f"(?: ?{_SYMBOL_CLASS})+$")
+
+
+def _templates() -> Iterator[Parts]:
+    everything: tuple[Plot, ...] = (*SCENES.values(), *PLOTS.values())
+    for plot in everything:
+        for step in plot.steps:
+            for alternative in step.alternatives:
+                yield from alternative.sentences
+
+
+def _first_and_last(text: str) -> tuple[str, str]:
+    """Return the first and the last word, each "" where the text has no space before or after."""
+    first, space, _ = text.partition(" ")
+    return (first, text.rpartition(" ")[2]) if space else ("", "")
+
+
+@cache
+def _index() -> dict[tuple[str, str], list[Parts]]:
+    """Return all templates by their first and last words, "" where a slot may vary the word."""
+    index: dict[tuple[str, str], list[Parts]] = {}
+    for parts in dict.fromkeys(_templates()):
+        head, tail = parts[0], parts[-1]
+        first = head.partition(" ")[0] if isinstance(head, str) and " " in head else ""
+        last = tail.rpartition(" ")[2] if isinstance(tail, str) and " " in tail else ""
+        index.setdefault((first, last), []).append(parts)
+    return index
+
+
+def _likely(sentence: str) -> Iterator[Parts]:
+    """Yield the templates whose first and last words allow this sentence."""
+    first, last = _first_and_last(sentence)
+    for key in ((first, last), (first, ""), ("", last), ("", "")):
+        yield from _index().get(key, ())
+
+
+def _matches(parts: Parts, sentence: str) -> bool:
+    for gender in _genders(parts):
+
+        def slot_ends(slot: Slot, text: str, start: int, gender: str = gender) -> set[int]:
+            found = _pattern(slot, gender).match(text, start)
+            return {found.end()} if found else set()
+
+        if len(sentence) in ends(parts, sentence, 0, slot_ends):
+            return True
+    return False
+
+
+@cache
+def _genders(parts: Parts) -> tuple[str, ...]:
+    """Return the genders of a hero with which a template has to be tried."""
+    shown = any(slot.name.rpartition("_")[2] in PRONOUNS["girl"] for slot in slots_in(parts))
+    return GENDERS if shown else GENDERS[:1]
+
+
+@cache
+def _capitalised() -> frozenset[str]:
+    """Return the words that begin with a capital letter in the templates themselves: no names."""
+    literal: list[str] = []
+
+    def collect(parts: Parts) -> None:
+        for part in parts:
+            if isinstance(part, str):
+                literal.append(part)
+            elif isinstance(part, tuple):
+                for option in part:
+                    collect(option)
+
+    for parts in _templates():
+        collect(parts)
+    return frozenset(re.findall(r"[A-Z]\w*", " ".join(literal))) | {
+        "He",
+        "She",
+        "His",
+        "Her",
+        "Him",
+    }
+
+
+@cache
+def _pattern(slot: Slot, gender: str) -> re.Pattern[str]:
+    """Return the pattern of all that this slot may hold when the hero has this gender."""
+    slot = Slot(slot.name, slot.form, slot.capital)
+    other = OTHER[gender]
+    animals = (*ANIMALS, *GENDERS)
+    name = rf"(?!(?:{'|'.join(sorted(_capitalised()))})(?!\w))[A-ZÀ-Þ][^\W\d_A-Z]{{1,11}}"
+    named, words = False, list[str]()
+    base = slot.name.rpartition("_")[2]
+    if base in PRONOUNS[gender]:
+        words = [PRONOUNS[gender if base == slot.name else other][base]]
+    elif slot.name in ("name", "friend"):
+        named = True
+    elif slot.name in ("hero", "call"):
+        named = True
+        words = [("the " if slot.name == "hero" else "") + f"little {kind}" for kind in animals]
+    elif base == "kind":
+        words = list(animals)
+    elif slot.name in FRESH:
+        words = list(FRESH[slot.name])
+    else:
+        pools = [plot.words[slot.name] for plot in PLOTS.values() if slot.name in plot.words]
+        words = [word for pool in (WORDS.get(slot.name, ()), *pools) for word in pool]
+    forms = sorted({re.escape(_inflect(word, slot)) for word in words}, key=lambda form: -len(form))
+    return re.compile(rf"(?:{'|'.join([*forms, *([name] if named else [])])})(?!\w)")
