@@ -244,7 +244,9 @@ flipped, _ = np.histogram(margin[changed["bfloat16"]], edges)
 share = 100 * flipped / np.maximum(everywhere, 1)
 left.bar(np.arange(7), share, 0.8, color=RED)
 for n in range(7):
-    left.text(n, share[n] + 0.3, f"{flipped[n]} of\n{everywhere[n]}", ha="center", size=8)
+    left.text(
+        n, share[n] + 0.01 * share.max(), f"{flipped[n]} of\n{everywhere[n]}", ha="center", size=8
+    )
 left.margins(y=0.2)
 left.set(ylabel="changed tokens, percent", xlabel="margin of the highest logit")
 left.set_xticks(np.arange(7), names, size=8)
