@@ -315,6 +315,9 @@ def test_facts_that_a_continuation_recalls_are_counted() -> None:
     telling = telling_of([beginning] * 2, [told.text, wrong], [True, True])
     assert telling.recalls == 2 * len(told.facts)
     assert telling.right == telling.recalls - 1
+    later = told.text[: told.text.index(sentences(told.text)[-1])]
+    after = [fact for fact in told.facts if fact.recalled > len(later)]
+    assert telling_of([later], [told.text], [True]).recalls == len(after) < len(told.facts)
 
 
 def test_continuations_are_greedy_and_sampled_and_go_on_from_beginnings() -> None:
