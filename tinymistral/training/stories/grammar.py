@@ -167,7 +167,7 @@ class _Teller:
         if not fitting and (step.optional or step.repeated):
             return
         assert fitting, f"{self.plot}: nothing fits in place of {_alternatives(step)[0].sources}"
-        fresh = [one for one in fitting if one.sources[0].split()[0] != self.opening_word]
+        fresh = [one for one in fitting if one.opening_word != self.opening_word]
         chosen = self.one(fresh or fitting)
         self.used.add(chosen.sources)
         for parts in chosen.sentences:
@@ -185,10 +185,7 @@ class _Teller:
             slot, values = alternative.condition
             if self.words[slot] not in values:
                 return False
-        return all(
-            slot.name in self.said if slot.recall else slot.name not in told
-            for slot in alternative.slots
-        )
+        return alternative.recalls <= self.said and not alternative.tells & told
 
     def say(self, parts: Parts) -> None:
         for part in parts:
@@ -238,8 +235,8 @@ def _mention(word: str) -> re.Pattern[str]:
 @cache
 def _own(plot: str) -> frozenset[str]:
     """Return the slots told once that the plot itself tells: no shared scene may tell them."""
-    slots = (slot for step in PLOTS[plot].steps for one in step.alternatives for slot in one.slots)
-    return TOLD_ONCE & {slot.name for slot in slots if not slot.recall}
+    told = (one.tells for step in PLOTS[plot].steps for one in step.alternatives)
+    return TOLD_ONCE & frozenset[str]().union(*told)
 
 
 def _alternatives(step: Step) -> tuple[Alternative, ...]:
@@ -273,7 +270,7 @@ def well_formed(sentence: str) -> bool:
     """Return whether the grammar can say this sentence, any word its slot allows in each slot."""
     return any(
         _matches(parts, said)
-        for said in {sentence, _SYMBOLS_LAST.sub("", sentence)}
+        for said in {sentence, _without_symbols(sentence)}
         for parts in _likely(said)
     )
 
@@ -281,14 +278,17 @@ def well_formed(sentence: str) -> bool:
 def closes(text: str) -> bool:
     """Return whether the last sentence of the text is one that ends a story."""
     found = sentences(text)
-    plain = _SYMBOLS_LAST.sub("", found[-1]) if found else ""
+    plain = _without_symbols(found[-1]) if found else ""
     closings = SCENES["close"].steps[0].alternatives
     return any(_matches(one.sentences[-1], plain) for one in closings)
 
 
-_SYMBOL_CLASS = "[" + "".join(map(re.escape, SYMBOLS)) + "]"
-_SYMBOLS_AFTER = re.compile(f"(?: ?{_SYMBOL_CLASS})+")
-_SYMBOLS_LAST = re.compile(f"(?: ?{_SYMBOL_CLASS})+$")
+_SYMBOLS_AFTER = re.compile(f"(?: ?[{''.join(SYMBOLS)}])+")
+
+
+def _without_symbols(sentence: str) -> str:
+    """Return the sentence without emoji at its end."""
+    return sentence.rstrip("".join(SYMBOLS) + " ") if sentence.endswith(SYMBOLS) else sentence
 
 
 def _templates() -> Iterator[Parts]:
@@ -299,29 +299,29 @@ def _templates() -> Iterator[Parts]:
                 yield from alternative.sentences
 
 
-def _first_and_last(text: str) -> tuple[str, str]:
-    """Return the first and the last word, each "" where the text has no space before or after."""
-    first, space, _ = text.partition(" ")
-    return (first, text.rpartition(" ")[2]) if space else ("", "")
-
-
 @cache
-def _index() -> dict[tuple[str, str], list[Parts]]:
-    """Return all templates by their first and last words, "" where a slot may vary the word."""
-    index: dict[tuple[str, str], list[Parts]] = {}
+def _index() -> dict[tuple[str, str], list[tuple[str, Parts]]]:
+    """Return all templates by their first and last words, each with its longest piece of text.
+
+    A word of the key is "" where a slot or a choice may vary it.
+    """
+    index: dict[tuple[str, str], list[tuple[str, Parts]]] = {}
     for parts in dict.fromkeys(_templates()):
         head, tail = parts[0], parts[-1]
         first = head.partition(" ")[0] if isinstance(head, str) and " " in head else ""
         last = tail.rpartition(" ")[2] if isinstance(tail, str) and " " in tail else ""
-        index.setdefault((first, last), []).append(parts)
+        texts = [part for part in parts if isinstance(part, str)]
+        index.setdefault((first, last), []).append((max(texts, key=len, default=""), parts))
     return index
 
 
 def _likely(sentence: str) -> Iterator[Parts]:
-    """Yield the templates whose first and last words allow this sentence."""
-    first, last = _first_and_last(sentence)
+    """Yield the templates that may say this sentence: first and last word and a piece agree."""
+    first, last = sentence.partition(" ")[0], sentence.rpartition(" ")[2]
     for key in ((first, last), (first, ""), ("", last), ("", "")):
-        yield from _index().get(key, ())
+        for text, parts in _index().get(key, ()):
+            if text in sentence:
+                yield parts
 
 
 def _matches(parts: Parts, sentence: str) -> bool:
