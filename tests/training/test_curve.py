@@ -2,17 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from tinymistral.training.curve import Curve, draw, running_mean
+from tinymistral.training.curve import Curve, draw
 from tinymistral.training.pictures import check_picture
 
 CURVE = Curve([3.0, 2.0, 1.5, 1.2], [2, 4], [2.1, 1.3])
-
-
-def test_a_running_mean() -> None:
-    assert running_mean(np.array([3.0, 1.0, 2.0, 6.0]), width=2).tolist() == [3.0, 2.0, 1.5, 4.0]
 
 
 @pytest.mark.parametrize("form", ["svg", "png"])

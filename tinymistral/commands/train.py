@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=whole, metavar="N", help=text)
     text = "tokens of a step, in whole documents (default: 4096)"
     add("--batch-tokens", type=whole, metavar="N", help=text)
-    text = "most tokens that go through the model together (default: 1024)"
+    text = "most tokens that go through the model together (default: 640)"
     add("--length", type=whole, metavar="N", help=text)
     text = "the highest; up to it in 100 steps, then down to a tenth (default: 0.003; with --from "
     text += "0.0003)"

@@ -29,22 +29,13 @@ class Curve:
 
 
 def draw(curve: Curve, path: Path) -> None:
-    """Draw the loss by step: each batch, their running mean, and the held-out documents."""
+    """Draw the loss by step, of each batch and of the held-out documents."""
     loss = np.asarray(curve.loss, dtype=np.float64)
     steps = np.arange(1, len(loss) + 1)
     with picture(path, width=7, height=4) as axes:
         axes.set(xlabel="step", ylabel="loss (nats a token)")
-        axes.plot(steps, loss, color="#c8d3e0", linewidth=0.8, label="each batch")
-        axes.plot(steps, running_mean(loss), color="#1f4e8c", label="mean of up to 50 batches")
+        axes.plot(steps, loss, color="#8fa8c8", linewidth=0.8, label="each batch")
         if curve.held_out_loss:
             style: dict[str, Any] = {"color": "#c0392b", "marker": "o", "markersize": 3}
             axes.plot(curve.held_out_steps, curve.held_out_loss, label="held out", **style)
         axes.legend(frameon=False)
-
-
-def running_mean(values: np.ndarray, width: int = 50) -> np.ndarray:
-    """Return the mean of each value (n,) and up to `width` - 1 before it."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    stop = np.arange(1, len(values) + 1)
-    start = np.maximum(stop - width, 0)
-    return (sums[stop] - sums[start]) / (stop - start)

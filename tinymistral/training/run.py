@@ -39,12 +39,10 @@ from tinymistral.training.documents import (
 )
 from tinymistral.training.optimizer import AdamW
 
-FOLDER, RECIPE_FILE, STATE_FILE, CURVE_FILE = (
-    "training",
-    "recipe.json",
-    "state.safetensors",
-    "loss.json",
-)
+FOLDER = "training"
+RECIPE_FILE = "recipe.json"
+STATE_FILE = "state.safetensors"
+CURVE_FILE = "loss.json"
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Recipe:
     seed: int = 0
     steps: int = 3000
     batch_tokens: int = 4096  # of a step; whole documents, so a few more
-    length: int = 1024  # most tokens of a row
+    length: int = 640  # most tokens of a row: any generated story fits
     learning_rate: float = 3e-3  # the highest, reached after the warm-up
     warm_up: int = 100  # steps
     final_learning_rate: float = 3e-4  # the cosine's end
