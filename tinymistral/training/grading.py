@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 AS_IT_IS = "as it is"  # the name of the model itself, among its variants
 BEGINNING = 2  # sentences of a story that a continuation begins with
-LEAST_DRAWN = 20  # places in a bin of distances
+LEAST_DRAWN = 10  # places in a bin of distances
 # Of a line each: Okabe and Ito's colours, which colour-blind readers tell apart
 # (https://jfly.uni-koeln.de/color/), and markers.
 STYLES = (("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "D"), ("#cc79a7", "^"))
@@ -126,19 +126,23 @@ class Grades:
             rows.append(self.row(f"{kind}, beyond", of_kind & ~inside))
         return [row for row in rows if row.places]
 
-    def by_distance(self, bins: int = 4) -> list[Row]:
-        """Return recall in bins of distances, of which `bins` are as wide as the window."""
-        edges = self.edges(bins)
+    def by_distance(self) -> list[Row]:
+        """Return recall in bins of distances, see `edges`."""
         return [
             self.row(f"{start} to {stop - 1}", (self.distances >= start) & (self.distances < stop))
-            for start, stop in pairwise(edges)
+            for start, stop in pairwise(self.edges())
         ]
 
-    def edges(self, bins: int = 4) -> list[int]:
-        """Return where the bins of distances begin, and where the last one ends."""
+    def edges(self) -> list[int]:
+        """Return where bins of distances begin, and where the last ends: after all places.
+
+        A bin is a quarter of the window wide, and from two windows on a whole one.
+        """
         window = self.window or UNWINDOWED
-        count = math.ceil(bins * (int(self.distances.max(initial=0)) + 1) / window)
-        return sorted({window * n // bins for n in range(count + 1)})
+        windows = (int(self.distances.max(initial=0)) + 1) / window
+        quarters = range(math.ceil(4 * min(windows, 2)) + 1)
+        far = range(3, math.ceil(windows) + 1)
+        return sorted({window * n // 4 for n in quarters} | {window * n for n in far})
 
     @property
     def distances(self) -> np.ndarray:
@@ -358,11 +362,10 @@ def draw(grades: Grades, path: Path) -> None:
 
     A bin with fewer than LEAST_DRAWN places is left out: its share is mostly chance.
     """
-    edges = np.array(grades.edges(bins=8), dtype=np.int64)
-    rows = grades.by_distance(bins=8)
-    middles = (edges[:-1] + edges[1:] - 1) / 2
+    edges = np.array(grades.edges(), dtype=np.int64)
+    middles, end = (edges[:-1] + edges[1:] - 1) / 2, edges[-1]
+    rows = grades.by_distance()
     chance = grades.row("all", np.ones(len(grades.places), dtype=bool)).chance
-    end = edges[-1]
     with picture(path, width=8, height=4.5) as axes:
         for name, (colour, marker) in zip(grades.readings, STYLES, strict=False):
             recalls = [r.recall(name) if r.places >= LEAST_DRAWN else math.nan for r in rows]
@@ -371,15 +374,15 @@ def draw(grades: Grades, path: Path) -> None:
         if grades.window is not None:
             W, N = grades.window, grades.layers
             axes.axvspan(0, W - 1, color="black", alpha=0.06, linewidth=0)
-            axes.text((W - 1) / 2, 1.03, f"window W = {W}", horizontalalignment="center")
-            text = f"as far as N = {N} layers reach, N(W − 1) = {N * (W - 1)}"
-            if end * 1.5 > N * (W - 1):
-                end = max(end, N * (W - 1))
-                axes.axvline(N * (W - 1), color="black", linestyle="--", linewidth=1)
-                axes.text(N * (W - 1), 1.03, text, horizontalalignment="right")
-            else:  # far away: the rest would be squeezed to the left
-                axes.text(end, 1.03, f"{text} →", horizontalalignment="right")
+            axes.text(0, 1.03, f"in the window, W = {W}")
+            reach = {"x": N * (W - 1), "s": f"{N} layers reach as far as N(W − 1) = {N * (W - 1)}"}
+            if reach["x"] < 1.5 * end:
+                end = max(end, reach["x"])
+                axes.axvline(reach["x"], color="black", linestyle="--", linewidth=1)
+            else:  # to show it would squeeze the rest
+                reach = {"x": end, "s": f"{reach['s']} →"}
+            axes.text(**reach, y=1.1, horizontalalignment="right")
         axes.set(xlim=(0, end), ylim=(0, 1))
         axes.set_xlabel("tokens between the last mention of a fact and the place where it is asked")
         axes.set_ylabel("share of facts recalled")
-        axes.legend(loc="upper right", frameon=False)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
