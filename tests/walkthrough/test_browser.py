@@ -100,7 +100,7 @@ def ids_in(page: Page) -> list[int]:
 
 def logits_of(model: MistralForCausalLM, ids: list[int]) -> np.ndarray:
     """Return the logits (1, V) of the next token."""
-    return np.asarray(model(np.array([ids], dtype=np.int64)).logits[:, -1])
+    return np.asarray(model([ids]).logits[:, -1])
 
 
 def assert_probabilities(page: Page, logits: np.ndarray, processed: np.ndarray) -> None:
@@ -193,34 +193,46 @@ def test_the_ring_is_a_rolling_cache(page: Page, model: MistralForCausalLM) -> N
         drawn(page)
 
 
-def test_a_smaller_window_forgets(page: Page, model: MistralForCausalLM, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def forgetful(
+    model: MistralForCausalLM, tmp_path_factory: pytest.TempPathFactory
+) -> MistralForCausalLM:
+    """Return the model with a window of 5."""
+    folder = tmp_path_factory.mktemp("forgetful")
+    model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"sliding_window": 5}), "utf-8")
+    return MistralForCausalLM.from_pretrained(folder, dtype="float64")
+
+
+def test_a_smaller_window_forgets(page: Page, forgetful: MistralForCausalLM) -> None:
     plain(page)
     set_value(page, "window", 5)
     ids = ids_in(page)
-    model.save_pretrained(tmp_path)
-    config = (tmp_path / "config.json").read_text("utf-8")
-    smaller = re.sub(r'"sliding_window": \d+', '"sliding_window": 5', config)
-    (tmp_path / "config.json").write_text(smaller, "utf-8")
-    logits = logits_of(MistralForCausalLM.from_pretrained(tmp_path, dtype="float64"), ids)
+    logits = logits_of(forgetful, ids)
     assert_probabilities(page, logits, logits)
     outside = page.run("document.querySelectorAll('.token.gone, .token.lost').length")
     assert outside == len(ids) - 5
+    set_value(page, "window", 2)
     lost = page.run("document.querySelectorAll('.token.lost').length")
-    assert lost == max(0, len(ids) - 1 - model.config.num_hidden_layers * 4)
+    assert lost == len(ids) - 1 - forgetful.config.num_hidden_layers
 
 
+@pytest.mark.parametrize("window", [None, 5])
 def test_the_most_attended_tokens_are_those_of_the_model(
-    page: Page, model: MistralForCausalLM
+    window: int | None, page: Page, model: MistralForCausalLM, forgetful: MistralForCausalLM
 ) -> None:
-    ids = ids_in(page)
-    attentions = model(np.array([ids], dtype=np.int64), output_attentions=True).attentions
+    if window:
+        set_value(page, "window", window)
+    used = forgetful if window else model
+    attentions = used([ids_in(page)], output_attentions=True).attentions
     for layer, head in ((0, 0), (1, 3), (model.config.num_hidden_layers - 1, 5)):
         for name, n in (("layer", layer), ("head", head)):
             page.run(f"document.querySelector('#{name} input[value=\"{n}\"]').click()")
         drawn(page)
         weights = attentions[layer][0, head, -1]
-        rows = page.run("[...document.querySelectorAll('#most li')].map((row) => "
-                        "[Number(row.dataset.position), row.lastChild.textContent])")  # fmt: skip
+        rows = page.run("""[...document.querySelectorAll("#most li")].map((row) =>
+            [Number(row.dataset.position), row.lastChild.textContent])""")
         assert [row[0] for row in rows] == np.argsort(-weights, kind="stable")[:5].tolist()
         assert [row[1] for row in rows] == [f"{weights[row[0]]:.3f}" for row in rows]
 
