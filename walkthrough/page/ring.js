@@ -59,7 +59,8 @@ export function showRing({ session, tokenizer }) {
     path.style.setProperty("--age", (0.85 - 0.72 * age).toFixed(3));
     position.textContent = held >= 0 && shown && (slots <= 96 || newest) ? held : "";
     position.classList.toggle("light", newest || (held >= 0 && age < 0.4));
-    label.textContent = held < 0 || (slot % ring.every && !newest) ? "" : short(pieceIn(slot));
+    const labelled = held >= 0 && (slot % ring.every === 0 || newest);
+    label.textContent = labelled ? short(pieceIn(slot), slots > 24 ? 9 : 7) : "";
     label.classList.toggle("now", newest);
   });
   const next = windowed ? count % W : count;
@@ -76,4 +77,4 @@ export function showRing({ session, tokenizer }) {
   $("ring").setAttribute("aria-label", `Ring of ${slots} slots. ${$("slot").textContent}`);
 }
 
-const short = (piece) => (piece.length > 9 ? `${piece.slice(0, 8)}…` : piece);
+const short = (piece, most) => (piece.length > most ? `${piece.slice(0, most - 1)}…` : piece);
