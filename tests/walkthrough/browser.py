@@ -22,7 +22,7 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
     "--disable-background-networking --disable-component-update --remote-debugging-pipe"
 ).split()
-PATIENCE = 60.0  # seconds
+PATIENCE = 180.0  # seconds
 
 
 @contextmanager

@@ -165,7 +165,7 @@ def test_greedy_text_is_that_of_generate(page: Page, model: MistralForCausalLM) 
     prompt = ids_in(page)
     set_value(page, "greedy", True)
     set_value(page, "speed", "Infinity")
-    count = 2 * model.config.sliding_window
+    count = model.config.sliding_window + 40
     click(page, "play")
     page.wait_for(f"document.querySelectorAll('.token').length >= {len(prompt) + count} "
                   f"|| {STATE} === 'idle'")  # fmt: skip
