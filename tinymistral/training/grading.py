@@ -1,11 +1,12 @@
 """Grade a model on held-out stories: what it remembers of them, and how it tells its own.
 
 A fact of a story, such as the hero's name, is told early and asked for again later. The model reads
-the story up to the place where it is asked for, and is right if it goes on with the answer. The
-distance of such a place is i - j, as in the rule of visibility `0 <= i - j < W`: i is the position
-of the token that predicts the answer, j that of the last token of the last earlier mention. So a
-mention is inside the window if and only if it is visible to that token. Beyond it, what is known of
-the fact has to be passed on from layer to layer; N layers reach back N(W - 1) tokens.
+the story up to the place where it is asked for, and has to choose the answer among all answers that
+the grammar could have put there. The distance of such a place is i - j, as in the rule of
+visibility `0 <= i - j < W`: i is the position of the token that predicts the answer, j that of the
+last token of the last earlier mention. So a mention is inside the window if and only if it is
+visible to that token. Beyond it, what is known of the fact has to be passed on from layer to layer;
+N layers reach back N(W - 1) tokens.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from tinymistral.sampling import log_softmax
 from tinymistral.scoring import Score
 from tinymistral.training.documents import HELD_OUT_SEEDS
 from tinymistral.training.pictures import picture
-from tinymistral.training.stories import Story, closes, sentences, story, well_formed
+from tinymistral.training.stories import Fact, Story, closes, sentences, story, well_formed
 from tinymistral.training.stories.recalls import Recall, recalls
 
 if TYPE_CHECKING:
@@ -50,6 +51,15 @@ Variants = dict[str, Callable[[], AbstractContextManager[MistralForCausalLM]]]
 
 
 @dataclass(frozen=True)
+class Fork:
+    """A column of an answer where other choices, the same up to here, have other ids."""
+
+    column: int
+    right: int
+    others: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Place:
     """A place in a story where a fact is asked for again; columns are those of the story's ids."""
 
@@ -58,13 +68,15 @@ class Place:
     distance: int  # i - j, in tokens
     start: int  # the first column of the answer
     stop: int  # the column after its last
+    forks: tuple[Fork, ...]  # none if the tokens do not tell the answer from another choice
 
 
 @dataclass(frozen=True)
 class Reading:
     """How a model, or a variant of it, predicts each token of the stories from those before."""
 
-    right: np.ndarray  # (places,), whether its likeliest tokens are the answer
+    right: np.ndarray  # (places,), whether it chooses the answer among the choices
+    said: np.ndarray  # (places,), whether the answer is likelier than all other continuations
     perplexity: float  # per token
     perplexity_per_word: float  # does not depend on the tokenizer
 
@@ -84,12 +96,13 @@ class Telling:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: how many places, and how many of them each variant has right."""
+    """A line of the table: a group of places, and how each variant does there; counts."""
 
     name: str
     places: int
     chance: float
-    right: dict[str, int]
+    right: dict[str, int]  # by variant, as in `Reading`
+    said: dict[str, int]
 
     def recall(self, variant: str) -> float:
         """The share of places that are right; NaN if there are none."""
@@ -112,8 +125,15 @@ class Grades:
     def row(self, name: str, chosen: np.ndarray) -> Row:
         """Count the chosen places, booleans (places,)."""
         chances = [place.chance for place, is_in in zip(self.places, chosen, strict=True) if is_in]
-        right = {name: int(reading.right[chosen].sum()) for name, reading in self.readings.items()}
-        return Row(name, len(chances), math.fsum(chances) / max(1, len(chances)), right)
+        return Row(
+            name,
+            places=len(chances),
+            chance=math.fsum(chances) / max(1, len(chances)),
+            right={
+                name: int(reading.right[chosen].sum()) for name, reading in self.readings.items()
+            },
+            said={name: int(reading.said[chosen].sum()) for name, reading in self.readings.items()},
+        )
 
     def by_kind(self) -> list[Row]:
         """Return recall inside and beyond the window, of each kind of fact and of all."""
@@ -208,8 +228,37 @@ def places_of(told: Story, ids: np.ndarray, tokenizer: MistralTokenizer) -> list
         stop = columns_of(to_word_end(told.text, fact.recalled + len(fact.answer)), ids, tokenizer)
         mention = columns_of(to_word_end(told.text, fact.told), ids, tokenizer)
         distance = (start - 1) - (mention - 1)
-        places.append(Place(fact.kind, 1 / len(fact.choices), distance, start, stop))
+        forks = forks_of(told, fact, ids, tokenizer)
+        places.append(Place(fact.kind, 1 / len(fact.choices), distance, start, stop, forks))
     return places
+
+
+def forks_of(
+    told: Story, fact: Fact, ids: np.ndarray, tokenizer: MistralTokenizer
+) -> tuple[Fork, ...]:
+    """Return where the answer's tokens, in a story with these ids (T,), part from the choices'.
+
+    They are compared with the text around them up to the next spaces, since a token never goes on
+    past one.
+    """
+    start, stop = fact.recalled, fact.recalled + len(fact.answer)
+    before = told.text[:start].rpartition(" ")[2]  # such as a quotation mark
+    after = to_word_end(told.text, stop)[stop:]
+    spelled = {
+        choice: tokenizer.encode(before + choice + after, add_special_tokens=False)
+        for choice in fact.choices
+    }
+    right = spelled[fact.answer]
+    first = columns_of(told.text[: start - len(before)], ids, tokenizer)
+    if [*spelled.values()].count(right) > 1 or ids[first : first + len(right)].tolist() != right:
+        return ()
+    forks = []
+    for n, token in enumerate(right):
+        same = [row for row in spelled.values() if len(row) > n and row[:n] == right[:n]]
+        others = {row[n] for row in same} - {token}
+        if others:
+            forks.append(Fork(first + n, token, tuple(sorted(others))))
+    return tuple(forks)
 
 
 def to_word_end(text: str, offset: int) -> str:
@@ -239,20 +288,38 @@ def read(
 ) -> Reading:
     """Let a model read stories, each of ids (T,), with `words` words in all.
 
-    The likeliest token at each column of an answer is what the model would say there greedily: up
-    to the first wrong one it has said the answer's tokens so far itself.
+    One pass says what the model would choose, or say, token by token: it has said the answer's
+    tokens so far itself up to the first that is wrong.
     """
-    right, logprobs = [], []
+    right, said, logprobs = [], [], []
     for n, (ids, of_story) in enumerate(zip(rows, places, strict=True)):
         logits = next_logits(model, ids)
         is_likeliest = logits.argmax(axis=-1) == ids[1:]
-        right += [bool(is_likeliest[place.start - 1 : place.stop - 1].all()) for place in of_story]
+        for place in of_story:
+            right.append(chooses(logits, place.forks))
+            said.append(bool(is_likeliest[place.start - 1 : place.stop - 1].all()))
         logprobs.append(log_softmax(logits)[np.arange(len(logits)), ids[1:]])
         progress(n + 1, len(rows))
     score = Score(np.concatenate(logprobs))
     with np.errstate(over="ignore"):
         per_word = float(np.exp(-score.total / words))
-    return Reading(np.array(right, dtype=bool), score.perplexity, per_word)
+    return Reading(
+        right=np.array(right, dtype=bool),
+        said=np.array(said, dtype=bool),
+        perplexity=score.perplexity,
+        perplexity_per_word=per_word,
+    )
+
+
+def chooses(logits: np.ndarray, forks: Sequence[Fork]) -> bool:
+    """Return whether the right token has the largest of logits (T - 1, V) at each fork.
+
+    If there are no forks, or if another token is as likely, it does not.
+    """
+    return bool(forks) and all(
+        logits[fork.column - 1, fork.right] > logits[fork.column - 1, list(fork.others)].max()
+        for fork in forks
+    )
 
 
 def next_logits(model: MistralForCausalLM, ids: np.ndarray) -> np.ndarray:
