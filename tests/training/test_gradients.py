@@ -4,6 +4,9 @@ What torch computed is in `fixtures/gradients.safetensors`; `fixtures/make_gradi
 """
 
 import math
+import platform
+import subprocess
+import sys
 from unittest.mock import patch
 
 import numpy as np
@@ -288,16 +291,17 @@ def test_a_row_without_targets_has_no_loss_and_no_gradient():
 
 
 class Traced(np.ndarray):
-    """An array that fails as soon as a ufunc makes float64 of it; its results are traced too."""
+    """An array that fails when a ufunc makes float64 of it, or reads that; results are traced."""
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
         plain = [np.asarray(x) if isinstance(x, Traced) else x for x in inputs]
         if out:
             kwargs["out"] = tuple(np.asarray(x) for x in out)
         result = getattr(ufunc, method)(*plain, **kwargs)
+        dtypes = {x.dtype for x in (*plain, result) if isinstance(x, np.ndarray | np.generic)}
+        assert np.dtype(np.float64) not in dtypes, f"float64 in {ufunc.__name__}"
         if out:
             return out[0]
-        assert result.dtype != np.float64, f"{ufunc.__name__} made float64"
         return np.asarray(result).view(Traced)
 
 
@@ -325,8 +329,10 @@ def test_float32_stays_float32_in_attention():
 
 def test_the_trace_finds_float64():
     x = np.ones(2, np.float32).view(Traced)
-    with pytest.raises(AssertionError, match="multiply made float64"):
+    with pytest.raises(AssertionError, match="float64 in multiply"):
         (x + 1) * np.ones(2)
+    with pytest.raises(AssertionError, match="float64 in add"):
+        x += np.ones(2)
 
 
 @settings(max_examples=20)
@@ -339,3 +345,33 @@ def test_float32_is_near_float64(call):
     atol = FLOAT32 * max(np.abs(gradient).max() for gradient in exact.values())
     for name, gradient in found.items():
         np.testing.assert_allclose(gradient, exact[name], rtol=0, atol=atol, err_msg=name)
+
+
+# Memory
+
+COUNT_PAGE_FAULTS = """
+import resource, sys
+import numpy as np
+from tinymistral.training.gradients import keep_freed_memory
+
+def fill_arrays():
+    for array in [np.empty(1 << 19, np.float32) for _ in range(8)]:  # 2 MB each
+        array.fill(1)
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+fill_arrays()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    fill_arrays()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_freed_memory_is_used_again():
+    def page_faults(keep):
+        command = [sys.executable, "-c", COUNT_PAGE_FAULTS, keep]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert page_faults("keep") < page_faults("default") / 10
