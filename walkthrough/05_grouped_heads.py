@@ -185,10 +185,9 @@ assert same < 1e-12 and ratio == H / K and other > 0.1
 
 # %% tags=["remove-input"]
 say(f"""
-The outputs agree, and the grouped model's cache needs {ratio:g} times less memory. (*Logits* are the
-model's output: a number for each piece of the vocabulary, which says how likely it comes next.) The
-last line is a frequent mistake: to read key/value head h % K, so that neighbours do not share but
-take turns. It raises no error, since all shapes are right. The model only talks nonsense.
+The outputs agree, and the cache of the grouped model is {ratio:g} times smaller. The last line is a
+frequent mistake: to read key/value head h % K, so that neighbours do not share but take turns. It
+raises no error, since all shapes are right. The model only talks nonsense.
 """)
 
 # %% [markdown]
