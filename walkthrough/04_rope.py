@@ -37,10 +37,11 @@ assert difference < 1e-12
 
 # %% [markdown]
 # But order carries meaning: “the dog saw the fox” is not “the fox saw the dog”, and the word just
-# before says more than one from far back. So positions have to come in somewhere. Early
-# transformers added a vector for the position to each token at the start. Then position 3 and
-# position 1,003 are different things, and what was learned at one has to be learned again at the
-# other. What attention really needs is the *distance* between two tokens.
+# before says more than one from far back. So positions have to come in somewhere. The first
+# *transformers*, as models built of attention and MLPs are called, added a vector for the position
+# to each token at the start. Then position 3 and position 1,003 are different things, and what was
+# learned at one has to be learned again at the other. What attention really needs is the *distance*
+# between two tokens.
 #
 # ## The idea: turn the vectors
 #
