@@ -4,8 +4,7 @@
 # One attention gives each token one weighted mean of what earlier tokens offer. But a word has
 # several questions at once: who is this about, what was the colour, has the sentence a verb
 # already? So a layer runs several attentions side by side, its *heads*. Each head has queries of
-# its own, a softmax of its own, and a result of d numbers, the *head width*. The results are laid
-# side by side and mixed by one more matrix, `o_proj`, into what is added to the token's vector.
+# its own, a softmax of its own, and a result of d numbers.
 #
 # In the transformer as it was first made, each head has its own keys and values too. Mistral lets
 # several query heads share them. H is the number of query heads, K that of key/value heads:

@@ -44,7 +44,6 @@ print("logits differ by less than 1e-10:", np.abs(ring_logits - at_once).max() <
 assert np.abs(ring_logits - at_once).max() < 1e-10
 
 # %% [markdown]
-# (*Logits* are the model's output. They say how likely each piece of the vocabulary comes next.)
 # Without a cache, the text of n tokens would have cost 1 + 2 + … + n tokens of work; with it, n.
 #
 # ## A ring of slots

@@ -58,8 +58,7 @@ ids = np.array(tokenizer.encode("Once upon a time, there was a little fox"))
 show(mlp, PlainBackend.silu_mul)
 
 # %% [markdown]
-# `tap` is called with every intermediate result of the model, which we call a *stage*. Let us look
-# at the first layer's MLP, at the last token of a text:
+# Let us look at the first layer's MLP, at the last token of a text:
 
 # %%
 stages: dict[str, np.ndarray] = {}
@@ -128,14 +127,10 @@ def rope(x: np.ndarray, positions: np.ndarray) -> np.ndarray:
 
 
 # %% [markdown]
-# And now the model. Attention, once more in short: each token has a *query* q, a *key* k and a
-# *value* v. The dot products of a token's query with the keys of the tokens that it may see are its
-# scores; softmax turns them into attention weights, here called `share`, which add up to 1; the mix
-# is the mean of the values with these weights. This happens in H heads at once, and H/K query heads
-# use the same key/value head.
-#
-# The weights carry the names that they have in the checkpoint. `@` is the matrix product; a weight
-# matrix has a row for each number that comes out, so it is transposed, `.T`.
+# And now the model. The attention weights of chapter 3 are called `share` here, since `weights` are
+# those of the model. These carry the names that they have in the *checkpoint*, the file of the
+# weights. `@` is the matrix product; a weight matrix has a row for each number that comes out, so
+# it is transposed, `.T`.
 
 
 # %%
