@@ -7,8 +7,10 @@
 # many things about a token at once: that it is a noun, that it names an animal, that it ends a
 # sentence.
 #
-# Nobody wrote these numbers. They were found in training, like all numbers called *weights*. D is
-# called the *model width*, V is the size of the vocabulary, T the number of tokens.
+# Nobody wrote these numbers. They are *weights*, numbers that were found in *training*: the model
+# guesses the next token of many texts, and each time all weights are moved a little, so that the
+# guess gets better (chapter 14). D is called the *model width*, V is the size of the vocabulary, T
+# the number of tokens.
 
 # %%
 import numpy as np
@@ -77,10 +79,12 @@ show(forward)
 # Nothing ever replaces x, each step only adds to it. That is why x is called the *residual stream*:
 # it flows through the model, and every step reads it and writes a correction into it (a
 # *residual*). If a layer has nothing to say about a token, it adds something near zero. Training
-# needs it too: with additions alone on the way, what is learned at the end reaches the first layer
-# undiminished ([He and others, 2015](https://arxiv.org/abs/1512.03385)).
+# needs it too: it finds out at the end of the model in which direction a guess was wrong, and has
+# to tell the first layer; through additions this goes back without getting weaker ([He and others,
+# 2015](https://arxiv.org/abs/1512.03385)).
 #
-# The package can show every stage of a pass by its name. So we can check that what comes out of the
+# The package can show every *stage* of its way through the layers: it calls `tap` with a name and
+# an array for each, and we put them into a dictionary. So we can check that what comes out of the
 # last layer is a plain sum: the embedding and two contributions from each layer.
 
 # %%
@@ -97,9 +101,9 @@ print(f"{1 + 2 * len(layers)} arrays {total.shape} add up to the stream's end: w
 # %% [markdown]
 # ## RMSNorm: the same size for every reader
 #
-# As layer after layer adds to it, the stream grows. A step that multiplied it with its weights as
-# it is would get numbers of another size in each layer, and for each token. So every step reads a
-# copy of the stream scaled to a fixed size. The size of a vector is its *root mean square*, RMS:
+# As layer after layer adds to it, the stream grows, and for some tokens more than for others. The
+# weights of a step would have to fit small vectors as well as large ones. So every step reads a
+# copy of the stream, scaled to a fixed size. The size of a vector is its *root mean square*, RMS:
 # square the D numbers, take their mean, then the root. *RMSNorm* divides by it:
 
 # %%
@@ -121,12 +125,13 @@ show(PlainBackend.rms_norm)
 eps = model.config.rms_norm_eps
 say(f"""
 Two details. `weight` (D,) is learned: it says how much each of the D numbers counts for this
-reader. And `eps`, here {eps}, is there so that a vector of zeros does not divide by zero. It is
-far below the mean square of usual vectors; that of these embeddings is {np.mean(x * x):.4f}.
+reader. (So the RMS of what is read is not exactly 1.) And `eps`, here {eps}, is there so that a
+vector of zeros does not divide by zero. It is far
+below the mean square of usual vectors; that of these embeddings is {np.mean(x * x):.4f}.
 """)
 
 # %% [markdown]
-# Without `eps`, a norm cannot tell a vector from twice that vector. Not “nearly”: exactly.
+# Without `eps`, the norm of a vector and that of twice the vector are the same, to the last bit:
 
 # %%
 plain = PlainBackend("float64")
@@ -142,10 +147,10 @@ n = len(layers) // 2
 before = "embedding" if n == 0 else f"layers.{n - 1}.output"
 strips = [
     (before, 0, f"the stream before layer {n}"),
-    (f"layers.{n}.input_layernorm", 1, "RMSNorm: a scaled copy"),
+    (f"layers.{n}.input_layernorm", 1, "RMSNorm, times weight"),
     (f"layers.{n}.attention_output", 1, "attention returns"),
     (f"layers.{n}.attention_residual", 0, "the stream + that"),
-    (f"layers.{n}.post_attention_layernorm", 1, "RMSNorm: a scaled copy"),
+    (f"layers.{n}.post_attention_layernorm", 1, "RMSNorm, times weight"),
     (f"layers.{n}.mlp_output", 1, "the MLP returns"),
     (f"layers.{n}.output", 0, "the stream + that"),
 ]
@@ -185,7 +190,9 @@ picture(
 
 # %% [markdown]
 # And this is how the stream's size changes from the embedding to the last layer, and how large the
-# contributions are that are added on the way (the mean over all tokens but `<s>`):
+# contributions are that are added on the way (the mean over all tokens but `<s>`, which is no part
+# of the text). The sizes do not add up: two vectors of RMS 1 have a sum of RMS 2 only if they are
+# the same, and a sum of RMS √2 if their directions have nothing to do with each other.
 
 # %% tags=["remove-input"]
 names = [f"layers.{n}.{step}" for n in layers for step in ("attention", "mlp")]
@@ -217,8 +224,9 @@ picture(figure, "02_growth", "The stream's size after each step, and the size of
 # ## Experiment: double the embeddings
 #
 # If every reader scales what it reads, is the size of the stream then of no account at all? Let us
-# double the embeddings and look at the *logits*, the scores for the next token that the model
-# returns at its end. If the model normed the stream itself, nothing could change.
+# double the embeddings and look at the *logits*. They are what the model returns at its end, a
+# number for each id: the larger, the likelier it comes next. If the model normed the stream itself,
+# nothing could change.
 
 # %%
 logits = model(inputs_embeds=x[None]).logits
@@ -282,7 +290,6 @@ assert check(lambda x: float(np.mean(x * x))) != "Right."
 # Each token is a vector of D numbers, which begins as a row of the embedding table. It flows
 # through the layers as the residual stream, x: each layer adds what its attention and its MLP
 # return. Both read a copy of the stream that RMSNorm has scaled to RMS 1 (then times a learned
-# weight). The stream itself is never normed, except in a copy at the very end, from which the
-# logits are computed.
+# weight). So does the last step, which computes the logits. The stream itself is never normed.
 #
 # Next: [3. Attention](03_attention.md)

@@ -20,6 +20,9 @@
 # How well does a query match a key? By their dot product: large if they point in the same
 # direction. This number is called a *score*. To take a mean we need weights: none negative, with
 # the sum 1. The *softmax* makes weights of any scores: take exp of each, then divide by the sum.
+# (exp of a large score would be too large for a float. So the largest score is subtracted from all
+# of them first. That divides each exp, and thus also their sum, by the same number: the weights are
+# the same.)
 
 # %%
 import numpy as np
@@ -32,7 +35,7 @@ from tinymistral.operations import PlainBackend, visible
 
 def softmax(scores: np.ndarray) -> np.ndarray:
     """Return weights with the sum 1 along the last axis."""
-    exp = np.exp(scores - scores.max(axis=-1, keepdims=True))  # less the maximum: no overflow
+    exp = np.exp(scores - scores.max(axis=-1, keepdims=True))  # at most exp(0) = 1
     return exp / exp.sum(axis=-1, keepdims=True)
 
 
@@ -51,9 +54,10 @@ print("mean of the values", (weights @ values).round(2))
 #
 # ## A head of the model
 #
-# A set of queries, keys and values is called a *head*, and their width is d. Here are the numbers
-# of the model that comes with the package. H is the number of query heads; why there are fewer
-# heads of keys and values, K, is chapter 5.
+# A layer does this several times side by side, with other queries, keys and values. Each time is
+# called a *head*, and the width of its vectors is d. Here are the numbers of the model that comes
+# with the package. H is the number of heads. There are fewer heads of keys and values, K: H/K query
+# heads share one, and query head h reads number h // (H/K). Why is chapter 5.
 
 # %%
 tokenizer = MistralTokenizer.from_pretrained(DEMO)
@@ -112,15 +116,17 @@ assert np.abs(mix - at["attention_mix"][:, head]).max() < 1e-12
 
 # %% [markdown]
 # The package computes the same. It goes through the queries one by one and, rather than setting
-# scores to −∞, reads visible keys only. `softmax` gives the weights for all heads at once:
+# scores to −∞, reads visible keys only. `softmax` gives the weights for all heads at once. (G = H/K
+# is of chapter 5, `window` of chapter 6, and `visible` says which keys a query may read.)
 
 # %% tags=["remove-input"]
 show(PlainBackend.attention, PlainBackend.softmax)
 
 # %% [markdown]
 # Why divide the scores by √d? A dot product is a sum of d products. If these are about 1 in size,
-# of either sign, the sum is about √d. Without the division a wider head would have larger scores,
-# and its softmax would give nearly all weight to one key, right from the start of training.
+# some positive and some negative, they partly cancel, and the sum is about √d in size. Without the
+# division a wider head would have larger scores, and its softmax would give nearly all weight to
+# one key, right from the start of training.
 
 # %%
 draws = np.random.default_rng(1)
@@ -128,7 +134,8 @@ for width in (32, 128):
     a, b = draws.standard_normal((2, 10_000, width))
     dots = (a * b).sum(axis=1)
     print(
-        f"d = {width:3}: scores of size {dots.std():.1f}, divided {(dots / width**0.5).std():.2f}"
+        f"d = {width:3}: dot products of size {dots.std():.1f}, "
+        f"divided by √d {(dots / width**0.5).std():.2f}"
     )
     assert abs((dots / width**0.5).std() - 1) < 0.02
 
@@ -137,8 +144,8 @@ for width in (32, 128):
 #
 # A layer has H heads, each with its own matrices, and each learned to look for something else. The
 # picture shows the weights of two heads in the model. We choose them by a rule, of all heads in all
-# layers: the one that gives most weight to the token just before; and the one that gives most
-# weight to tokens three or more back, `<s>` not counted.
+# layers: on the left the one that gives most weight to the token just before; on the right the one
+# that gives most weight to tokens three or more back, `<s>` not counted.
 
 # %% tags=["remove-input"]
 every = {
@@ -184,7 +191,7 @@ Each row is one query, and its weights add up to 1: the darker a cell, the more 
 value is taken. On the left, {before[near_head]:.0%} of the weight is on the token just before, on
 average: such a head tells each token what stands before it. On the right, the last token,
 `{names[-1]}`, reads `{names[most]}` at position {most} most, with weight {row[most]:.2f}. Nobody
-told a head what to look for, and of many it is hard to say in words.
+told a head what to look for. What many of them look for is hard to say in words.
 """)
 assert all(np.abs(w.sum(axis=1) - 1).max() < 1e-12 for w in every.values())
 
@@ -213,8 +220,9 @@ assert difference[:-1].max() == 0
 assert difference[-1].max() > 0.1
 
 # %% [markdown]
-# And without a mask? Our own head can tell: leave out the mask, and change the value and key of the
-# last token.
+# And without a mask? We try it with the one head that we computed by hand. We change the key and
+# the value of the last token, and look at what the tokens before it have fetched (`mix`), once
+# without the mask and once with it.
 
 # %%
 changed_k, changed_v = k.copy(), v.copy()

@@ -37,10 +37,11 @@ assert difference < 1e-12
 
 # %% [markdown]
 # But order carries meaning: “the dog saw the fox” is not “the fox saw the dog”, and the word just
-# before says more than one from far back. So positions have to come in somewhere. Early
-# transformers added a vector for the position to each token at the start. Then position 3 and
-# position 1,003 are different things, and what was learned at one has to be learned again at the
-# other. What attention really needs is the *distance* between two tokens.
+# before says more than one from far back. So positions have to come in somewhere. The first
+# *transformers*, as models built of attention and MLPs are called, added a vector for the position
+# to each token at the start. Then position 3 and position 1,003 are different things, and what was
+# learned at one has to be learned again at the other. What attention really needs is the *distance*
+# between two tokens.
 #
 # ## The idea: turn the vectors
 #
@@ -72,12 +73,15 @@ assert abs(score(7, 4) - score(1007, 1004)) < 1e-12
 # %% [markdown]
 # The first two have the same distance, 3, and the same score. The third has another distance.
 #
-# **Why turn, and not add?** Turning keeps the length of the vector, so it says nothing about what
-# the token is; and distances come out by themselves, without a table of positions to learn.
+# **Why turn, and not add?** Adding a position mixes it with what the vector says of the token.
+# Turning keeps the vector's length, and a query and a key at distance 0 have the score that they
+# would have without it. And distances come out by themselves, without a table of positions to
+# learn.
 #
 # **Why pairs?** To turn something you need a plane, which has two directions. One number alone
 # could only change its sign. So the d numbers of a query or key are taken as d/2 pairs, and each
-# pair is turned in its own plane.
+# pair is turned in its own plane. The score is the sum of the pairs' dot products. Each of these
+# knows the distance alone, and so does the sum.
 #
 # **Why is each pair turned at its own speed?** One hand comes round again: after a full turn it
 # cannot tell distance 0 from distance 6.28. A clock has the same trouble and the same answer, hands
@@ -170,7 +174,8 @@ print("reordered: the same scores. Not reordered: other scores.")
 #
 # If scores know distances alone, then so does the whole model: nothing else in it sees positions,
 # except that a token looks only backwards, which is a matter of distance as well. So let us say
-# that the text begins at position 1,000 instead of 0.
+# that the text begins at position 1,000 instead of 0, and compare the *logits*, the numbers from
+# the model's end that say how likely each id comes next.
 
 # %%
 tokenizer = MistralTokenizer.from_pretrained(DEMO)
@@ -184,9 +189,8 @@ print(f"every distance doubled, changed by:          {stretched:.1f}")
 assert 0 < moved_by_1000 < 1e-10 and stretched > 0.1
 
 # %% [markdown]
-# *Logits* are the model's last output, a number for each piece of the vocabulary that says how
-# likely it comes next. Moved, they are the same but for rounding; in float64 that leaves ten and
-# more digits. With every distance doubled, the model reads another text.
+# When the text is moved, the logits are the same but for rounding errors, which in float64 leave
+# ten digits and more. With every distance doubled, the model reads another text.
 #
 # ## Experiment: an angle needs many digits
 #
@@ -205,9 +209,9 @@ assert single.dtype == np.float32 and np.spacing(np.float32(32_767)) == 2**-9
 assert 2**-12 < error < 2**-9
 
 # %% [markdown]
-# That is ten thousand times what float32 errs elsewhere, some 1e-7 of a number. This is why
-# `rope_table` computes angles in float64 in every case, and rounds only their cosines and sines,
-# which are at most 1.
+# For comparison: a number near 1 has an error below 1e-7 in float32. The angle's is ten thousand
+# times larger. This is why `rope_table` computes angles in float64 in every case, and rounds only
+# their cosines and sines, which are at most 1.
 #
 # ## Exercise: the error of an angle
 #

@@ -4,8 +4,7 @@
 # One attention gives each token one weighted mean of what earlier tokens offer. But a word has
 # several questions at once: who is this about, what was the colour, has the sentence a verb
 # already? So a layer runs several attentions side by side, its *heads*. Each head has queries of
-# its own, a softmax of its own, and a result of d numbers, the *head width*. The results are laid
-# side by side and mixed by one more matrix, `o_proj`, into what is added to the token's vector.
+# its own, a softmax of its own, and a result of d numbers.
 #
 # In the transformer as it was first made, each head has its own keys and values too. Mistral lets
 # several query heads share them. H is the number of query heads, K that of key/value heads:
@@ -47,10 +46,12 @@ H/K = {H // K} query heads share one key/value head. This is *grouped-query atte
 # memory, in the *cache* (chapter 7). For every new token the whole cache is read.
 #
 # Reading is the trouble. A processor multiplies much faster than it reads numbers from memory, and
-# a large cache is memory that no other text can use. Queries cost nothing to keep. So one saves
-# where it counts: fewer keys and values, as many queries as before. The groups still ask different
-# questions, only they search the same keys. A little quality is lost: with K = 1 (*multi-query
-# attention*) it can be noticed; with groups hardly.
+# a large cache is memory that no other text can use. Queries are not kept. So one saves where it
+# counts: fewer keys and values, as many queries as before. What is saved is memory and reading, and
+# rows of `k_proj` and `v_proj`. The work of attention is not: each of the H heads still compares
+# its query with all the keys, and takes its own mean of the values. The heads of a group ask
+# different questions, only they search the same keys. A little quality is lost: with K = 1
+# (*multi-query attention*) it can be noticed; with groups hardly.
 
 
 # %% tags=["remove-input"]
@@ -93,15 +94,14 @@ picture(
 # Query head h reads key/value head h // (H/K): the first H/K query heads read head 0, the next ones
 # head 1, and so on. In NumPy a reshape does it: the queries of one token, (H, d), are cut into K
 # groups of G = H/K, and `@` multiplies each group with the keys of its head. No key is copied. The
-# weights then take their mean over the values of that same head.
+# mean is then taken over the values of that same head.
 
 # %% tags=["remove-input"]
 show(PlainBackend.softmax)
 
 # %% [markdown]
-# Let us do the same by hand, one query head after the other, for the newest token of a text. `tap`
-# is called with all that is computed on the way; we keep the rotated queries and keys of each layer
-# and the weights.
+# Let us do the same by hand, one query head after the other, for the newest token of a text. (The
+# scores are small enough here for exp, so that we need not subtract the largest.)
 
 # %%
 tokenizer = MistralTokenizer.from_pretrained(DEMO)
@@ -184,17 +184,17 @@ assert same < 1e-12 and ratio == H / K and other > 0.1
 
 # %% tags=["remove-input"]
 say(f"""
-The outputs agree, and the grouped model needs {ratio:g} times less memory. (*Logits* are the
-model's output: a number for each piece of the vocabulary, which says how likely it comes next.) The
-last line is a frequent mistake: to read key/value head h % K, so that neighbours do not share but
-take turns. It raises no error, since all shapes are right. The model only talks nonsense.
+The outputs agree, and the cache of the grouped model is {ratio:g} times smaller. The last line is a
+frequent mistake: to read key/value head h % K, so that neighbours do not share but take turns. It
+raises no error, since all shapes are right. The model only talks nonsense.
 """)
 
 # %% [markdown]
 # ## Exercise: the cache of Mistral 7B
 #
 # Mistral 7B has 32 layers, 32 query heads on 8 key/value heads, and a head width of 128. It keeps
-# 4,096 tokens, in numbers of 2 bytes. How many bytes is the cache of one text?
+# the keys and values of 4,096 tokens (no more; chapter 6 says why), in numbers of 2 bytes. How many
+# bytes is the cache of one text?
 
 
 # %%
@@ -233,14 +233,17 @@ def solution(layers: int, key_heads: int, width: int, tokens: int, bytes_of_a_nu
 
 print(check(solution))
 for key_heads in (8, 32):
-    print(f"{key_heads:2} key/value heads: {solution(32, key_heads, 128, 4096, 2) >> 20:,} MiB")
+    text_bytes = solution(32, key_heads, 128, 4096, 2)
+    fit = int((24e9 - 14.5e9) / text_bytes)  # a card of 24 GB less the weights
+    print(f"{key_heads:2} key/value heads: {text_bytes >> 20:,} MiB, so {fit} texts")
+    assert fit == {8: 17, 32: 4}[key_heads]
 assert check(solution) == "Right."
 assert check(lambda *arguments: solution(*arguments) // 2) != "Right."
 
 # %% [markdown]
 # With groups the cache of one text is 512 MiB; without, it would be 2 GiB. The weights of Mistral
-# 7B take 14.5 GB. So on a graphics card of 24 GB there would be room for the caches of a handful of
-# texts; with groups it is some twenty.
+# 7B take 14.5 GB. So a graphics card of 24 GB has room beside them for the caches of 17 texts;
+# without groups it would be 4.
 #
 # </details>
 #

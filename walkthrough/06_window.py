@@ -37,20 +37,23 @@ assert list(mask.sum(axis=1)) == [1, 2, 3, 4, 4, 4, 4, 4]
 # **Is it W, or W + 1?** Here W counts the token itself: four keys, the farthest 3 back. The paper
 # says “between i − W and i”, which would make five, and for years programs differed in this. W is
 # the only number that fits the next chapter: keys are kept in a ring, and a ring of W slots holds
-# W. One key more or less is not seen in a short text, and changes every output in a long one.
+# W. One key more or less is not seen in a short text, and changes every output in a long one. (The
+# third condition in the code, `k_positions >= 0`, is for padding, chapter 10.)
 #
 # ## How depth widens it
 #
 # A token sees W − 1 tokens back, and yet the model can know of more. Think of people in a row, of
 # whom each can hear three neighbours to the left. After one round of talk, each knows what three
 # others said. In the second round they pass on what they heard: now each knows of six. A layer is
-# such a round. In layer 1 a token's key and value are made from its own word alone. In layer 2 they
-# are made from its vector *after* layer 1, and that already holds something of the W − 1 tokens
-# before it. So with each layer the news travels W − 1 tokens further:
+# such a round. In the first layer a token's key and value are made from its own word alone. In the
+# second they are made from its vector *after* the first layer, and that already holds something of
+# the W − 1 tokens before it. So with each layer the news travels W − 1 tokens further:
 #
 # > N layers of window W reach **N(W − 1)** tokens back.
 #
-# The picture shows it for three layers and W = 4. Follow the red line.
+# The picture shows it for three layers and W = 4. Blue is all that can reach the last token after
+# the third layer; these dots have the form of a *cone*. The red line is its edge. `paths` counts
+# the ways from a token at the bottom to the top:
 
 
 # %%
@@ -91,13 +94,13 @@ for layer in range(N + 1):
     axes.text(last + 0.6, layer, name, ha="left", va="center")
 axes.set(xlim=(-4.4, last + 2.7), ylim=(-1.1, N + 0.4))
 axes.axis("off")
-axes.set_title("Each of 3 layers sees 3 tokens back (W = 4). Together they reach 9: the cone")
+axes.set_title("Each of 3 layers sees 3 tokens back (W = 4). Together they reach 9")
 picture(figure, "06_cone", "A cone of dots: the last token above, ten tokens that reach it below")
 
 # %% [markdown]
 # Many ways lead from a token in the middle of the cone to the last one, since each layer may move
-# by 0, 1, 2 or 3 tokens. From the tip of the cone there is a single one: it needs the farthest key
-# in every layer. Farther tokens have none.
+# by 0, 1, 2 or 3 tokens. From the farthest token, 9 back, there is a single one: it needs the
+# farthest key in every layer. Tokens farther back have none.
 #
 # ## Experiment: the edge is exact
 #
@@ -178,14 +181,14 @@ assert change[1] > 0.1 and change[reach] < 1e-6 and (change[reach + 1 :] == 0).a
 #
 # N(W − 1) is often called the model's “attention span”, 131 thousand tokens for Mistral 7B. But the
 # numbers above also say how little comes from far away. Each step of a path multiplies by an
-# attention weight, and W weights sum to 1. At the tip of the cone a single path is left, and
+# attention weight, and W weights sum to 1. At the edge of the cone a single path is left, and
 # several small weights multiplied are next to nothing.
 #
-# Many weak paths would not matter, if the model built one strong path on purpose. For that, a token
-# halfway must look at the fact, keep it in its vector beside all else, and offer it in its own key
-# and value, at a time when nobody has asked for it yet; and the later token must look for it there,
-# of all places. Nothing in the cone makes a model do this. It learns it in training if it pays
-# often enough, or not at all. So let us measure.
+# One strong path would be enough, if the model built it on purpose. For that, a token halfway must
+# look at the fact, keep it in its vector beside all else, and offer it in its own key and value, at
+# a time when nobody has asked for it yet; and the later token must look for it there, of all
+# places. Nothing in the cone makes a model do this. It learns it in training if it pays often
+# enough, or not at all. So let us measure.
 #
 # ## Experiment: remembering a name
 #

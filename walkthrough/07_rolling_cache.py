@@ -44,15 +44,14 @@ print("logits differ by less than 1e-10:", np.abs(ring_logits - at_once).max() <
 assert np.abs(ring_logits - at_once).max() < 1e-10
 
 # %% [markdown]
-# (*Logits* are the model's output. They say how likely each piece of the vocabulary comes next.)
 # Without a cache, the text of n tokens would have cost 1 + 2 + … + n tokens of work; with it, n.
 #
 # ## A ring of slots
 #
 # A cache that keeps everything grows with the text. But with a window of W, a token sees W keys,
 # its own included: token n sees n − W + 1 to n. Token n − W is not visible to it, and to no later
-# one either. So its place can be given to token n. With W *slots*, token n goes to slot n % W: when
-# the last slot is full, the first one is overwritten. This is a *ring*.
+# one either. So its place can be given to token n. With W *slots*, token n, counted from 0, goes to
+# slot n % W: when the last slot is full, the first one is overwritten. This is a *ring*.
 
 # %%
 slots = np.full(4, -1)  # W = 4; -1: empty
@@ -65,9 +64,9 @@ for n in range(10):
 # %% [markdown]
 # Three things are worth a second look.
 #
-# **Write first, then attend.** The token's own key is one of the W. It is written before the token
-# attends, over the one key that the token does not see. Were it W + 1 keys that a token sees, W
-# slots would not do.
+# **Write first, then attend.** A token sees its own key too, so that has to be in the ring when the
+# token attends. It is written over the one key that the token does not see. If a token saw W + 1
+# keys, W slots would not be enough.
 #
 # **The order of slots does not matter.** Attention is a weighted mean, and a mean does not ask for
 # order. What a key needs to know of its position was put into it by RoPE (chapter 4) before it was
@@ -134,8 +133,10 @@ picture(figure, "07_ring", "Slots of a ring after each piece; with one slot too 
 # ## In the package
 #
 # `capacity` is S. `admit` finds the slots of a piece at `positions` (B, T): T tokens in each of B
-# rows of text, with −1 for a token that does not count. `update` is called by each layer: it writes
-# the piece's keys and values, and returns all that are kept, for attention to read.
+# rows of text, with −1 for *padding*, which fills up short rows (chapter 10) and gets no slot.
+# `count` is how many tokens each row has had so far, without padding, so it is n for the next one.
+# `update` is called by each layer: it writes the piece's keys and values, and returns all that are
+# kept, for attention to read.
 
 # %% tags=["remove-input"]
 show(RollingCache.capacity.fget, RollingCache.admit, RollingCache.update)
@@ -175,10 +176,11 @@ assert set(ring_bytes[W:]) == {ring_bytes[W - 1]}
 # %% tags=["remove-input"]
 figure = Figure(figsize=(8, 2.9))
 axes = figure.subplots()
-axes.plot(endless_keys, color=ORANGE, lw=2)
-axes.plot(ring_keys, color=BLUE, lw=2.5)
+tokens = np.arange(1, len(ids) + 1)
+axes.plot(tokens, endless_keys, color=ORANGE, lw=2)
+axes.plot(tokens, ring_keys, color=BLUE, lw=2.5)
 axes.text(12.4 * W, 13.4 * W, "all are kept", color="#A06000", ha="right", weight="bold")
-axes.text(12.6 * W, 1.5 * W, f"ring: {W} keys, for ever", color=BLUE, ha="left", weight="bold")
+axes.text(12.6 * W, 1.5 * W, f"ring: W = {W} keys, for ever", color=BLUE, ha="left", weight="bold")
 axes.set_xticks([n * W for n in (0, 1, 5, 10, 15, 20)], ["0", "W", "5W", "10W", "15W", "20W"])
 axes.set_yticks([n * W for n in (1, 10, 20)], ["W", "10W", "20W"])
 axes.set(xlim=(0, 20 * W), ylim=(0, 20.5 * W), xlabel="tokens so far", ylabel="keys kept and read")
@@ -189,7 +191,8 @@ picture(figure, "07_flat", "Keys read by a token: flat with the ring, growing wi
 # ## Experiment: a ring that is too small
 #
 # The text once more, in pieces of C = 4, with fewer slots than W + C − 1. Nothing fails: the ring
-# turns, all shapes are right. We count the keys that a token should have seen and that were gone.
+# turns, all shapes are right. We count the keys that a token should have seen and that were gone,
+# and look how much the logit that changes most differs from its value without a cache.
 
 # %%
 C = 4

@@ -42,24 +42,23 @@ ids = np.array(tokenizer.encode("Once upon a time, there was a little fox"))
 # questions are, nobody wrote down; training finds them.) The second matrix says, for each answer,
 # what to add to the stream.
 #
-# Why must something happen in between? Because two matrices in a row are one matrix: (x A) B is
-# x (A B). All F questions and answers could be replaced by one matrix of D by D numbers. Mistral's
+# Why must something happen in between? Because two matrices in a row are one matrix: (x A) B is x
+# (A B). All F questions and answers could be replaced by one matrix of D by D numbers. Mistral's
 # step in between is a *gate*. Two matrices, `gate_proj` and `up_proj`, read the same token and give
 # two lists of F numbers. The first list decides how much of the second goes through:
 #
 # MLP(x) = down_proj( silu( gate_proj(x) ) · up_proj(x) )
 #
 # where · multiplies number by number, and *SiLU* is a smooth switch, silu(z) = z / (1 + e⁻ᶻ). For a
-# large z it is z: open, and the number even comes out z times as large. For a very negative z it
-# is 0: shut. An MLP with this gate is called *SwiGLU*: GLU for gated linear unit, Swish for another
+# large z it is z: open, and the number even comes out z times as large. For a very negative z it is
+# 0: shut. An MLP with this gate is called *SwiGLU*: GLU for gated linear unit, Swish for another
 # name of SiLU ([Shazeer, 2020](https://arxiv.org/abs/2002.05202)). In the package:
 
 # %% tags=["remove-input"]
 show(mlp, PlainBackend.silu_mul)
 
 # %% [markdown]
-# `tap` is called with every intermediate result of the model, which we call a *stage*. Let us look
-# at the first layer's MLP, at the last token of a text:
+# Let us look at the first layer's MLP, at the last token of a text:
 
 # %%
 stages: dict[str, np.ndarray] = {}
@@ -86,7 +85,9 @@ right.text(0.99, 1, "grey: up_proj(x)", transform=right.transAxes, ha="right", v
 right.text(0.99, 0.93, "green: what comes out of the gate", color=GREEN, size=9, ha="right",
            va="top", transform=right.transAxes)  # fmt: skip
 right.margins(y=0.22)
-right.set(xticks=[], xlabel="the 16 largest of the token's numbers", ylabel="value")
+right.set(
+    xticks=[], xlabel="the 16 numbers of the token with the largest |up_proj(x)|", ylabel="value"
+)
 right.set_title("Each number has its own gate")
 picture(figure, "08_gate", "SiLU with a token's gates, and numbers before and after their gates")
 
@@ -126,14 +127,10 @@ def rope(x: np.ndarray, positions: np.ndarray) -> np.ndarray:
 
 
 # %% [markdown]
-# And now the model. Attention, once more in short: each token has a *query* q, a *key* k and a
-# *value* v. The dot products of a token's query with the keys of the tokens that it may see are its
-# scores; softmax turns them into attention weights, here called `share`, which add up to 1; the mix
-# is the mean of the values with these weights. This happens in H heads at once, and H/K query heads
-# use the same key/value head.
-#
-# The weights carry the names that they have in the checkpoint. `@` is the matrix product; a weight
-# matrix has a row for each number that comes out, so it is transposed, `.T`.
+# And now the model. The attention weights of chapter 3 are called `share` here, since `weights` are
+# those of the model. These carry the names that they have in the *checkpoint*, the file of the
+# weights. `@` is the matrix product; a weight matrix has a row for each number that comes out, so
+# it is transposed, `.T`.
 
 
 # %%
@@ -235,7 +232,9 @@ for row, colour in [(0, BLUE), (-5, "#9A6A00"), (-10.2, GREEN)]:
 for row in (-1, -6.2, -11.2):
     join(row, GREY, back=False)
 axes.set(xlim=(-345, 2140), ylim=(-12.5, 0.5))
-axes.set_title("A forward pass from top to bottom. A bar is as wide as the numbers of one token")
+axes.set_title(
+    "A forward pass from top to bottom. A bar's width: how many numbers one token has there"
+)
 axes.axis("off")
 picture(figure, "08_stages", "The stages of a forward pass as bars with their names and shapes")
 
@@ -257,14 +256,15 @@ say(f"""
 The difference is exactly 0, in {ours.size:,} logits: the same operations in the same order round
 in the same places. After “{tokenizer.decode(ids, skip_special_tokens=True)}” the highest logit is
 that of `{best}`. What the package has more than these lines is not more model: batches, the rolling
-cache, other dtypes, and a faster order of the same sums.
+cache, other dtypes. (We opened the model with `backend="plain"`. The default backend adds up in
+another order, which is faster and rounds differently.)
 """)
 
 # %% [markdown]
 # ## Experiment: one line less
 #
-# Which lines matter? We let the model write a text, and measure how much that text surprises it,
-# by the *loss*: the mean of −log(probability of the token that came). A loss of 0 means that it was
+# Which lines matter? We let the model write a text, and measure how much that text surprises it, by
+# the *loss*: the mean of −log(probability of the token that came). A loss of 0 means that it was
 # sure of every token, and right. Then we leave out one line, and measure again.
 
 
@@ -315,9 +315,11 @@ axes.tick_params(axis="y", length=0)
 picture(figure, "08_left_out", "Bars of the loss of the forward pass without one of its lines")
 
 # %% tags=["remove-input"]
+whole = losses["(nothing)"]
 say(f"""
-The whole pass has a loss of {losses["(nothing)"]:.1f}; guessing all {config.vocab_size:,} ids alike
-would have log {config.vocab_size:,} = {np.log(config.vocab_size):.1f}. Every line earns its place.
+The whole pass has a loss of {whole:.1f}. Who guesses among e^{whole:.1f} ≈ {np.exp(whole):.0f}
+equally likely tokens each time has this loss; among all {config.vocab_size:,} ids it would be
+log {config.vocab_size:,} = {np.log(config.vocab_size):.1f}. Every line earns its place.
 Without the causal mask, the model even sees the answers, and is still worse: it never learned to
 use them. Note what does *not* happen: nothing crashes, all shapes are right, and numbers come out.
 A mistake in such code is silent, which is why chapter 13 is about tests.

@@ -37,8 +37,8 @@ print("logits", logits.shape)
 # A *logit* is a score without a unit: the higher, the likelier. *Softmax* turns a row of scores
 # into probabilities: e to the power of each, divided by the sum of them all. Then all are positive
 # and add up to 1. Two things follow from the formula. Only differences count: if we add 100 to
-# every logit, the probabilities stay the same. And a difference is a ratio: if one logit is
-# 0.69 = log 2 above another, its token is twice as likely, wherever on the scale the two are.
+# every logit, the probabilities stay the same. And a difference is a ratio: if one logit is 0.69 =
+# log 2 above another, its token is twice as likely, wherever on the scale the two are.
 
 # %%
 scores = np.array([[2.0, 2.0 + np.log(2), -1.0]])
@@ -46,10 +46,16 @@ print(softmax(scores).round(3), softmax(scores + 100).round(3))
 assert np.abs(softmax(scores + 100) - softmax(scores)).max() < 1e-12
 assert abs(softmax(scores)[0, 1] / softmax(scores)[0, 0] - 2) < 1e-12
 
-# %% tags=["remove-input"]
+# %% [markdown]
+# In our text, let us take the two places where the model is surest and least sure of what comes
+# next (`<s>` aside, after which any text may begin):
+
+# %%
 probabilities = softmax(logits)
 surest = 1 + int(probabilities[1:].max(axis=-1).argmax())
 openest = 1 + int(probabilities[1:].max(axis=-1).argmin())
+
+# %% tags=["remove-input"]
 places = {"sure": surest, "open": openest}
 said = {
     name: tokenizer.decode(ids[: n + 1], skip_special_tokens=True) for name, n in places.items()
@@ -71,13 +77,12 @@ for name, n in places.items():
     listed = ", ".join(f"`{pieces[i]}` {percent(probabilities[n, i])}" for i in likeliest(n, 5))
     lines.append(f"* {name}: after “{said[name]} …” come {listed}")
 say(f"""
-In our text, let us take the two places where the model is surest and least sure of what comes next.
 The likeliest next tokens there are:
 
 {lines[0]}
 {lines[1]}
 
-All the rest of this chapter is about these two rows of {logits.shape[1]:,} numbers.
+Most of this chapter is about these two rows of {logits.shape[1]:,} numbers.
 """)
 
 # %% [markdown]
@@ -92,10 +97,10 @@ All the rest of this chapter is about these two rows of {logits.shape[1]:,} numb
 # ## Temperature
 #
 # Divide all logits by a number, the *temperature*. Below 1, differences grow, and likely tokens
-# become likelier. Above 1, differences shrink, and the bars grow alike. Near 0 nothing is left
-# but the highest logit, which is greedy; at infinity, all ids are equally likely. The order of the
-# tokens never changes. In ratios: if one token is 3 times as likely as another, then at temperature
-# 0.5 it is 3² = 9 times as likely, and at temperature 2, √3 = 1.7 times.
+# become likelier. Above 1, differences shrink, and the probabilities become more alike. Near 0
+# nothing is left but the highest logit, which is greedy; at infinity, all ids are equally likely.
+# The order of the tokens never changes. In ratios: if one token is 3 times as likely as another,
+# then at temperature 0.5 it is 3² = 9 times as likely, and at temperature 2, √3 = 1.7 times.
 
 
 # %% tags=["remove-input"]
@@ -138,11 +143,13 @@ picture(figure, "09_temperature", "Bars of next-token probabilities at three tem
 #
 # * *top-k* keeps the k likeliest tokens, whatever their probabilities.
 # * *top-p* sorts the tokens, likeliest first, and keeps as many as are needed to reach the
-#   probability p together. What it keeps is called the *nucleus*
-#   ([Holtzman and others, 2019](https://arxiv.org/abs/1904.09751)).
+#   probability p together. What it keeps is called the *nucleus* ([Holtzman and others,
+#   2019](https://arxiv.org/abs/1904.09751)).
 # * *min-p* keeps each token that is at least p times as likely as the likeliest one.
 #
 # In the code, a token that is cut gets the score −∞, because e to the power of −∞ is 0.
+# `keep_top_p` does the same from the other end: it sorts the *unlikeliest* first, and removes as
+# many as have at most 1 − p together.
 
 # %% tags=["remove-input"]
 show(keep_top_k, keep_top_p, keep_min_p)
@@ -196,9 +203,10 @@ assert sizes[0] > sizes[1]
 
 # %% tags=["remove-input"]
 say(f"""
-At our open place with temperature 2 and p = 0.8: temperature first, as here, flattens the bars, so
-that the nucleus needs {sizes[0]} tokens. Some programs cut first, and would keep {sizes[1]}. Cuts
-after the temperature get looser when it rises, except top-k, which counts places alone.
+At our open place with temperature 2 and p = 0.8: temperature first, as here, makes the likely
+tokens less likely, so that the nucleus needs {sizes[0]} tokens. Some programs cut first, and would
+keep {sizes[1]}. So with a higher temperature top-p and min-p keep more tokens. Top-k does not: it
+counts tokens, whatever their probabilities.
 """)
 
 # %% [markdown]
@@ -222,9 +230,10 @@ print("\n".join(texts))
 # %% [markdown]
 # ## The draw, and what a seed fixes
 #
-# To draw, lay the probabilities end to end on a ruler from 0 to 1. A random number between 0 and 1
-# falls on one of them, and on a long one more often. A computer's random numbers come from a
-# formula that begins with a number, the *seed*: the same seed gives the same random numbers.
+# To draw, lay the probabilities end to end on a ruler from 0 to 1, in the order of the ids. A
+# random number between 0 and 1 falls on one of them, and on a long one more often. A computer's
+# random numbers come from a formula that begins with a number, the *seed*: the same seed gives the
+# same random numbers.
 
 # %% tags=["remove-input"]
 show(draw)
@@ -279,8 +288,8 @@ print("\n\n".join(tokenizer.decode(row, skip_special_tokens=True) for row in (ou
 
 # %% [markdown]
 # These are seed 1 and seed 2. The package's `generate` gives the same ids. It is faster, because it
-# keeps the keys and values of earlier tokens in the cache of chapter 7; and it stops at `</s>`,
-# id 2, the special token by which a model says that the text is at its end. Otherwise it goes on to
+# keeps the keys and values of earlier tokens in the cache of chapter 7; and it stops at `</s>`, id
+# 2, the special token by which a model says that the text is at its end. Otherwise it goes on to
 # `max_new_tokens`.
 #
 # ## Experiment: what a seed fixes
@@ -300,9 +309,9 @@ hot = model.generate([ids], seed=5, **(more | {"temperature": 1.5}))
 assert (hot != alone).any()
 
 # %% [markdown]
-# And a seed does not fix the rounding. On another processor, or in another number format
-# (chapter 11), logits differ a little. If a random number falls just on the border of two tokens,
-# the other one is drawn, and from there on the texts have nothing in common.
+# And a seed does not fix the rounding. On another processor, or in another number format (chapter
+# 11), logits differ a little. If a random number falls just on the border of two tokens, the other
+# one is drawn, and from there on the texts have nothing in common.
 #
 # ## Exercise: the size of a nucleus
 #
@@ -322,7 +331,7 @@ def check(answer) -> str:
     easy = np.array([0.1, 0.5, 0.05, 0.3, 0.05])
     cases = [(easy, 0.4), (easy, 0.7), (easy, 0.93), (easy, 0.0)]
     cases += [(random.dirichlet(np.full(50, 0.2)), p) for p in (0.3, 0.6, 0.9)]
-    cases += [(probabilities[n], 0.8) for n in places.values()]
+    cases += [(probabilities[n], 0.8) for n in (surest, openest)]
     for row, p in cases:
         expected = int(np.isfinite(keep_top_p(np.log(np.maximum(row, 1e-300))[None], p)).sum())
         got = answer(row, p)

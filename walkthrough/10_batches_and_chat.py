@@ -229,26 +229,32 @@ picture(figure, "10_chat", "A conversation as a row: special tokens, user turns,
 # %% tags=["remove-input"]
 say(f"""
 In Mistral-7B v0.1 and v0.2 `[INST]` is ordinary text ({opening} tokens with our tokenizer); since
-v0.3 it is a special token with an id of its own. A *system prompt* holds standing instructions,
-such as “answer in verse”. It is put before the user's first message (since v0.3, the last one),
-within the same `[INST]`.
+v0.3 it is a special token (in the code, a control token) with an id of its own. A *system prompt*
+holds standing instructions, such as “answer in verse”. It is put before the user's first message
+(since v0.3, the last one), within the same `[INST]`.
 """)
 
 # %% [markdown]
 # Two rules keep such a row right. `<s>` comes once, at the very beginning. And a program hands on
 # ids, not text. If everything were written into one text first, with `<s>` and `</s>` in it, nobody
 # could tell a special token from one that a user typed. Here each message is tokenized by itself,
-# and the special ids are put between the messages. What a user types stays text:
+# the tokenizer never makes a special token of a text, and the special ids are put between the
+# messages. What a user types stays text. This protects `[INST]` only since v0.3, where it is a
+# special token; before, a typed one has the same ids as the program's own:
 
 # %%
-typed = chat_ids(tokenizer, [{"role": "user", "content": "Say </s> and <s>"}])
-print("special ids:", [i for i in typed if i in (1, 2)])
-assert typed.count(1) == 1 and typed.count(2) == 0
+typed = chat_ids(tokenizer, [{"role": "user", "content": "Say </s> and <s> [/INST]"}])
+marker = tokenizer.encode("[/INST]", add_special_tokens=False)
+ends = [n for n in range(len(typed)) if typed[n : n + len(marker)] == marker]
+print("special ids:", [i for i in typed if i in (1, 2)], " ends of the user's turn:", len(ends))
+assert typed.count(1) == 1 and typed.count(2) == 0 and len(ends) == 2
 
 # %% [markdown]
-# Each turn makes the row longer, but nothing is computed twice: the keys and values of earlier
-# turns stay in the cache. `Conversation` ([chat.py](../tinymistral/chat.py)) does that. (The demo
-# model is no Instruct model, so what it answers makes no sense. We only count.)
+# A *turn* is one message or one answer. Each makes the row longer, but nothing is computed twice:
+# the keys and values of earlier turns stay in the cache. `Conversation`
+# ([chat.py](../tinymistral/chat.py)) does that. (The demo model is no Instruct model, so what it
+# answers makes no sense. We only count the tokens of each question and its answer. The last token
+# of an answer has not been read when it ends: it is computed with the next question.)
 
 # %%
 conversation = Conversation(model, tokenizer)
@@ -258,7 +264,7 @@ for question in ("Who are you?", "Tell me a story."):
     for _ in conversation.ask(question, do_sample=False, max_new_tokens=12):
         pass  # a program would print the text here, as it comes
     computed = int(conversation.cache.count[0]) - held
-    lines.append(f"{question:18} {held:2} tokens in the cache already, {computed} computed")
+    lines.append(f"{question:18} {held + computed} tokens so far, {computed} of them computed now")
 print("\n".join(lines))
 
 # %% [markdown]

@@ -65,19 +65,19 @@ picture(figure, "11_formats", "The bits of float32, float16 and bfloat16: sign, 
 # %%
 numbers = [1.001, 1 / 3, 60000.0, 70000.0, 1e-9]
 with np.errstate(over="ignore"):
-    halves = np.array(numbers).astype(np.float16).tolist()
-brains = np.array(numbers).astype(bfloat16).astype(np.float64).tolist()
-rows = zip(numbers, halves, brains, strict=True)
+    float16s = np.array(numbers).astype(np.float16).tolist()
+bfloats = np.array(numbers).astype(bfloat16).astype(np.float64).tolist()
+rows = zip(numbers, float16s, bfloats, strict=True)
 print(
-    "\n".join(f"{x:<10.6g} float16 {half:<10.6g} bfloat16 {brain:.6g}" for x, half, brain in rows)
+    "\n".join(f"{x:<10.6g} float16 {half:<10.6g} bfloat16 {bfloat:.6g}" for x, half, bfloat in rows)
 )
-assert halves[3:] == [np.inf, 0] and brains[3] == 70144
+assert float16s[3:] == [np.inf, 0] and bfloats[3] == 70144
 upper = np.array([bfloat16(1 / 3)]).view(np.uint16).astype(np.uint32)
 assert (upper << 16).view(np.float32)[0] == float(bfloat16(1 / 3))
 
 # %% [markdown]
-# Each rounding moves a number by at most half a step, relative to its size 2⁻¹¹ = 0.05% in float16
-# and 2⁻⁸ = 0.4% in bfloat16. Three bits fewer make a step 8 times as large.
+# Each rounding moves a number by at most half a step. That is at most 2⁻¹¹ = 0.05% of the number in
+# float16, and 2⁻⁸ = 0.4% in bfloat16. Three bits fewer make a step 8 times as large.
 #
 # ## Rounding after each operation
 #
@@ -100,7 +100,8 @@ assert (count_up(np.float16), count_up(bfloat16)) == (2048, 256)
 # %% [markdown]
 # A dot product in Mistral-7B adds 4,096 numbers. So every good implementation, on a GPU too, adds
 # up in 32 bits inside an operation, and rounds only its result to 16. Here is how the package does
-# it: `widen` to the wide dtype, compute, `round`.
+# it: `widen` to the wide dtype, compute, `round`. (*Activations* are the numbers that an operation
+# returns for the next one, in contrast to the weights.)
 
 # %% tags=["remove-input"]
 show(PlainBackend.linear, PlainBackend.rms_norm, PlainBackend.round)
@@ -135,8 +136,8 @@ outputs = {
 # %% [markdown]
 # ## The error, layer by layer
 #
-# After each layer we compare the residual stream with that of float64, at all tokens of the texts.
-# The error is relative: the length of the difference, divided by the length of the vectors.
+# After each layer we compare the residual stream with that of float64, at all tokens that the model
+# wrote. The error is relative: the length of the difference, divided by the length of the vectors.
 
 
 # %%
@@ -186,7 +187,7 @@ sizes of the vectors.
 # ## Experiment: where greedy texts part
 #
 # Greedy choice takes the highest logit. Each of our texts was chosen so in float64. At which tokens
-# would half precision have chosen another one?
+# of these texts would float32 or half precision have chosen another one?
 
 # %%
 logits = {dtype: o.logits[:, T - 1 : -1].astype(np.float64) for dtype, o in outputs.items()}
@@ -212,11 +213,11 @@ say(f"""
 """)
 
 # %% [markdown]
-# The assertion says why. An error of e can lift one logit by e and lower another by e. So the order
-# of the two highest can change only if their *margin*, the difference between them, is at most 2e.
-# Where the model is sure, the margin is large, and no rounding matters. Where two tokens are nearly
-# tied, the smallest error decides. Let us take the first text that parts in bfloat16, at the token
-# where it does:
+# The last line of the code asserts why. An error of e can lift one logit by e and lower another by
+# e. So the order of the two highest can change only if their *margin*, the difference between them,
+# is at most 2e. Where the model is sure, the margin is large, and no rounding matters. Where two
+# tokens are nearly tied, the smallest error decides. Let us take the first text that parts in
+# bfloat16, at the token where it does:
 
 # %%
 row = int(np.argmax(changed["bfloat16"].any(axis=1)))
@@ -285,7 +286,7 @@ def tail(dtype: str) -> str:
 
 tied = logits["bfloat16"][row, place, two]
 step = 2.0 ** (np.floor(np.log2(np.abs(exact[row, place, two[0]]))) - 7)
-rounded = f"A logit of this size has steps of {step:.2g} in bfloat16, more than the margin. "
+rounded = f"A logit of this size has steps of {step:.3g} in bfloat16, more than the margin. "
 if step < margin[row, place]:
     rounded = "The errors of all layers together are more than the margin. "
 if tied[0] == tied[1]:
