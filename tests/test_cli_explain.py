@@ -1,6 +1,8 @@
 """`tinymistral explain`: its numbers are those of the oracle, plain loops in float64."""
 
+import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,7 +117,7 @@ def test_a_text_in_pieces_gives_the_same_as_at_once() -> None:
         }
 
 
-def test_without_a_window_no_slot_is_given_up(tmp_path) -> None:
+def test_without_a_window_no_slot_is_given_up(tmp_path: Path) -> None:
     model = copy_of_demo(tmp_path / "model", sliding_window=None)
     title, *lines = sections("a b" * 60, "--model", model)["cache"]
     count = 1 + len(REFERENCE.encode("a b" * 60))
@@ -149,6 +151,19 @@ def test_a_piece_that_cannot_be_printed_is_escaped() -> None:
 def test_numbers_that_are_not_numbers_have_no_bar() -> None:
     (line,) = explain.bars([(3, "x", float("nan"))], 80)
     assert line.split() == ["3", "x", "nan"]
+
+
+def test_html_writes_a_page_that_begins_with_the_text(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    out = good("explain", "--html", str(path), "--model", str(DEMO), "--", "A fox </script>")
+    size = f"{path.stat().st_size / 1e6:.1f}"
+    assert out == f"{path}: {size} MB; open it in a browser\n"
+    page = path.read_text("utf-8")
+    about = re.search(r'id="about-model">(.*?)</script>', page)
+    assert about is not None
+    assert json.loads(about[1])["text"] == "A fox </script>"
+    assert [path] == list(tmp_path.iterdir())
+    assert "No such file" in refused("explain", "x", "--html", str(tmp_path / "none" / "x.html"))
 
 
 def test_what_does_not_exist_is_refused(plugins: Plugins) -> None:

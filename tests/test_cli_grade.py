@@ -102,7 +102,9 @@ def test_the_tables_have_a_column_for_each_variant(grades: Grades) -> None:
     line = next(line for line in kinds if line.startswith("all, inside"))
     shares = [f"{total.recall(name):.3f}" for name in grades.readings]
     assert line.split()[2:] == [str(total.places), f"{total.chance:.2f}", *shares]
-    assert perplexity[1].split()[2:] == [f"{r.perplexity:.3f}" for r in grades.readings.values()]
+    assert perplexity[1].split()[3:] == [f"{r.perplexity:.3f}" for r in grades.readings.values()]
+    says = next(line for line in perplexity if line.startswith("says the answer, inside"))
+    assert says.split()[4:] == [f"{total.said[n] / total.places:.3f}" for n in grades.readings]
     assert continuations[0].split() == ["1", "continuations", "greedy", "sampled"]
     assert len({len(line) for line in kinds}) == 1
 

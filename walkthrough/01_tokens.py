@@ -2,10 +2,11 @@
 # # 1. Tokens: text to numbers and back
 #
 # A language model computes with arrays. It never sees a text. So the first step cuts a text into
-# *pieces*, and replaces each piece by its number in a fixed list. The list is the *vocabulary*, a
-# number in it is an *id*, and one place in the row of ids is a *token*. Given some tokens, the
-# model does one thing: it says how likely each id of the vocabulary is to come next. To write a
-# story, one takes a likely id, adds it to the row, and asks again.
+# *pieces*, and replaces each piece by its number in a fixed list. The list is the *vocabulary*, and
+# a number in it is an *id*. A *token* is one place in the row of ids: “the fox and the dog” has two
+# tokens with the id of “the”. Given some tokens, the model does one thing: it says how likely each
+# id of the vocabulary is to come next. To write a story, one takes a likely id, adds it to the row,
+# and asks again.
 #
 # This chapter is about the way from text to ids and back. All that follows starts from ids.
 
@@ -16,7 +17,7 @@ from itertools import pairwise
 from chapter import BLUE, GREY, ORANGE, PALE, picture, say, show
 from matplotlib.figure import Figure
 
-from tinymistral import DEMO, MistralTokenizer, StreamDecoder
+from tinymistral import DEMO, MistralConfig, MistralTokenizer, StreamDecoder
 
 tokenizer = MistralTokenizer.from_pretrained(DEMO)
 text = "Once upon a time, there was a naïve fox 🦊"
@@ -25,14 +26,17 @@ pieces = tokenizer.convert_ids_to_tokens(ids)
 print(ids)
 print(pieces)
 assert tokenizer.decode(ids, skip_special_tokens=True) == text
+assert tokenizer.convert_tokens_to_ids("▁a") != tokenizer.convert_tokens_to_ids("a")
 
 # %% tags=["remove-input"]
 say(f"""
-These are {len(ids)} tokens. Frequent words are one piece, rare ones are cut into several. Look
-closely at three things:
+These are {len(ids)} tokens. The vocabulary of this small model has V = {len(tokenizer):,} pieces,
+that of Mistral 7B {MistralConfig().vocab_size:,}. Frequent words are one piece, rare ones are cut
+into several. Look closely at three things:
 
 * The first id, {ids[0]}, is `{pieces[0]}`. It stands for no text. It is a *special token*, which
-  tells the model that a text begins here; every sequence starts with it.
+  tells the model that a text begins here; every sequence starts with it. Its counterpart, `</s>`
+  with the id {tokenizer.eos_token_id}, says that a text ends.
 * `▁` stands for a space. A space belongs to the word after it, so `▁a` and `a` are two different
   pieces. At the start of a text the tokenizer adds a space that you did not write, so that a word
   has the same piece there as in the middle. Decoding takes it away again.
@@ -42,11 +46,11 @@ closely at three things:
 # %% [markdown]
 # ## How the pieces are found
 #
-# The vocabulary was made once, before the model was trained, by counting in a large text: start
-# with single characters, find the two neighbours that stand side by side most often, join them into
-# a new piece, and repeat until the list is full. This is called *byte-pair encoding*, BPE
-# ([Sennrich and others, 2015](https://arxiv.org/abs/1508.07909)). A piece that was found earlier
-# has a higher *score*.
+# The vocabulary was made once, by counting in a large text: start with single characters, find the
+# two neighbours that stand side by side most often, join them into a new piece, and repeat until
+# the list is full. This is called *byte-pair encoding*, BPE ([Sennrich and others,
+# 2015](https://arxiv.org/abs/1508.07909)). A piece that was joined earlier has a higher *score*.
+# Single characters are at the end of the list; no joining makes them.
 #
 # Cutting a text repeats what the counting did: begin with characters, and as long as two neighbours
 # form a piece of the vocabulary, join those with the highest score. Here it is, whole:
@@ -70,6 +74,10 @@ def joined(text: str, steps: list[str] | None = None) -> list[str]:
         pieces[n : n + 2] = [pieces[n] + pieces[n + 1]]
 
 
+# The ids are in the order of the scores; before 259 are special tokens and single bytes (see below)
+scores = [tokenizer.processor.get_score(token) for token in range(259, len(tokenizer))]
+assert scores == sorted(scores, reverse=True)
+
 steps: list[str] = []
 joined("the little fox", steps)
 print("\n".join(steps))
@@ -81,7 +89,8 @@ print("\n".join(steps))
 # text as bytes. In UTF-8, the usual way, an English letter is one byte, ï is two, and 🦊 is four.
 # There are only 256 different bytes, so the vocabulary has one piece for each of them, and a
 # character without a piece of its own is written with its bytes. This is *byte fallback*. Mistral
-# keeps the byte b at id 3 + b; ids 0, 1 and 2 are the special tokens.
+# keeps the byte b at id 3 + b, after the special tokens: 0 is `<unk>`, “unknown”, which is what
+# `convert_tokens_to_ids` returns for what is not in the vocabulary; 1 is `<s>` and 2 is `</s>`.
 
 
 # %%
@@ -97,15 +106,16 @@ def encode(text: str) -> list[int]:
     return ids
 
 
+assert all(tokenizer.convert_tokens_to_ids(f"<0x{b:02X}>") == 3 + b for b in range(256))
 odd = "naïve 🦊 fox"
+odd_ids = tokenizer.encode(odd)
 print("bytes:", list(odd.encode("utf-8")))
-print("ids:  ", encode(odd))
+print("ids:  ", odd_ids)
+assert odd_ids == [tokenizer.bos_token_id, *encode(odd)]  # the package's, with <s>, and ours
 
 # %% tags=["remove-input"]
-odd_ids = tokenizer.encode(odd)
 byte_count = sum(map(tokenizer.processor.is_byte, odd_ids))
 assert len(odd.encode("utf-8")) == 15
-assert odd_ids[1:] == encode(odd)
 say(f"""
 “{odd}” has {len(odd)} characters and {len(odd.encode("utf-8"))} bytes. It becomes
 {len(odd_ids)} tokens with `<s>`, and {byte_count} of them are bytes.
@@ -158,10 +168,10 @@ show(MistralTokenizer.encode)
 # %% [markdown]
 # ## Experiment: any text comes back
 #
-# Let us try it on a thousand texts of random characters from all of Unicode. Two claims: our
-# fifteen lines give the ids of the package, and decoding gives the very text back. (One character
-# cannot come back, `▁` itself: it becomes a space. We leave it out, and the numbers that Unicode
-# keeps free for UTF-16.)
+# Let us try it on a thousand texts of random characters from all of Unicode. Two claims: our code
+# gives the ids of the package, and decoding gives the very text back. (One character cannot come
+# back, `▁` itself: it becomes a space. We leave it out, and the numbers that Unicode keeps free for
+# UTF-16.)
 
 # %%
 draws = random.Random(1)
@@ -178,8 +188,9 @@ assert same_ids == came_back == len(texts) == 1000
 #
 # A model writes one token at a time, and a program wants to print the text as it grows. But a
 # single byte of 🦊 is not text. Decode each token alone, and you print four times the sign for a
-# broken character, �. `StreamDecoder` ([streaming.py](../tinymistral/streaming.py)) keeps an
-# incomplete character until the rest has come:
+# broken character, �. Spaces are lost too: decoding takes away one at the start, and alone every
+# token is a start. `StreamDecoder` ([streaming.py](../tinymistral/streaming.py)) keeps an
+# incomplete character until the rest has come, and takes away the first space only:
 
 # %%
 stream = StreamDecoder(tokenizer)
@@ -231,9 +242,9 @@ assert check(lambda character: list(character.encode("utf-8"))) != "Right."
 #
 # ## What to remember
 #
-# A *token* is one piece of text, given by its *id* in the *vocabulary*. Joining by score makes the
-# pieces, and bytes take over where there is no piece, so that no text is unknown. The model gets a
-# row of ids, and they mean nothing to it yet: id 500 is not “more” than id 499. How an id becomes
-# something to compute with is the next chapter.
+# A text becomes a row of *tokens*, each the *id* of a piece in the *vocabulary*. Joining by score
+# makes the pieces, and bytes take over where there is none, so that no text is unknown. The model
+# gets a row of ids, and they mean nothing to it yet: id 500 is not “more” than id 499. How an id
+# becomes something to compute with is the next chapter.
 #
 # Next: [2. The residual stream](02_residual_stream.md)

@@ -221,12 +221,13 @@ if inside < 0.5:
     This model has not learned to recall such facts, not even inside its window. So nothing can be
     seen of a path.
     """
-elif beyond < inside / 2 and half_beyond < half_inside / 2:
+elif beyond < inside / 2:
     title = "Memory ends where the window ends, though the cone goes on"
     verdict = f"""
-    Inside the window {inside:.2f} of the facts are recalled, beyond it {beyond:.2f}. The cone goes
-    on to {reach} tokens back, but memory ends at {own}, and with half the window at {own // 2}. It
-    is a cliff, not a slope. The path is there; training has not made the model use it.
+    Inside the window {inside:.2f} of the facts are recalled, beyond it {beyond:.2f}. With half the
+    window it is {half_inside:.2f} inside and {half_beyond:.2f} beyond. The cone goes on to {reach}
+    tokens back, but memory ends at {own}: a cliff, not a slope. The path is there; training has not
+    made the model use it.
     """
 else:
     title = "Training has taught the model to pass facts on"

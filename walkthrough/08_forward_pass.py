@@ -128,8 +128,9 @@ def rope(x: np.ndarray, positions: np.ndarray) -> np.ndarray:
 # %% [markdown]
 # And now the model. Attention, once more in short: each token has a *query* q, a *key* k and a
 # *value* v. The dot products of a token's query with the keys of the tokens that it may see are its
-# scores; softmax turns them into shares that add up to 1; the mix is the values' mean with these
-# shares. This happens in H heads at once, and H/K query heads share one key/value head.
+# scores; softmax turns them into attention weights, here called `share`, which add up to 1; the mix
+# is the mean of the values with these weights. This happens in H heads at once, and H/K query heads
+# use the same key/value head.
 #
 # The weights carry the names that they have in the checkpoint. `@` is the matrix product; a weight
 # matrix has a row for each number that comes out, so it is transposed, `.T`.
@@ -295,7 +296,7 @@ assert min(losses.values()) == losses["(nothing)"] < np.log(config.vocab_size)
 figure = Figure(figsize=(8, 3))
 axes = figure.subplots()
 names = {"(nothing)": "nothing left out", "q, k = rope": "positions", "seen &=": "the causal mask",
-         "scores *=": "the scale of scores", "share /=": "shares that add up to 1",
+         "scores *=": "the scale of scores", "share /=": "the division in softmax",
          "x = x + mix": "all attention", "gate = gate /": "the switch of the gate",
          "x = x + (gate": "all MLPs", "x = rms_norm": "the last norm"}  # fmt: skip
 order = sorted(losses, key=losses.__getitem__)[::-1]

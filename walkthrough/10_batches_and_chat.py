@@ -19,7 +19,7 @@ from tinymistral.operations import visible
 
 tokenizer = MistralTokenizer.from_pretrained(DEMO)
 model = MistralForCausalLM.from_pretrained(DEMO, dtype="float64")
-prompts = ["Once upon a time", "The king", "A little girl"]
+prompts = ["Once upon a time", "The fox", "A little girl"]
 batch = tokenizer(prompts)
 B, T = batch.input_ids.shape
 print(f"{batch.input_ids}\n{batch.attention_mask}")
@@ -102,7 +102,7 @@ for row in range(len(prompts)):
     if column == T:
         below.text(T + 0.48, row + 0.45, "next", ha="center", va="center", size=9, color="#9A6A00")
 above.set_title("Padding on the left: all rows go on in the same column. Blue: positions")
-below.set_title("Padding on the right: the next token belongs into a different column in each row")
+below.set_title("Padding on the right: the next tokens (orange) belong into different columns")
 picture(figure, "10_grid", "A batch padded on the left and on the right, with positions")
 
 # %% tags=["remove-input"]
@@ -248,16 +248,17 @@ assert typed.count(1) == 1 and typed.count(2) == 0
 # %% [markdown]
 # Each turn makes the row longer, but nothing is computed twice: the keys and values of earlier
 # turns stay in the cache. `Conversation` ([chat.py](../tinymistral/chat.py)) does that. (The demo
-# model is no Instruct model. It takes the conversation for a strange text, and goes on somehow.)
+# model is no Instruct model, so what it answers makes no sense. We only count.)
 
 # %%
 conversation = Conversation(model, tokenizer)
 lines = []
 for question in ("Who are you?", "Tell me a story."):
     held = int(conversation.cache.count[0])
-    said = "".join(conversation.ask(question, do_sample=False, max_new_tokens=12))
+    for _ in conversation.ask(question, do_sample=False, max_new_tokens=12):
+        pass  # a program would print the text here, as it comes
     computed = int(conversation.cache.count[0]) - held
-    lines.append(f"{question} {said!r}\n    {held} tokens in the cache, {computed} computed")
+    lines.append(f"{question:18} {held:2} tokens in the cache already, {computed} computed")
 print("\n".join(lines))
 
 # %% [markdown]

@@ -20,16 +20,19 @@ from tinymistral.tokenizer import BatchEncoding
 from tinymistral.training import grading
 from tinymistral.training.grading import (
     AS_IT_IS,
+    Fork,
     Grades,
     Place,
     Reading,
     Telling,
     beginning_of,
+    chooses,
     draw,
     grade,
     held_out,
     next_logits,
     places_of,
+    read,
     telling_of,
     to_word_end,
     variants,
@@ -50,10 +53,10 @@ class Words:
     def __init__(self) -> None:
         self.pieces = ["<s>", "</s>"]
 
-    def encode(self, text: str) -> list[int]:
-        found = re.findall(r" ?\w+| ?[^\w ]| ", text)
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        found = re.findall(r" ?\w+| ?[^\w ]| ", f" {text}")  # begins with a space, as SentencePiece
         self.pieces += [piece for piece in dict.fromkeys(found) if piece not in self.pieces]
-        return [0, *map(self.pieces.index, found)]
+        return [0] * add_special_tokens + [self.pieces.index(piece) for piece in found]
 
     def __call__(self, texts: list[str]) -> BatchEncoding:
         rows = [self.encode(text) for text in texts]
@@ -65,7 +68,7 @@ class Words:
 
     def batch_decode(self, rows: np.ndarray, skip_special_tokens: bool) -> list[str]:
         assert skip_special_tokens
-        return ["".join(self.pieces[i] for i in row if i > 1) for row in rows]
+        return ["".join(self.pieces[i] for i in row if i > 1)[1:] for row in rows]
 
 
 class Parrot:
@@ -79,6 +82,7 @@ class Parrot:
         self.rows = [[*tokenizer.encode(text), 1] for text in texts]
         self.instead = instead or {}
         self.said: list[dict] = []
+        self.rather: int | None = None  # an id that it finds likelier than all others
 
     def new_cache(self, rows: int, chunk: int) -> None:
         assert (rows, chunk) == (1, 8)
@@ -92,6 +96,8 @@ class Parrot:
         logits = np.zeros((1, len(ids), self.V), dtype=np.float32)
         for t in range(len(ids)):
             logits[0, t, self.next(ids[: t + 1])] = math.log(2 * (self.V - 1))  # 2/3, and 1/3/199
+        if self.rather is not None:
+            logits[..., self.rather] = 100
         return SimpleNamespace(logits=logits)
 
     def generate_stream(self, input_ids, attention_mask, max_new_tokens, **options):
@@ -116,10 +122,38 @@ def test_places_are_counted_in_tokens() -> None:
     # 0   1    2  3   4 5    6   7    8 9   10  11  12 13 14  15 16  17   18 19 20  21 22 23 24 25
     words = Words()
     places = places_of(STORY, np.array(words.encode(TEXT)), words)
+    mia, tom, ben, ann, red, blue = words.encode("Mia Tom Ben Ann red blue")[1:]
     assert places == [
-        Place("name", 1 / 4, distance=6, start=13, stop=14),
-        Place("colour", 1 / 2, distance=7, start=24, stop=25),
+        Place("name", 1 / 4, 6, start=13, stop=14, forks=(Fork(13, mia, (tom, ben, ann)),)),
+        Place("colour", 1 / 2, 7, start=24, stop=25, forks=(Fork(24, red, (blue,)),)),
     ]
+
+
+def test_forks_are_where_choices_part() -> None:
+    words = Words()
+    said = 'We saw a sea horse. What? "Sea horse," we said.'
+    choices = ("Sea horse", "Sea lion", "Sea", "Fox", "Sea horse")
+    fact = Fact("animal", "Sea horse", choices, 18, said.index("Sea"))
+    (place,) = places_of(Story(said, "sea", (fact,)), np.array(words.encode(said)), words)
+    # <s> We saw a sea horse . What ? "Sea horse , " we said .
+    # 0   1  2   3 4   5     6 7    8 9 10 11   12
+    fox = words.pieces.index("Fox")  # after the quotation mark, without a space
+    lion, horse = words.encode("lion horse")[1:]
+    sea = words.pieces.index("Sea")
+    assert place.forks == (Fork(10, sea, (fox,)), Fork(11, horse, (lion,)))
+    assert (place.start, place.stop, place.distance) == (10, 12, 4)
+
+
+def test_choices_that_are_the_same_tokens_cannot_be_told_apart() -> None:
+    class Lower(Words):
+        def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+            return super().encode(text.lower(), add_special_tokens)
+
+    words = Lower()
+    fact = dataclasses.replace(MIA, choices=("Mia", "mia", "Tom"))
+    (place,) = places_of(Story(TEXT, "song", (fact,)), np.array(words.encode(TEXT)), words)
+    assert place.forks == ()
+    assert not chooses(np.zeros((30, 30)), place.forks)
 
 
 def test_an_answer_ends_with_its_word_since_a_token_may_end_there() -> None:
@@ -143,6 +177,9 @@ def test_the_tokens_of_a_place_are_those_of_the_answer(told: Story) -> None:
         assert asked.startswith(told.text[: fact.recalled + len(fact.answer)])
         assert mention.startswith(told.text[: fact.told])
         assert len(mention) < fact.told + len("berries")  # the rest of the word
+        assert place.forks
+        assert place.start <= place.forks[0].column
+        assert all(ids[fork.column] == fork.right for fork in place.forks)
 
 
 # Reading
@@ -157,6 +194,7 @@ def test_a_model_that_knows_the_stories_recalls_everything() -> None:
     assert {row.name: (row.places, row.recall(AS_IT_IS)) for row in grades.by_kind()} == {
         "colour, inside": (1, 1.0), "name, inside": (2, 1.0), "all, inside": (3, 1.0),
     }  # fmt: skip
+    assert [row.chance for row in grades.by_kind()] == pytest.approx([1 / 2, 3 / 8, 5 / 12])
     # 25 + 8 tokens without <s>, and 18 + 5 words. Each token has probability 2/3, but the first of
     # the second story, where this model would begin the first one.
     assert grades.tokens == 26 + 9
@@ -165,24 +203,49 @@ def test_a_model_that_knows_the_stories_recalls_everything() -> None:
     assert grades.readings[AS_IT_IS].perplexity_per_word == pytest.approx(math.exp(-total / 23))
 
 
-def test_another_answer_is_wrong_and_chance_is_one_of_the_choices() -> None:
+def reading_of(parrot: Parrot, told: Story, words: Words) -> Reading:
+    ids = np.array(words.encode(told.text))
+    return read(parrot, [ids], [places_of(told, ids, words)], 18, lambda *_: None)
+
+
+def test_another_answer_is_wrong() -> None:
     words = Words()
-    mia = words.encode("Who? Mia")[-1]
-    grades = grade(Parrot([TEXT], words, instead={mia: 1}), words, [STORY])
-    assert grades.readings[AS_IT_IS].right.tolist() == [False, True]
-    (colour, name, both) = grades.by_kind()
-    assert (name.recall(AS_IT_IS), name.chance) == (0, 0.25)
-    assert (both.recall(AS_IT_IS), both.chance) == (0.5, 0.375)
-    assert colour.recall(AS_IT_IS) == 1
+    mia, tom, away = words.encode("Mia Tom away")[1:]
+    for other in (tom, away):  # if it would say "away", no name is likelier than the others
+        reading = reading_of(Parrot([TEXT], words, instead={mia: other}), STORY, words)
+        assert reading.right.tolist() == reading.said.tolist() == [False, True]
+
+
+def test_the_answer_is_chosen_among_the_choices() -> None:
+    forks = (Fork(1, 5, (3, 4)), Fork(3, 7, (2,)))
+    logits = np.zeros((3, 10))
+    logits[0, 5] = logits[2, 7] = 1  # a column's logits are those before it
+    logits[:, 9] = 2  # what is no choice may be likelier
+    assert chooses(logits, forks)
+    logits[2, 2] = 1
+    assert not chooses(logits, forks)
+    logits[2, 2], logits[0, 4] = 0, np.nan
+    assert not chooses(logits, forks)
 
 
 def test_all_tokens_of_an_answer_count() -> None:
     words = Words()
     said = "We saw a sea horse. What? A sea horse."
-    fact = Fact("animal", "sea horse", ("sea horse", "sea lion"), 18, said.rindex("sea"))
-    for instead, right in (({}, True), ({words.encode("A horse")[-1]: 1}, False)):
-        grades = grade(Parrot([said], words, instead), words, [Story(said, "sea", (fact,))])
-        assert grades.readings[AS_IT_IS].right.tolist() == [right]
+    fact = Fact("animal", "sea horse", ("sea horse", "sea lion", "fox"), 18, said.rindex("sea"))
+    told = Story(said, "sea", (fact,))
+    horse, lion = words.encode("horse lion")[1:]
+    for instead, right in (({}, True), ({horse: lion}, False)):
+        reading = reading_of(Parrot([said], words, instead), told, words)
+        assert reading.right.tolist() == reading.said.tolist() == [right]
+
+
+def test_a_model_that_chooses_rightly_may_say_something_else() -> None:
+    words = Words()
+    parrot = Parrot([TEXT], words)
+    parrot.rather = words.encode("away")[-1]
+    reading = reading_of(parrot, STORY, words)
+    assert reading.right.tolist() == [True, True]
+    assert reading.said.tolist() == [False, False]
 
 
 def test_no_stories_are_refused() -> None:
@@ -194,9 +257,9 @@ def test_no_stories_are_refused() -> None:
 
 
 def grades_of(distances: list[int], right: list[bool], window: int | None = 8) -> Grades:
-    places = tuple(Place("name", 0.5, distance, 1, 2) for distance in distances)
+    places = tuple(Place("name", 0.5, distance, 1, 2, ()) for distance in distances)
     telling = Telling(1, 1, 1, 1, 1, 1, 1)
-    readings = {AS_IT_IS: Reading(np.array(right, dtype=bool), 1, 1)}
+    readings = {AS_IT_IS: Reading(np.array(right), np.zeros(len(right), dtype=bool), 1, 1)}
     return Grades(1, 10, window, 2, places, readings, telling, telling)
 
 
@@ -212,7 +275,7 @@ def test_bins_of_distances() -> None:
     grades = grades_of([0, 1, 2, 7, 8, 30], [True, False, True, True, False, False])
     rows = [(row.name, row.places, row.right[AS_IT_IS]) for row in grades.by_distance()]
     assert [row for row in rows if row[1]] == [
-        ("0 to 1", 2, 1), ("2 to 3", 1, 1), ("6 to 7", 1, 1), ("8 to 9", 1, 0), ("30 to 31", 1, 0),
+        ("0 to 1", 2, 1), ("2 to 3", 1, 1), ("6 to 7", 1, 1), ("8 to 9", 1, 0), ("24 to 31", 1, 0),
     ]  # fmt: skip
     assert math.isnan(grades.by_distance()[2].recall(AS_IT_IS))
 
@@ -315,6 +378,9 @@ def test_facts_that_a_continuation_recalls_are_counted() -> None:
     telling = telling_of([beginning] * 2, [told.text, wrong], [True, True])
     assert telling.recalls == 2 * len(told.facts)
     assert telling.right == telling.recalls - 1
+    later = told.text[: told.text.index(sentences(told.text)[-1])]
+    after = [fact for fact in told.facts if fact.recalled > len(later)]
+    assert telling_of([later], [told.text], [True]).recalls == len(after) < len(told.facts)
 
 
 def test_continuations_are_greedy_and_sampled_and_go_on_from_beginnings() -> None:

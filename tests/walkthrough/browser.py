@@ -22,7 +22,7 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
     "--disable-background-networking --disable-component-update --remote-debugging-pipe"
 ).split()
-PATIENCE = 60.0  # seconds
+PATIENCE = 180.0  # seconds
 
 
 @contextmanager
@@ -151,10 +151,10 @@ class Page:
     def press(self, key: str) -> None:
         """Press a key."""
         codes = {"Tab": 9, "Enter": 13, "ArrowLeft": 37, "ArrowRight": 39, "Home": 36}
-        for kind in ("keyDown", "keyUp"):
-            self.send(
-                "Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=codes[key]
-            )
+        text = {"text": "\r"} if key == "Enter" else {}
+        event = {"key": key, "windowsVirtualKeyCode": codes[key]}
+        self.send("Input.dispatchKeyEvent", type="keyDown", **event, **text)
+        self.send("Input.dispatchKeyEvent", type="keyUp", **event)
 
     def screenshot(self) -> bytes:
         """Return a picture of the whole page, a PNG."""

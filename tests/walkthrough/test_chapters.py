@@ -4,6 +4,7 @@ Chapters run in a folder that looks like the repository, through `render.py`; wh
 there. Render again what is stale: `python walkthrough/render.py 01_tokens`.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -118,13 +119,21 @@ def test_no_picture_is_left_over() -> None:
     assert there == shown
 
 
+@pytest.mark.slow
 @needs_extra
-def test_a_chapter_runs_as_a_script(folder: Path) -> None:
-    command = [sys.executable, str(folder / "01_tokens.py")]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=600)
-    assert done.returncode == 0, done.stderr
-    assert "def encode(self, text: str" in done.stdout
-    assert "[picture: Two texts" in done.stdout
+def test_the_commands_in_the_contents_run_a_script_and_make_notebooks(folder: Path) -> None:
+    text = (WALKTHROUGH / "README.md").read_text("utf-8")
+    block = text.partition("```sh\n")[2].partition("```")[0]
+    install, script, notebooks = block.splitlines()
+    assert install == 'pip install ".[walkthrough]"'
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    shell = {"shell": True, "cwd": folder.parent, "env": env, "encoding": "utf-8", "timeout": 600}
+    printed = subprocess.run(script, check=True, stdout=subprocess.PIPE, **shell).stdout
+    assert "def encode(self, text: str" in printed
+    assert "[picture: Two texts" in printed
+    subprocess.run(notebooks, check=True, **shell)
+    made = {path.stem for path in folder.glob("*.ipynb")}
+    assert made == {path.stem for path in folder.glob("[0-9]*.py")}
 
 
 @needs_extra

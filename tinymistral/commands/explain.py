@@ -7,6 +7,7 @@ tokens. The walkthrough explains each of them.
   tinymistral explain "Once upon a time there was"
   tinymistral explain --layer 2 --head 4 "The fox said that it"
   tinymistral explain --chunk 8 --model FOLDER < story.txt
+  tinymistral explain --html page.html "Once upon a time"
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import math
 import shutil
 import unicodedata
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinymistral.commands import arguments
@@ -71,13 +73,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--head", type=arguments.integer, default=0, metavar="N", help="which head (default: 0)")
     text = "C, the most tokens that go through at once (default: the backend's)"
     add("--chunk", type=arguments.integer, metavar="C", help=text)
+    text = "write a page instead, in which the model runs, for a browser; it needs no network"
+    add("--html", type=Path, metavar="FILE", help=text)
     arguments.add_model(parser)
     arguments.add_computation(parser)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run a text through the model, and print what happens."""
+    """Run a text through the model, and print what happens; or write a page that does it."""
     text = arguments.read_text(options.text)
+    if options.html is not None:
+        from tinymistral.page import write_page
+
+        write_page(options.html, options.model, text)
+        size = options.html.stat().st_size / 1e6
+        write(f"{printable(str(options.html))}: {size:.1f} MB; open it in a browser\n")
+        return
     model, tokenizer = arguments.open_checkpoint(options)
     config = model.config
     layer = config.num_hidden_layers - 1 if options.layer is None else options.layer

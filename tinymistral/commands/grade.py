@@ -1,9 +1,9 @@
 """Grade how a model remembers the facts of held-out stories, and tells its own.
 
 A fact, such as the hero's name, is told early in a story and asked for again
-later. The model reads up to that place, and is right if it goes on with the
-answer. The distance is that between the token which predicts the answer and
-the last mention: the mention is inside the window, or beyond it.
+later. The model reads up to that place, and chooses among all the answers that
+would fit there. The distance is that between the token which predicts the
+answer and the last mention: the mention is inside the window, or beyond it.
 
   tinymistral grade
   tinymistral grade --model FOLDER --variants --plot recall.svg
@@ -34,7 +34,9 @@ EPILOG = """\
   kinds, distances    lists of objects, recall by kind of fact and by distance:
     name, places      which, and how many
     chance            the share that a guess among the choices would have right
-    right             how many each variant has right, an object
+    right             how many each variant chooses rightly, an object
+    said              for how many the answer is likelier than any other text,
+                      though a story could often go on in another way
   readings            of each variant: perplexity, and perplexity_per_word
   greedy, sampled     continuations of the beginnings of stories:
     stories           how many
@@ -120,15 +122,24 @@ def as_text(grades: Grades) -> str:
         read += f", window W = {grades.window}, which N layers pass on over N(W - 1) = {reach}"
     names = list(grades.readings)
     head = ("places", "chance", *names)
-    perplexities = [
-        ("per token", *(f"{grades.readings[name].perplexity:.3f}" for name in names)),
-        ("per word", *(f"{grades.readings[name].perplexity_per_word:.3f}" for name in names)),
+    readings = [grades.readings[name] for name in names]
+    others = [
+        ("perplexity per token", *(f"{reading.perplexity:.3f}" for reading in readings)),
+        ("perplexity per word", *(f"{reading.perplexity_per_word:.3f}" for reading in readings)),
+        *(
+            (
+                f"says the answer, {row.name.removeprefix('all, ')}",
+                *(f"{row.said[name] / row.places:.3f}" for name in names),
+            )
+            for row in grades.by_kind()
+            if row.name.startswith("all, ")
+        ),
     ]
     tellings = (grades.greedy, grades.sampled)
     tables = [
         [("recall by kind of fact", *head), *cells_of(grades.by_kind(), names)],
         [("recall by distance", *head), *cells_of(grades.by_distance(), names)],
-        [("perplexity", *names), *perplexities],
+        [("the next token", *names), *others],
         [(f"{grades.greedy.stories} continuations", "greedy", "sampled"), *told(tellings)],
     ]
     return "\n".join([f"{read}\n", *map(as_table, tables)])

@@ -1,11 +1,12 @@
 """Grade a model on held-out stories: what it remembers of them, and how it tells its own.
 
 A fact of a story, such as the hero's name, is told early and asked for again later. The model reads
-the story up to the place where it is asked for, and is right if it goes on with the answer. The
-distance of such a place is i - j, as in the rule of visibility `0 <= i - j < W`: i is the position
-of the token that predicts the answer, j that of the last token of the last earlier mention. So a
-mention is inside the window if and only if it is visible to that token. Beyond it, what is known of
-the fact has to be passed on from layer to layer; N layers reach back N(W - 1) tokens.
+the story up to the place where it is asked for, and has to choose the answer among all answers that
+the grammar could have put there. The distance of such a place is i - j, as in the rule of
+visibility `0 <= i - j < W`: i is the position of the token that predicts the answer, j that of the
+last token of the last earlier mention. So a mention is inside the window if and only if it is
+visible to that token. Beyond it, what is known of the fact has to be passed on from layer to layer;
+N layers reach back N(W - 1) tokens.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from tinymistral.sampling import log_softmax
 from tinymistral.scoring import Score
 from tinymistral.training.documents import HELD_OUT_SEEDS
 from tinymistral.training.pictures import picture
-from tinymistral.training.stories import Story, closes, sentences, story, well_formed
+from tinymistral.training.stories import Fact, Story, closes, sentences, story, well_formed
 from tinymistral.training.stories.recalls import Recall, recalls
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 AS_IT_IS = "as it is"  # the name of the model itself, among its variants
 BEGINNING = 2  # sentences of a story that a continuation begins with
-LEAST_DRAWN = 20  # places in a bin of distances
+LEAST_DRAWN = 10  # places in a bin of distances
 # Of a line each: Okabe and Ito's colours, which colour-blind readers tell apart
 # (https://jfly.uni-koeln.de/color/), and markers.
 STYLES = (("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "D"), ("#cc79a7", "^"))
@@ -47,6 +48,15 @@ UNWINDOWED = 128  # a model without a window is graded as if this were it, in bi
 
 Progress = Callable[[str, int, int], None]  # what is done, how many, of how many
 Variants = dict[str, Callable[[], AbstractContextManager[MistralForCausalLM]]]
+
+
+@dataclass(frozen=True)
+class Fork:
+    """A column of an answer where other choices, the same up to here, have other ids."""
+
+    column: int
+    right: int
+    others: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -58,13 +68,15 @@ class Place:
     distance: int  # i - j, in tokens
     start: int  # the first column of the answer
     stop: int  # the column after its last
+    forks: tuple[Fork, ...]  # none if the tokens do not tell the answer from another choice
 
 
 @dataclass(frozen=True)
 class Reading:
     """How a model, or a variant of it, predicts each token of the stories from those before."""
 
-    right: np.ndarray  # (places,), whether its likeliest tokens are the answer
+    right: np.ndarray  # (places,), whether it chooses the answer among the choices
+    said: np.ndarray  # (places,), whether the answer is likelier than all other continuations
     perplexity: float  # per token
     perplexity_per_word: float  # does not depend on the tokenizer
 
@@ -84,12 +96,13 @@ class Telling:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: how many places, and how many of them each variant has right."""
+    """A line of the table: a group of places, and how each variant does there; counts."""
 
     name: str
     places: int
     chance: float
-    right: dict[str, int]
+    right: dict[str, int]  # by variant, as in `Reading`
+    said: dict[str, int]
 
     def recall(self, variant: str) -> float:
         """The share of places that are right; NaN if there are none."""
@@ -112,8 +125,15 @@ class Grades:
     def row(self, name: str, chosen: np.ndarray) -> Row:
         """Count the chosen places, booleans (places,)."""
         chances = [place.chance for place, is_in in zip(self.places, chosen, strict=True) if is_in]
-        right = {name: int(reading.right[chosen].sum()) for name, reading in self.readings.items()}
-        return Row(name, len(chances), math.fsum(chances) / max(1, len(chances)), right)
+        return Row(
+            name,
+            places=len(chances),
+            chance=math.fsum(chances) / max(1, len(chances)),
+            right={
+                name: int(reading.right[chosen].sum()) for name, reading in self.readings.items()
+            },
+            said={name: int(reading.said[chosen].sum()) for name, reading in self.readings.items()},
+        )
 
     def by_kind(self) -> list[Row]:
         """Return recall inside and beyond the window, of each kind of fact and of all."""
@@ -126,19 +146,23 @@ class Grades:
             rows.append(self.row(f"{kind}, beyond", of_kind & ~inside))
         return [row for row in rows if row.places]
 
-    def by_distance(self, bins: int = 4) -> list[Row]:
-        """Return recall in bins of distances, of which `bins` are as wide as the window."""
-        edges = self.edges(bins)
+    def by_distance(self) -> list[Row]:
+        """Return recall in bins of distances, see `edges`."""
         return [
             self.row(f"{start} to {stop - 1}", (self.distances >= start) & (self.distances < stop))
-            for start, stop in pairwise(edges)
+            for start, stop in pairwise(self.edges())
         ]
 
-    def edges(self, bins: int = 4) -> list[int]:
-        """Return where the bins of distances begin, and where the last one ends."""
+    def edges(self) -> list[int]:
+        """Return where bins of distances begin, and where the last ends: after all places.
+
+        A bin is a quarter of the window wide, and from two windows on a whole one.
+        """
         window = self.window or UNWINDOWED
-        count = math.ceil(bins * (int(self.distances.max(initial=0)) + 1) / window)
-        return sorted({window * n // bins for n in range(count + 1)})
+        windows = (int(self.distances.max(initial=0)) + 1) / window
+        quarters = range(math.ceil(4 * min(windows, 2)) + 1)
+        far = range(3, math.ceil(windows) + 1)
+        return sorted({window * n // 4 for n in quarters} | {window * n for n in far})
 
     @property
     def distances(self) -> np.ndarray:
@@ -204,8 +228,37 @@ def places_of(told: Story, ids: np.ndarray, tokenizer: MistralTokenizer) -> list
         stop = columns_of(to_word_end(told.text, fact.recalled + len(fact.answer)), ids, tokenizer)
         mention = columns_of(to_word_end(told.text, fact.told), ids, tokenizer)
         distance = (start - 1) - (mention - 1)
-        places.append(Place(fact.kind, 1 / len(fact.choices), distance, start, stop))
+        forks = forks_of(told, fact, ids, tokenizer)
+        places.append(Place(fact.kind, 1 / len(fact.choices), distance, start, stop, forks))
     return places
+
+
+def forks_of(
+    told: Story, fact: Fact, ids: np.ndarray, tokenizer: MistralTokenizer
+) -> tuple[Fork, ...]:
+    """Return where the answer's tokens, in a story with these ids (T,), part from the choices'.
+
+    They are compared with the text around them up to the next spaces, since a token never goes on
+    past one.
+    """
+    start, stop = fact.recalled, fact.recalled + len(fact.answer)
+    before = told.text[:start].rpartition(" ")[2]  # such as a quotation mark
+    after = to_word_end(told.text, stop)[stop:]
+    spelled = {
+        choice: tokenizer.encode(before + choice + after, add_special_tokens=False)
+        for choice in fact.choices
+    }
+    right = spelled[fact.answer]
+    first = columns_of(told.text[: start - len(before)], ids, tokenizer)
+    if [*spelled.values()].count(right) > 1 or ids[first : first + len(right)].tolist() != right:
+        return ()
+    forks = []
+    for n, token in enumerate(right):
+        same = [row for row in spelled.values() if len(row) > n and row[:n] == right[:n]]
+        others = {row[n] for row in same} - {token}
+        if others:
+            forks.append(Fork(first + n, token, tuple(sorted(others))))
+    return tuple(forks)
 
 
 def to_word_end(text: str, offset: int) -> str:
@@ -235,20 +288,38 @@ def read(
 ) -> Reading:
     """Let a model read stories, each of ids (T,), with `words` words in all.
 
-    The likeliest token at each column of an answer is what the model would say there greedily: up
-    to the first wrong one it has said the answer's tokens so far itself.
+    One pass says what the model would choose, or say, token by token: it has said the answer's
+    tokens so far itself up to the first that is wrong.
     """
-    right, logprobs = [], []
+    right, said, logprobs = [], [], []
     for n, (ids, of_story) in enumerate(zip(rows, places, strict=True)):
         logits = next_logits(model, ids)
         is_likeliest = logits.argmax(axis=-1) == ids[1:]
-        right += [bool(is_likeliest[place.start - 1 : place.stop - 1].all()) for place in of_story]
+        for place in of_story:
+            right.append(chooses(logits, place.forks))
+            said.append(bool(is_likeliest[place.start - 1 : place.stop - 1].all()))
         logprobs.append(log_softmax(logits)[np.arange(len(logits)), ids[1:]])
         progress(n + 1, len(rows))
     score = Score(np.concatenate(logprobs))
     with np.errstate(over="ignore"):
         per_word = float(np.exp(-score.total / words))
-    return Reading(np.array(right, dtype=bool), score.perplexity, per_word)
+    return Reading(
+        right=np.array(right, dtype=bool),
+        said=np.array(said, dtype=bool),
+        perplexity=score.perplexity,
+        perplexity_per_word=per_word,
+    )
+
+
+def chooses(logits: np.ndarray, forks: Sequence[Fork]) -> bool:
+    """Return whether the right token has the largest of logits (T - 1, V) at each fork.
+
+    If there are no forks, or if another token is as likely, it does not.
+    """
+    return bool(forks) and all(
+        logits[fork.column - 1, fork.right] > logits[fork.column - 1, list(fork.others)].max()
+        for fork in forks
+    )
 
 
 def next_logits(model: MistralForCausalLM, ids: np.ndarray) -> np.ndarray:
@@ -358,11 +429,10 @@ def draw(grades: Grades, path: Path) -> None:
 
     A bin with fewer than LEAST_DRAWN places is left out: its share is mostly chance.
     """
-    edges = np.array(grades.edges(bins=8), dtype=np.int64)
-    rows = grades.by_distance(bins=8)
-    middles = (edges[:-1] + edges[1:] - 1) / 2
+    edges = np.array(grades.edges(), dtype=np.int64)
+    middles, end = (edges[:-1] + edges[1:] - 1) / 2, edges[-1]
+    rows = grades.by_distance()
     chance = grades.row("all", np.ones(len(grades.places), dtype=bool)).chance
-    end = edges[-1]
     with picture(path, width=8, height=4.5) as axes:
         for name, (colour, marker) in zip(grades.readings, STYLES, strict=False):
             recalls = [r.recall(name) if r.places >= LEAST_DRAWN else math.nan for r in rows]
@@ -371,15 +441,15 @@ def draw(grades: Grades, path: Path) -> None:
         if grades.window is not None:
             W, N = grades.window, grades.layers
             axes.axvspan(0, W - 1, color="black", alpha=0.06, linewidth=0)
-            axes.text((W - 1) / 2, 1.03, f"window W = {W}", horizontalalignment="center")
-            text = f"as far as N = {N} layers reach, N(W − 1) = {N * (W - 1)}"
-            if end * 1.5 > N * (W - 1):
-                end = max(end, N * (W - 1))
-                axes.axvline(N * (W - 1), color="black", linestyle="--", linewidth=1)
-                axes.text(N * (W - 1), 1.03, text, horizontalalignment="right")
-            else:  # far away: the rest would be squeezed to the left
-                axes.text(end, 1.03, f"{text} →", horizontalalignment="right")
+            axes.text(0, 1.03, f"in the window, W = {W}")
+            reach = {"x": N * (W - 1), "s": f"{N} layers reach as far as N(W − 1) = {N * (W - 1)}"}
+            if reach["x"] < 1.5 * end:
+                end = max(end, reach["x"])
+                axes.axvline(reach["x"], color="black", linestyle="--", linewidth=1)
+            else:  # to show it would squeeze the rest
+                reach = {"x": end, "s": f"{reach['s']} →"}
+            axes.text(**reach, y=1.1, horizontalalignment="right")
         axes.set(xlim=(0, end), ylim=(0, 1))
         axes.set_xlabel("tokens between the last mention of a fact and the place where it is asked")
         axes.set_ylabel("share of facts recalled")
-        axes.legend(loc="upper right", frameon=False)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)

@@ -11,10 +11,11 @@ import {
   SHOWN, cellAt, describeCell, showMatrix, showNext, showReader, showStream, showTokens,
 } from "./views.js";
 
-const BUSY = 30; // milliseconds of computing before the browser may draw
+const BUSY = 30; // milliseconds of computing before the browser has its turn
+const DRAW = 120; // milliseconds between two drawings at full speed
 const NO_WINDOW = 257; // the slider's last place, for a model without a window
 
-const nextFrame = () => new Promise(requestAnimationFrame);
+const turn = () => new Promise((done) => setTimeout(done)); // of the browser
 const OPTIONS = ["temperature", "top_k", "top_p", "min_p", "repetition_penalty"];
 
 // Opening the model
@@ -78,7 +79,7 @@ function showFacts() {
     width: number(D),
     "query heads": H,
     "key/value heads": K,
-    "tokens in the vocabulary": number(V),
+    vocabulary: number(V),
     window: Number.isFinite(W) ? `${number(W)} tokens` : "none",
   };
   $("about").textContent = about.about;
@@ -141,7 +142,7 @@ async function run(tokens) {
     next.advance(tokens[n].id, tokens[n].made);
     if (performance.now() - begun > BUSY) {
       setState("computing", `Computing: token ${n + 1} of ${tokens.length}`);
-      await nextFrame();
+      await turn();
       if (mine !== job) return false;
       begun = performance.now();
     }
@@ -183,6 +184,7 @@ async function play() {
   selected = null;
   let made = 0;
   let busy = 0; // milliseconds
+  let drawn = -Infinity; // when
   while (!ended()) {
     const begun = performance.now();
     const perSecond = Number($("speed").value);
@@ -191,14 +193,18 @@ async function play() {
       made++;
     } while (perSecond === Infinity && !ended() && performance.now() - begun < BUSY);
     busy += performance.now() - begun;
-    const speed = `computes ${number(Math.round((1000 * made) / busy))} a second`;
-    setState("playing", `${number(session.tokens.length)} tokens; ${speed}.`);
-    render();
-    do await nextFrame();
+    if (perSecond < Infinity || begun - drawn > DRAW) {
+      const speed = `computes ${number(Math.round((1000 * made) / busy))} a second`;
+      setState("playing", `${number(session.tokens.length)} tokens; ${speed}.`);
+      render();
+      drawn = begun;
+    }
+    do await turn();
     while (mine === job && performance.now() - begun < 1000 / perSecond);
     if (mine !== job) return;
   }
   settle();
+  render();
 }
 
 // The probabilities of the next token before and after the options, and which option cuts which.
@@ -282,6 +288,7 @@ $("play").addEventListener("click", () => {
   if (state() === "playing") {
     job++;
     settle();
+    render();
   } else play();
 });
 $("reset").addEventListener("click", start);

@@ -23,7 +23,7 @@ function makeRing(slots) {
     return { transform: `rotate(${degrees}) translate(${radius} 0) rotate(${flip ? 180 : 0})`,
       "text-anchor": flip ? "end" : "start" };
   };
-  $("ring").setAttribute("class", slots > 24 ? "many" : "few");
+  $("ring").setAttribute("class", slots > 96 ? "fine" : slots > 24 ? "many" : "few");
   ring = { slots, every, parts: [], pointer: make("path", { class: "pointer" }) };
   for (let n = 0; n < slots; n++) {
     const end = slots === 1 ? 0.9999 : (n + 1) / slots;
@@ -37,7 +37,8 @@ function makeRing(slots) {
   }
   ring.texts = [["mid", -34], ["big", 4], ["mid", 32]].map(([name, y]) => make("text", { class: name, y }));
   $("ring").replaceChildren(
-    ...ring.parts.flatMap(({ path, position, label }) => [path, position, label]),
+    ...ring.parts.map(({ path }) => path), // under all texts
+    ...ring.parts.flatMap(({ position, label }) => [position, label]),
     ring.pointer, ...ring.texts,
   );
 }
@@ -53,13 +54,15 @@ export function showRing({ session, tokenizer }) {
     const held = positions[slot] ?? -1;
     const age = held < 0 ? 0 : (count - 1 - held) / Math.max(1, Math.min(slots, count));
     const newest = held === count - 1;
-    const shown = slots <= 128 || slot % ring.every === 0;
+    const near = Math.abs(held - count + 1) < 5; // its number would touch the newest one's
+    const shown = slots <= 96 || newest || (slot % (4 * ring.every) === 0 && !near);
     path.dataset.position = held;
     path.setAttribute("class", held < 0 ? "" : newest ? "newest" : "held");
     path.style.setProperty("--age", (0.85 - 0.72 * age).toFixed(3));
-    position.textContent = held >= 0 && shown && (slots <= 96 || newest) ? held : "";
-    position.classList.toggle("light", newest || (held >= 0 && age < 0.4));
-    label.textContent = held < 0 || (slot % ring.every && !newest) ? "" : short(pieceIn(slot));
+    position.textContent = held >= 0 && shown ? held : "";
+    position.classList.toggle("light", newest || (held >= 0 && age < 0.3));
+    const labelled = held >= 0 && (slot % ring.every === 0 || newest);
+    label.textContent = labelled ? short(pieceIn(slot), slots > 24 ? 9 : 7) : "";
     label.classList.toggle("now", newest);
   });
   const next = windowed ? count % W : count;
@@ -76,4 +79,4 @@ export function showRing({ session, tokenizer }) {
   $("ring").setAttribute("aria-label", `Ring of ${slots} slots. ${$("slot").textContent}`);
 }
 
-const short = (piece) => (piece.length > 9 ? `${piece.slice(0, 8)}…` : piece);
+const short = (piece, most) => (piece.length > most ? `${piece.slice(0, most - 1)}…` : piece);

@@ -32,9 +32,13 @@ export function showTokens({ session, tokenizer, query, select }) {
   const [read, reached] = [session.firstKey(query), session.firstReached(query)];
   chips.list.forEach((chip, at) => {
     const position = chips.from + at;
-    chip.classList.toggle("gone", position < read && position >= reached);
-    chip.classList.toggle("lost", position < reached);
-    chip.setAttribute("aria-selected", position === query);
+    const lost = position < reached;
+    const gone = position < read && !lost;
+    if (gone !== chip.classList.contains("gone")) chip.classList.toggle("gone");
+    if (lost !== chip.classList.contains("lost")) chip.classList.toggle("lost");
+    const future = position > query;
+    if (future !== chip.classList.contains("future")) chip.classList.toggle("future");
+    if (chip.ariaSelected !== String(position === query)) chip.ariaSelected = position === query;
   });
   box.setAttribute("aria-activedescendant", `token-${query}`);
   if (toEnd && query === tokens.length - 1) box.scrollTop = box.scrollHeight;
@@ -72,7 +76,8 @@ export function showMatrix({ session, query, layer, head }) {
   const { tokens, model: { W } } = session;
   const most = Math.min(320, Math.max(64, Number.isFinite(W) ? Math.ceil(1.4 * W) : 0));
   const size = Math.min(most, Math.max(tokens.length, 12));
-  const from = Math.max(0, Math.min(tokens.length - size, query - size + 1));
+  const newest = Math.max(0, tokens.length - size);
+  const from = query >= newest ? newest : Math.max(0, query - size + 1);
   matrix = { from, size };
   const canvas = $("matrix");
   const cell = Math.max(2, Math.floor((canvas.clientWidth * (devicePixelRatio || 1)) / size));

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tinymistral.training.stories.grammar import (
-    _SYMBOLS_LAST,
     KINDS,
     _genders,
     _likely,
     _mention,
     _pattern,
+    _without_symbols,
     sentences,
 )
 from tinymistral.training.stories.templates import Parts, Slot
@@ -41,7 +41,7 @@ def recalls(text: str) -> list[Recall]:
     told: dict[str, str] = {}
     found: list[Recall] = []
     for sentence in sentences(text):
-        readings = [read(slots, told) for slots in slots_of(_SYMBOLS_LAST.sub("", sentence))]
+        readings = [read(slots, told) for slots in slots_of(_without_symbols(sentence))]
         if readings:
             told, recalled = min(readings, key=lambda one: sum(not r.right for r in one[1]))
             found += recalled

@@ -48,7 +48,9 @@ class Alternative:
 
     sentences: tuple[Parts, ...]
     sources: tuple[str, ...]
-    slots: tuple[Slot, ...]
+    opening_word: str
+    tells: frozenset[str]  # the slots that it fills
+    recalls: frozenset[str]  # the slots that it asks for again
     condition: tuple[str, frozenset[str]] | None = None
 
 
@@ -137,8 +139,10 @@ def _alternative(line: str) -> Alternative:
         condition = (slot, frozenset(value.strip() for value in values.split(",")))
     sources = tuple(line.split(" / "))
     parsed = tuple(parse(source) for source in sources)
-    slots = tuple(slot for parts in parsed for slot in slots_in(parts))
-    return Alternative(parsed, sources, slots, condition)
+    slots = [slot for parts in parsed for slot in slots_in(parts)]
+    tells = frozenset(slot.name for slot in slots if not slot.recall)
+    recalls = frozenset(slot.name for slot in slots if slot.recall)
+    return Alternative(parsed, sources, line.split()[0], tells, recalls, condition)
 
 
 def ends(

@@ -56,7 +56,7 @@ WORDS: dict[str, tuple[str, ...]] = {
         "rice chocolate".split()
     ),
     "fruit": tuple(
-        "apple pear plum cherry peach lemon strawberry melon fig walnut chestnut carrot".split()
+        "apple pear plum cherry peach lemon strawberry melon fig walnut chestnut apricot".split()
     ),
     "flower": tuple(
         "daisy tulip poppy bluebell lily sunflower buttercup snowdrop pansy primrose".split()
