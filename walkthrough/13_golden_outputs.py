@@ -100,8 +100,8 @@ assert code == 0
 # ## Experiment: one wrong line
 #
 # Now we make a mistake, one that is often made. Several query heads share one key/value head
-# (chapter 5), and head h has to read number `h // (H / K)`: neighbours share. We let it read
-# `h % K`, as if the key/value heads were laid out again and again, like *tiles*.
+# (chapter 5), and head h has to read number `h // (H / K)`: neighbours share. We let it read `h %
+# K`, as if the key/value heads were laid out again and again, like *tiles*.
 
 # %%
 RIGHT = "const kvHead = Math.floor(h / (H / K));"
@@ -190,15 +190,16 @@ assert code == 1 and "1. tiled-heads" in said and "\n  2. " not in said
 #
 # ## Exercise: repair one line
 #
-# Here is another copy of core.js with one wrong line, and what the check says of it. Find the line
-# in [core.js](page/core.js), and fill in how to repair it: the wrong line, as it stands in
-# `broken`, and the right one. Hint: print `broken`, and look at what is made just before the first
-# stage that differs. Which token is right, which dimensions are, and why those?
+# `broken` is the text of core.js with another line wrong, and below is what the check says of it.
+# Print `broken`, look at what is computed just before the first stage that differs, and fill in how
+# to repair it. Which token is right, which dimensions are, and why those?
+
+# %% tags=["remove-input"]
+assert text.count("theta ** ((-2 * m) / d)") == 1
+broken = text.replace("theta ** ((-2 * m) / d)", "theta ** (-m / d)")
+
 
 # %%
-THETA = "theta ** ((-2 * m) / d)"
-assert text.count(THETA) == 1
-broken = text.replace(THETA, "theta ** (-m / d)")
 shutil.copytree("page", "broken")
 
 
@@ -238,8 +239,8 @@ print(check(repair))
 #
 # `q` agrees and `q_rotated` does not, so it is RoPE (chapter 4). Position 0 is right: its angles
 # are 0, whatever the frequencies are. So the rotation itself works, and the frequencies are wrong.
-# In each head, dimensions 0 and 4 are right too: they are pair m = 0, whose frequency is theta^0 =
-# 1. The others have to be theta^(−2m/d); the broken file has theta^(−m/d).
+# In each head, dimensions 0 and 4 are right too: pair m = 0, whose frequency is 1 in any case. The
+# others have to be theta^(−2m/d); the broken file has theta^(−m/d).
 
 
 # %%
