@@ -60,7 +60,7 @@ def test_it_writes_a_checkpoint_that_opens(trained: Path) -> None:
     model = MistralForCausalLM.from_pretrained(trained)
     assert model.config.dtype == "bfloat16"
     assert model.config.vocab_size == MistralTokenizer.from_pretrained(trained).vocab_size == 290
-    assert model.config.sliding_window == 128
+    assert model.config.sliding_window == 256
     assert {array.dtype.name for array in read_tensors(trained).values()} == {"bfloat16"}
     generation = json.loads((trained / "generation_config.json").read_text("utf-8"))
     assert generation == {

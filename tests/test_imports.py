@@ -33,6 +33,7 @@ LAYERS = """
     generation
     heads                                       the models that users open
     scoring demo
+    page                                        the walkthrough's page, with a model in it
     mistakes
     conformance
     golden

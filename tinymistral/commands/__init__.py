@@ -12,5 +12,14 @@
 """
 
 COMMANDS = (
-    *("generate", "chat", "score", "grade", "convert", "tokenize", "train", "backends", "golden"),
+    "generate",
+    "chat",
+    "score",
+    "explain",
+    "convert",
+    "tokenize",
+    "train",
+    "grade",
+    "backends",
+    "golden",
 )

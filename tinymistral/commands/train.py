@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "fine-tune a checkpoint, a folder or a name in the hub's local cache, with its tokenizer"
     add("--from", dest="base", metavar="MODEL", help=text)
     add("--resume", action="store_true", help="go on with the run that is in OUT")
-    text = "steps of the optimizer (default: 3000; with --from 300)"
+    text = "steps of the optimizer (default: 3600; with --from 300)"
     add("--steps", type=whole, metavar="N", help=text)
     text = "tokens of a step, in whole documents (default: 4096)"
     add("--batch-tokens", type=whole, metavar="N", help=text)
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "the highest; up to it in 100 steps, then down to a tenth (default: 0.003; with --from "
     text += "0.0003)"
     add("--learning-rate", type=arguments.number, metavar="X", help=text)
-    text = "sliding window of the model (default: 128; with --from its own)"
+    text = "sliding window of the model (default: 256; with --from its own)"
     add("--window", type=whole, metavar="W", help=text)
     add("--vocabulary", type=whole, metavar="V", help="pieces of the tokenizer (default: 2048)")
     text = "of the checkpoint: bfloat16 (default), float16 or float32; training is in float32"

@@ -98,7 +98,7 @@ def learning_rate(step: int, warm_up: int, total: int, peak: float, floor: float
     https://arxiv.org/abs/1608.03983, without restarts). After that it stays there.
     """
     if step < warm_up:
-        return peak * (step + 1) / warm_up
+        return peak * ((step + 1) / warm_up)
     done = min(1.0, (step - warm_up) / max(1, total - warm_up))
     return floor + (peak - floor) * (1 + math.cos(math.pi * done)) / 2
 

@@ -54,7 +54,7 @@ class Recipe:
     """
 
     seed: int = 0
-    steps: int = 3000
+    steps: int = 3600
     batch_tokens: int = 4096  # of a step; whole documents, so a few more
     length: int = 640  # most tokens of a row: any generated story fits
     learning_rate: float = 3e-3  # the highest, reached after the warm-up
@@ -128,7 +128,7 @@ def story_model(vocab_size: int, window: int, dtype: str) -> MistralConfig:
 GENERATION = {"do_sample": True, "temperature": 0.7, "top_k": 40, "max_new_tokens": 1000}
 
 
-def new_run(recipe: Recipe, *, vocab_size: int = 2048, window: int = 128) -> Run:
+def new_run(recipe: Recipe, *, vocab_size: int = 2048, window: int = 256) -> Run:
     """Train a tokenizer on the documents, and begin with random weights."""
     documents, recipe = open_documents(recipe)
     tokenizer = train_tokenizer(documents.each_once(), vocab_size)

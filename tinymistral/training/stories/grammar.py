@@ -52,6 +52,13 @@ KINDS = {
 }
 # Told once a story: a second "One rainy morning" would begin it again.
 TOLD_ONCE = frozenset({"weather", "day", "home", "where"})
+# Most stories say a fact again, as one does to children, before it lies this many letters back
+# (some 220 tokens), so that a short memory can follow them. The others do not: they show what a
+# model makes of a fact that its window has lost.
+REMINDED = 0.85  # the share of stories
+FORGOTTEN = 950  # letters
+# A reminder stands where a scene begins, in good time: the next such place may be far.
+FADING = 600  # letters
 # Words that a slot draws afresh each time: no facts.
 FRESH = {"emoji": SYMBOLS, "letter": LETTERS, "foreign": FOREIGN}
 
@@ -90,13 +97,15 @@ class _Teller:
         self.random = Random(seed).random  # the one call that no Python version changes
         self.text = ""
         self.facts: list[Fact] = []
-        self.said: set[str] = set()  # the slots that the text has told
+        self.said: dict[str, int] = {}  # the slots that the text has told, and where last
+        self.later: frozenset[str] = frozenset()  # the slots that the rest of the plot recalls
         self.used: set[tuple[str, ...]] = set()  # the alternatives that it has used up
         self.opening_word = ""  # of the last sentence
         self.plot = self.one(tuple(PLOTS))
         self.own = _own(self.plot)
         self.pools = {**WORDS, **PLOTS[self.plot].words}
-        self.fillers = self.below(6)
+        self.fillers = self.below(5)
+        self.reminded = self.chance(REMINDED)
         self.words = self.draw_words()
 
     def below(self, count: int) -> int:
@@ -143,7 +152,9 @@ class _Teller:
         self.step(Step(scene="once" if self.chance(0.5) else "open"))
         if self.chance(0.6):
             self.step(Step(scene="about"))
-        for step in PLOTS[self.plot].steps:
+        steps = PLOTS[self.plot].steps
+        for n, step in enumerate(steps):
+            self.later = _recalled(self.plot, n)
             self.step(step)
         if self.chance(0.25):
             self.step(Step(scene="quiz name", optional=True))
@@ -153,17 +164,32 @@ class _Teller:
     def step(self, step: Step) -> None:
         if step.optional and self.chance(0.5):
             return
+        if self.reminded and step.scene and not step.optional:
+            self.remind()
         if step.repeated:
-            for _ in range(min(4, self.below(self.fillers + 1))):
+            for _ in range(min(3, self.below(self.fillers + 1))):
                 if len(self.text) < 1400:
                     self.say_one_of(step)
         else:
             self.say_one_of(step)
 
+    def remind(self) -> None:
+        """Say again what the plot will recall, where it was said long ago."""
+        for slot in sorted(self.fading(FADING) & self.later):
+            self.say_one_of(Step(scene=f"remind {slot}", optional=True))
+
+    def fading(self, letters: int) -> set[str]:
+        """Return the slots that were last said more than this many letters ago."""
+        return {slot for slot, end in self.said.items() if len(self.text) - end > letters}
+
     def say_one_of(self, step: Step) -> None:
-        kept = self.said | self.own if step.scene else self.said
+        kept = self.said.keys() | self.own if step.scene else self.said.keys()
         told = TOLD_ONCE & kept
         fitting = [one for one in _alternatives(step) if self.fits(one, told)]
+        if self.reminded:
+            forgotten = self.fading(FORGOTTEN)
+            known = [one for one in fitting if not one.recalls & forgotten]
+            fitting = known if known or step.optional else fitting
         if not fitting and (step.optional or step.repeated):
             return
         assert fitting, f"{self.plot}: nothing fits in place of {_alternatives(step)[0].sources}"
@@ -185,7 +211,7 @@ class _Teller:
             slot, values = alternative.condition
             if self.words[slot] not in values:
                 return False
-        return alternative.recalls <= self.said and not alternative.tells & told
+        return alternative.recalls <= self.said.keys() and not alternative.tells & told
 
     def say(self, parts: Parts) -> None:
         for part in parts:
@@ -200,9 +226,10 @@ class _Teller:
                 if part.recall:
                     self.facts.append(self.recall(part, answer))
                 self.text += answer
-                self.said.add(part.name)
+                self.said[part.name] = len(self.text)
                 if part.name in ("hero", "call"):
-                    self.said.add("name" if self.words["hero"] == self.words["name"] else "kind")
+                    named = "name" if self.words["hero"] == self.words["name"] else "kind"
+                    self.said[named] = len(self.text)
 
     def recall(self, slot: Slot, answer: str) -> Fact:
         """Return the fact that the answer, said next, recalls."""
@@ -237,6 +264,13 @@ def _own(plot: str) -> frozenset[str]:
     """Return the slots told once that the plot itself tells: no shared scene may tell them."""
     told = (one.tells for step in PLOTS[plot].steps for one in step.alternatives)
     return TOLD_ONCE & frozenset[str]().union(*told)
+
+
+@cache
+def _recalled(plot: str, n: int) -> frozenset[str]:
+    """Return the slots that the steps of a plot from number n on recall."""
+    steps = [step for step in PLOTS[plot].steps[n:] if not step.scene]
+    return frozenset[str]().union(*(one.recalls for step in steps for one in step.alternatives))
 
 
 def _alternatives(step: Step) -> tuple[Alternative, ...]:
