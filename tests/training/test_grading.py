@@ -51,11 +51,13 @@ STORY = Story(TEXT, "song", (MIA, RED))
 class Words:
     """A tokenizer: a token for each word, with the space before it, and for each mark."""
 
+    PATTERN = r" ?\w+| ?[^\w ]| "
+
     def __init__(self) -> None:
         self.pieces = ["<s>", "</s>"]
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        found = re.findall(r" ?\w+| ?[^\w ]| ", f" {text}")  # begins with a space, as SentencePiece
+        found = re.findall(self.PATTERN, f" {text}")  # begins with a space, as SentencePiece
         self.pieces += [piece for piece in dict.fromkeys(found) if piece not in self.pieces]
         return [0] * add_special_tokens + [self.pieces.index(piece) for piece in found]
 
@@ -143,6 +145,22 @@ def test_forks_are_where_choices_part() -> None:
     lion, horse = words.encode("lion horse")[1:]
     assert place.forks == (Fork(10, sea, tuple(sorted((fox, old)))), Fork(11, horse, (lion,)))
     assert (place.start, place.stop, place.distance) == (10, 12, 4)
+
+
+def test_a_space_may_be_a_token_of_its_own() -> None:
+    class Spaced(Words):
+        PATTERN = r" (?=red)| ?\w+| ?[^\w ]| "
+
+    words = Spaced()
+    ids = np.array(words.encode(TEXT))
+    (red,) = places_of(Story(TEXT, "song", (RED,)), ids, words)
+    # ... Mia sang of _  red hats . Red hats ? Yes , _  red .
+    #     13  14   15 16 17  18  19 20  21  22 23 24 25 26 27
+    space, answer, other = (words.pieces.index(piece) for piece in (" ", "red", " blue"))
+    assert red == Place(
+        "colour", 1 / 2, distance=7, start=25, stop=27, forks=(Fork(25, space, (other,)),)
+    )
+    assert ids[26] == answer
 
 
 def test_choices_end_as_the_word_in_the_story_does() -> None:
