@@ -13,6 +13,7 @@ import pytest
 from cli_runner import DEMO, good, refused
 
 from tinymistral import MistralConfig, MistralForCausalLM, MistralTokenizer
+from tinymistral.commands.grade import as_text
 from tinymistral.training.grading import AS_IT_IS, Grades, grade, held_out
 
 
@@ -103,10 +104,16 @@ def test_the_tables_have_a_column_for_each_variant(grades: Grades) -> None:
     shares = [f"{total.recall(name):.3f}" for name in grades.readings]
     assert line.split()[2:] == [str(total.places), f"{total.chance:.2f}", *shares]
     assert perplexity[1].split()[3:] == [f"{r.perplexity:.3f}" for r in grades.readings.values()]
-    says = next(line for line in perplexity if line.startswith("says the answer, inside"))
-    assert says.split()[4:] == [f"{total.said[n] / total.places:.3f}" for n in grades.readings]
     assert continuations[0].split() == ["1", "continuations", "greedy", "sampled"]
     assert len({len(line) for line in kinds}) == 1
+
+
+def test_answers_that_are_said_are_not_those_that_are_chosen(grades: Grades) -> None:
+    readings = {n: dataclasses.replace(r, said=~r.right) for n, r in grades.readings.items()}
+    text = as_text(dataclasses.replace(grades, readings=readings))
+    total = next(row for row in grades.by_kind() if row.name == "all, inside")
+    says = next(line for line in text.splitlines() if line.startswith("says the answer, inside"))
+    assert says.split()[4:] == [f"{1 - total.recall(name):.3f}" for name in readings]
 
 
 @pytest.mark.usefixtures("graded")

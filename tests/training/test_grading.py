@@ -28,6 +28,7 @@ from tinymistral.training.grading import (
     beginning_of,
     chooses,
     draw,
+    forks_of,
     grade,
     held_out,
     next_logits,
@@ -50,11 +51,13 @@ STORY = Story(TEXT, "song", (MIA, RED))
 class Words:
     """A tokenizer: a token for each word, with the space before it, and for each mark."""
 
+    PATTERN = r" ?\w+| ?[^\w ]| "
+
     def __init__(self) -> None:
         self.pieces = ["<s>", "</s>"]
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        found = re.findall(r" ?\w+| ?[^\w ]| ", f" {text}")  # begins with a space, as SentencePiece
+        found = re.findall(self.PATTERN, f" {text}")  # begins with a space, as SentencePiece
         self.pieces += [piece for piece in dict.fromkeys(found) if piece not in self.pieces]
         return [0] * add_special_tokens + [self.pieces.index(piece) for piece in found]
 
@@ -132,16 +135,49 @@ def test_places_are_counted_in_tokens() -> None:
 def test_forks_are_where_choices_part() -> None:
     words = Words()
     said = 'We saw a sea horse. What? "Sea horse," we said.'
-    choices = ("Sea horse", "Sea lion", "Sea", "Fox", "Sea horse")
+    choices = ("Sea horse", "Sea lion", "Sea", "Fox", "Old fox")
     fact = Fact("animal", "Sea horse", choices, 18, said.index("Sea"))
     (place,) = places_of(Story(said, "sea", (fact,)), np.array(words.encode(said)), words)
     # <s> We saw a sea horse . What ? "Sea horse , " we said .
     # 0   1  2   3 4   5     6 7    8 9 10 11   12
-    fox = words.pieces.index("Fox")  # after the quotation mark, without a space
+    # after the quotation mark, without a space
+    sea, fox, old = (words.pieces.index(piece) for piece in ("Sea", "Fox", "Old"))
     lion, horse = words.encode("lion horse")[1:]
-    sea = words.pieces.index("Sea")
-    assert place.forks == (Fork(10, sea, (fox,)), Fork(11, horse, (lion,)))
+    assert place.forks == (Fork(10, sea, tuple(sorted((fox, old)))), Fork(11, horse, (lion,)))
     assert (place.start, place.stop, place.distance) == (10, 12, 4)
+
+
+def test_a_space_may_be_a_token_of_its_own() -> None:
+    class Spaced(Words):
+        PATTERN = r" (?=red)| ?\w+| ?[^\w ]| "
+
+    words = Spaced()
+    ids = np.array(words.encode(TEXT))
+    (red,) = places_of(Story(TEXT, "song", (RED,)), ids, words)
+    # ... Mia sang of _  red hats . Red hats ? Yes , _  red .
+    #     13  14   15 16 17  18  19 20  21  22 23 24 25 26 27
+    space, answer, other = (words.pieces.index(piece) for piece in (" ", "red", " blue"))
+    assert red == Place(
+        "colour", 1 / 2, distance=7, start=25, stop=27, forks=(Fork(25, space, (other,)),)
+    )
+    assert ids[26] == answer
+
+
+def test_choices_end_as_the_word_in_the_story_does() -> None:
+    words = Words()
+    said = "We saw a hen. We like hens."
+    fact = Fact("animal", "hen", ("hen", "cow"), 12, said.index("hens"))
+    ids = np.array(words.encode(said))
+    hens, cows = words.encode("hens cows")[1:]
+    assert forks_of(Story(said, "hen", (fact,)), fact, ids, words) == (Fork(8, hens, (cows,)),)
+
+
+def test_a_tokenizer_that_joins_words_is_not_taken_for_one_that_does_not() -> None:
+    words = Words()
+    ids = np.array(words.encode(TEXT))
+    assert forks_of(STORY, MIA, ids, words)
+    ids[13] = 1
+    assert not forks_of(STORY, MIA, ids, words)
 
 
 def test_choices_that_are_the_same_tokens_cannot_be_told_apart() -> None:
@@ -224,7 +260,9 @@ def test_the_answer_is_chosen_among_the_choices() -> None:
     assert chooses(logits, forks)
     logits[2, 2] = 1
     assert not chooses(logits, forks)
-    logits[2, 2], logits[0, 4] = 0, np.nan
+    logits[2, 2], logits[0, 4] = 0, 2
+    assert not chooses(logits, forks)
+    logits[0, 4] = np.nan
     assert not chooses(logits, forks)
 
 
@@ -269,6 +307,13 @@ def test_the_window_ends_where_keys_are_no_longer_visible() -> None:
     rows = {row.name: (row.places, row.right[AS_IT_IS]) for row in grades.by_kind()}
     assert rows["all, inside"] == (2, 2)
     assert rows["all, beyond"] == (2, 1)
+
+
+def test_choosing_rightly_and_saying_are_counted_apart() -> None:
+    grades = grades_of([1, 2, 3], [True, True, False])
+    reading = dataclasses.replace(grades.readings[AS_IT_IS], said=np.array([True, False, False]))
+    row = dataclasses.replace(grades, readings={AS_IT_IS: reading}).by_kind()[0]
+    assert (row.right, row.said, row.places) == ({AS_IT_IS: 2}, {AS_IT_IS: 1}, 3)
 
 
 def test_bins_of_distances() -> None:

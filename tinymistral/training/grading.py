@@ -224,7 +224,7 @@ def places_of(told: Story, ids: np.ndarray, tokenizer: MistralTokenizer) -> list
     """Return where a story with these ids (T,) asks for facts."""
     places = []
     for fact in told.facts:
-        start = columns_of(told.text[: fact.recalled], ids, tokenizer)
+        start = columns_of(told.text[: fact.recalled].rstrip(), ids, tokenizer)
         stop = columns_of(to_word_end(told.text, fact.recalled + len(fact.answer)), ids, tokenizer)
         mention = columns_of(to_word_end(told.text, fact.told), ids, tokenizer)
         distance = (start - 1) - (mention - 1)
@@ -249,7 +249,7 @@ def forks_of(
         for choice in fact.choices
     }
     right = spelled[fact.answer]
-    first = columns_of(told.text[: start - len(before)], ids, tokenizer)
+    first = columns_of(told.text[: start - len(before)].rstrip(), ids, tokenizer)
     if [*spelled.values()].count(right) > 1 or ids[first : first + len(right)].tolist() != right:
         return ()
     forks = []
@@ -269,7 +269,7 @@ def to_word_end(text: str, offset: int) -> str:
 def columns_of(beginning: str, ids: np.ndarray, tokenizer: MistralTokenizer) -> int:
     """Return how many of a text's ids (T,) are those of its beginning.
 
-    A space at the end of the beginning is not among them if a token joins it with the next word.
+    It should not end with a space, which belongs to the next word: it may be a token of its own.
     """
     alone = tokenizer.encode(beginning)[: len(ids)]
     differs = np.flatnonzero(ids[: len(alone)] != alone)
