@@ -81,6 +81,15 @@ ONLY_NEW = (
 )
 
 
+LIMITS = {
+    **dict.fromkeys(("steps", "batch_tokens", "window"), (1, 2**31 - 1)),
+    **dict.fromkeys(("save_every", "stop_after", "workers"), (1, 2**31 - 1)),
+    "length": (2, 2**31 - 1),  # a token, and the one that it predicts
+    "vocabulary": (260, 2**31 - 1),  # <unk>, <s>, </s>, a piece for each byte, and one more
+    "seed": (0, 2**32 - 1),
+}
+
+
 def run(options: argparse.Namespace) -> int:
     """Train, and say what was written."""
     check(options)
@@ -131,15 +140,10 @@ def run(options: argparse.Namespace) -> int:
 
 def check(options: argparse.Namespace) -> None:
     """Raise a ValueError for options that do not fit, before NumPy is imported."""
-    positive = ("steps", "batch_tokens", "length", "window", "save_every", "stop_after", "workers")
-    for name in positive:
+    for name, (least, most) in LIMITS.items():
         value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{flag(name)}: expected 1 or more, got {value}")
-    if options.seed is not None and not 0 <= options.seed < 2**32:
-        raise ValueError(f"--seed: expected 0 to 4294967295, got {options.seed}")
-    if options.length is not None and options.length < 2:
-        raise ValueError("--length: expected 2 or more: a token, and the one that it predicts")
+        if value is not None and not least <= value <= most:
+            raise ValueError(f"{flag(name)}: expected {least} to {most}, got {value}")
     if options.learning_rate is not None and not 0 < options.learning_rate < 1:
         raise ValueError(f"--learning-rate: expected 0 to 1, got {options.learning_rate}")
     if options.base is not None and options.vocabulary is not None:

@@ -134,7 +134,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> MistralTokenizer:
         if most:
             expected = f"{most[1]} at most, or give more text"
         elif least:
-            expected = f"more than {least[1]}: bytes, and the letters of the text"
+            expected = f"{least[1]} at least: bytes, and the letters of the text"
         else:
             raise ValueError(f"no tokenizer can be trained on this text: {error}") from None
         raise ValueError(
