@@ -112,6 +112,12 @@ def test_every_text_comes_back_as_it_was(tokenizer: MistralTokenizer, text: str)
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
+@pytest.mark.parametrize("letter", "\u2585 \u2581 \t \0 \ufffd <s>".split(" "))
+def test_no_letter_keeps_a_line_from_the_tokenizer(letter: str) -> None:
+    pieces = train_tokenizer(["The old hen", f"{letter}The red fox"], 275).processor
+    assert pieces.piece_to_id("x") > 258
+
+
 def test_digits_are_tokens_of_their_own_and_a_space_comes_first(
     tokenizer: MistralTokenizer,
 ) -> None:

@@ -150,7 +150,8 @@ def _lines(texts: Iterable[str]) -> Iterator[str]:
     """Return the lines that a tokenizer is trained on: newlines are always byte pieces."""
     left = TOKENIZER_LETTERS
     for text in texts:
-        for line in filter(None, text.split("\n")):
+        # SentencePiece would leave out a line with U+2585, which marks the unknown for it.
+        for line in filter(None, re.split("[\n\u2585]", text)):
             yield line[:left]
             left -= len(line)
             if left <= 0:
