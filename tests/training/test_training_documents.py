@@ -8,7 +8,8 @@ import pytest
 
 from tinymistral.tokenizer import MistralTokenizer
 from tinymistral.training import documents
-from tinymistral.training.documents import Corpus, Stories, read_corpus, train_tokenizer
+from tinymistral.training.documents import Corpus, Stories, cut, read_corpus, train_tokenizer
+from tinymistral.training.run import Recipe, open_documents
 
 TEXTS = [
     f"The {a} fox  saw 12 {b}s.\nIt went home." for a in ("red", "old") for b in ("bear", "hen")
@@ -65,6 +66,31 @@ def test_few_documents_are_all_trained_on() -> None:
 def test_a_corpus_is_cut_at_lines_that_say_so(tmp_path: Path, content, texts) -> None:
     (tmp_path / "corpus.txt").write_bytes(content)
     assert read_corpus(tmp_path / "corpus.txt")[0] == texts
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("12345678", ["12345678"]),
+        ("1234\n\n7 9\n1", ["1234", "7 9\n1"]),
+        ("1\n\n4 67\n9 1", ["1\n\n4 67", "9 1"]),
+        ("1\n34 67 901", ["1\n34 67", "901"]),
+        ("1 34567890123456789", ["1 345678", "90123456", "789"]),
+        ("12345678\n\n\n2", ["12345678", "2"]),
+    ],
+)
+def test_a_long_document_is_cut_where_it_pauses(text: str, parts: list[str]) -> None:
+    assert list(cut(text, 8)) == parts
+
+
+def test_a_book_is_many_documents(tmp_path: Path) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text("It rained again, and nobody came.\n" * 1000, "utf-8")
+    documents, _ = open_documents(Recipe(corpus=str(book), length=100))
+    assert isinstance(documents, Corpus)
+    assert len(documents.texts) > 100
+    assert documents.held_out
+    assert max(map(len, documents.texts)) <= 300
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,11 @@ from tinymistral.sampling import read_generation_config
 from tinymistral.tokenizer import MistralTokenizer
 from tinymistral.training.curve import Curve
 from tinymistral.training.documents import (
+    LETTERS_A_TOKEN,
     Corpus,
     Documents,
     Stories,
+    cut,
     read_corpus,
     train_tokenizer,
 )
@@ -181,7 +183,10 @@ def open_documents(recipe: Recipe) -> tuple[Documents, Recipe]:
         raise ValueError(
             f"{recipe.corpus} has changed since this run began; put the file back, or train anew"
         )
-    return Corpus(texts, recipe.seed), dataclasses.replace(recipe, corpus_sha256=digest)
+    parts = [part for text in texts for part in cut(text, LETTERS_A_TOKEN * recipe.length)]
+    return Corpus(list(filter(str.strip, parts)), recipe.seed), dataclasses.replace(
+        recipe, corpus_sha256=digest
+    )
 
 
 def random_weights(config: MistralConfig, seed: int) -> dict[str, np.ndarray]:
