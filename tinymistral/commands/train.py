@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinymistral.commands import arguments
-from tinymistral.commands.console import Progress, say, stopping, write
+from tinymistral.commands.console import Progress, interruptible, say, stopping, write
 
 if TYPE_CHECKING:
     from tinymistral.training.run import Recipe, Run
@@ -122,7 +122,8 @@ def run(options: argparse.Namespace) -> int:
                 stop=stop,
             )
     if options.plot is not None and training.curve.loss:
-        draw(training.curve, options.plot)
+        with interruptible():
+            draw(training.curve, options.plot)
     if training.step < training.recipe.steps:
         say(
             f"stopped after step {training.step} of {training.recipe.steps} and saved; to go on: "
