@@ -293,3 +293,27 @@ def test_progress_on_a_terminal(corpus: str, tmp_path: Path) -> None:
     assert lines[0] == "preparing the tokenizer and the model"
     assert [line.partition(",")[0] for line in lines[1:]] == [f"step {n} of 3" for n in (1, 2, 3)]
     assert shown[-1] == ""
+
+
+@posix
+def test_progress_stays_on_one_line_of_a_narrow_terminal(corpus: str, tmp_path: Path) -> None:
+    """What is cleared at the end is all that was shown, however long it was."""
+    import fcntl
+    import os
+    import pty
+    import struct
+    import termios
+
+    from test_cli_process import read_terminal
+
+    for width in (24, 200):
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+        out = tmp_path / str(width)
+        process = start("train", str(out), "--corpus", corpus, "--steps", "2", *FAST, stderr=theirs)
+        os.close(theirs)
+        *shown, blank, last = read_terminal(ours).decode().split("\r")
+        assert finish(process)[0] == 0
+        assert max(map(len, shown)) < width
+        assert (blank.strip(), last) == ("", "")
+        assert len(blank) >= len(shown[-1]) > 20
