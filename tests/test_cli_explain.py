@@ -146,6 +146,8 @@ def test_nothing_that_a_terminal_would_obey_is_printed(text: str) -> None:
 def test_a_piece_that_cannot_be_printed_is_escaped() -> None:
     assert explain.printable("▁a\x1b[1m\u202e日") == "▁a\\x1b[1m\\u202e日"
     assert explain.columns("日本e\u0301") == 5
+    assert explain.columns("❤\ufe0f") == explain.columns("\u0e01\u0e31") == 1
+    assert explain.columns("1\u20dd") == 1
 
 
 def test_numbers_that_are_not_numbers_have_no_bar() -> None:

@@ -174,7 +174,7 @@ def printable(piece: str) -> str:
 def columns(text: str) -> int:
     """Return how many columns of a terminal a printable text takes."""
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
-    return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
+    return len(text) + wide - sum(unicodedata.category(c) in ("Mn", "Me") for c in text)
 
 
 def pad(text: str, width: int) -> str:
