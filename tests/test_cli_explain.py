@@ -146,6 +146,8 @@ def test_nothing_that_a_terminal_would_obey_is_printed(text: str) -> None:
 def test_a_piece_that_cannot_be_printed_is_escaped() -> None:
     assert explain.printable("▁a\x1b[1m\u202e日") == "▁a\\x1b[1m\\u202e日"
     assert explain.columns("日本e\u0301") == 5
+    assert explain.columns("❤\ufe0f") == explain.columns("\u0e01\u0e31") == 1
+    assert explain.columns("1\u20dd") == 1
 
 
 def test_numbers_that_are_not_numbers_have_no_bar() -> None:
@@ -163,13 +165,17 @@ def test_html_writes_a_page_that_begins_with_the_text(tmp_path: Path) -> None:
     assert about is not None
     assert json.loads(about[1])["text"] == "A fox </script>"
     assert [path] == list(tmp_path.iterdir())
-    assert "No such file" in refused("explain", "x", "--html", str(tmp_path / "none" / "x.html"))
+    nowhere = tmp_path / "none" / "x.html"
+    says = f"error: {nowhere}: cannot be written: No such file or directory; give a file in"
+    assert says in refused("explain", "x", "--html", str(nowhere))
+    assert "is a folder, expected the name of a file" in refused("explain", "x", "--html", "")
 
 
 def test_what_does_not_exist_is_refused(plugins: Plugins) -> None:
     assert "--layer: expected 0 to 4, got 5" in refused("explain", "x", "--layer", "5")
     assert "--head: expected 0 to 5, got -1" in refused("explain", "x", "--head", "-1")
-    assert "chunk: expected at least 1" in refused("explain", "x", "--chunk", "0")
+    assert "chunk: expected 1 to" in refused("explain", "x", "--chunk", "0")
+    assert "chunk: expected 1 to" in refused("explain", "x", "--chunk", str(10**30))
     source = GOOD + "\n    has_attention_weights = False\n"
     plugins.install("thing", source, "good = thing:Good")
     assert "'good' does not give attention weights" in refused("explain", "x", "--backend", "good")

@@ -125,11 +125,13 @@ def test_the_picture_is_drawn(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_reported_before_anything_is_computed(tmp_path: Path, graded: Mock) -> None:
-    assert "--stories: expected at least 1, got 0" in refused("grade", "--stories", "0")
-    assert "--continuations: expected at least 1" in refused("grade", "--continuations", "-1")
+    assert "--stories: expected 1 to 100000, got 0" in refused("grade", "--stories", "0")
+    assert "--continuations: expected 1 to 100000" in refused("grade", "--continuations", "-1")
     assert "expected an integer" in refused("grade", "--stories", "many")
     assert "neither an existing folder" in refused("grade", "--model", str(tmp_path / "none"))
-    assert "--seed: expected at least 0" in refused("grade", "--seed", "-1")
+    assert "--stories: expected 1 to 100000" in refused("grade", "--stories", "1000000000")
+    assert "--seed: expected 0 to" in refused("grade", "--seed", "-1")
+    assert "--seed: expected 0 to" in refused("grade", "--seed", str(2**63))
     nowhere = str(tmp_path / "none" / "recall.svg")
-    assert "its folder is not there" in refused("grade", "--plot", nowhere)
+    assert "cannot be written: No such" in refused("grade", "--plot", nowhere)
     graded.assert_not_called()

@@ -149,7 +149,7 @@ def test_a_long_prompt_shows_its_progress_on_a_terminal(tmp_path: Path) -> None:
     steps = [part.strip() for part in progress if part.strip()]
     assert steps[0] == "prompt: 0 of 702 tokens"
     assert steps[1] == "prompt: 512 of 702 tokens"
-    assert progress[-1] == " " * len(progress[1])  # cleared
+    assert progress[-1] == " " * len(steps[1])  # cleared
     story, stats = text.split("\n")
     assert story.startswith(prompt)
     assert stats.startswith("load ")

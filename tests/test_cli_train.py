@@ -14,6 +14,7 @@ from test_cli_process import MAIN, WITH_CTRL_C, finish, posix, start
 from tinymistral import MistralForCausalLM, MistralTokenizer
 from tinymistral.checkpoint import read_tensors
 from tinymistral.cli import THREAD_VARIABLES
+from tinymistral.files.safetensors import read_file, write_file
 
 TEXTS = [f"{a} saw a {b} ball.\nIt was {b}." for a in ("Mia", "Tom") for b in ("red", "blue")]
 FAST = ("--batch-tokens", "40", "--length", "32", "--vocabulary", "290")
@@ -148,10 +149,13 @@ def test_an_empty_folder_is_written_to(corpus: str, tmp_path: Path) -> None:
         ("OUT --from DEMO --vocabulary 300", "--vocabulary is for a new tokenizer"),
         ("OUT --from OTHER", "has no tokenizer.model"),
         ("OUT --from missing", "is no folder"),
-        ("OUT --steps 0", "--steps: expected 1 or more, got 0"),
+        ("OUT --steps 0", "--steps: expected 1 to 2147483647, got 0"),
         ("OUT --steps many", "--steps: expected an integer"),
-        ("OUT --threads 0", "--threads: expected 1 or more, got 0"),
-        ("OUT --length 1", "--length: expected 2 or more"),
+        ("OUT --threads 0", "--threads: expected 1 to 2147483647, got 0"),
+        (f"OUT --steps 1{'0' * 400}", "--steps: expected 1 to 2147483647, got 1000"),
+        ("OUT --length 1", "--length: expected 2 to"),
+        ("OUT --vocabulary 1", "--vocabulary: expected 260 to"),
+        ("OUT --vocabulary 4294967296", "--vocabulary: expected 260 to"),
         ("OUT --seed -1", "--seed: expected 0 to"),
         ("OUT --learning-rate 1", "--learning-rate: expected 0 to 1"),
         ("OUT --dtype float64", "--dtype"),
@@ -185,6 +189,62 @@ def test_a_corpus_that_has_changed_is_not_gone_on_with(
     assert "has changed since this run began" in refused("train", str(out), "--resume")
     path.write_text(json.dumps(recipe | {"more": 1}), "utf-8")
     assert "not of this version" in refused("train", str(out), "--resume")
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"steps": "3"}, "steps is '3' (str), expected such as 3600"),
+        ({"learning_rate": float("inf")}, "learning_rate is inf"),
+        ({"batch_tokens": 0}, "batch_tokens is 0"),
+        ({"seed": None}, "seed is None"),
+        ({"corpus": 3}, "corpus is 3"),
+        ({"dtype": "float64"}, "dtype is 'float64'"),
+        ({"steps": 2}, "its step is 3 of 2"),
+    ],
+)
+def test_a_changed_recipe_is_refused(trained: Path, tmp_path: Path, fields, says: str) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(trained, out)
+    path = out / "training" / "recipe.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | fields), "utf-8")
+    assert says in refused("train", str(out), "--resume")
+    assert state(out) == state(trained)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "says"),
+    [
+        ("step", None, "its step are missing"),
+        ("step", np.array(3), "its step are missing, not expected"),
+        ("step", np.array([2]), "its step is 2 of 3, with 3 losses and 3 updates"),
+        ("step", np.array([-1]), "its step is -1 of 3"),
+        ("optimizer.steps", np.array(4), "with 3 losses and 4 updates"),
+        ("loss", np.ones(2), "with 2 losses"),
+        ("weights.model.norm.weight", None, "its weights.model.norm.weight are"),
+        ("weights.model.norm.weight", np.ones(192, np.float16), "its weights.model.norm.weight"),
+        ("optimizer.first.model.norm.weight", np.ones(3, np.float32), "of another shape"),
+        ("more", np.ones(3), "its more are"),
+    ],
+)
+def test_another_state_is_refused(trained: Path, tmp_path: Path, name, array, says: str) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(trained, out)
+    path = out / "training" / "state.safetensors"
+    arrays = {n: a.copy() for n, a in read_file(path).items() if n != name}
+    write_file(path, arrays | ({} if array is None else {name: array}))
+    error = refused("train", str(out), "--resume")
+    assert f"{path} is not the state of this run: " in error
+    assert says in error
+
+
+def test_a_first_save_that_was_interrupted_is_no_run(trained: Path, tmp_path: Path) -> None:
+    """The recipe is written after the state, so that one without the other cannot be."""
+    training = trained / "training"
+    written = [
+        (training / name).stat().st_mtime_ns for name in ("state.safetensors", "recipe.json")
+    ]
+    assert written == sorted(written)
 
 
 @posix
@@ -233,3 +293,27 @@ def test_progress_on_a_terminal(corpus: str, tmp_path: Path) -> None:
     assert lines[0] == "preparing the tokenizer and the model"
     assert [line.partition(",")[0] for line in lines[1:]] == [f"step {n} of 3" for n in (1, 2, 3)]
     assert shown[-1] == ""
+
+
+@posix
+def test_progress_stays_on_one_line_of_a_narrow_terminal(corpus: str, tmp_path: Path) -> None:
+    """What is cleared at the end is all that was shown, however long it was."""
+    import fcntl
+    import os
+    import pty
+    import struct
+    import termios
+
+    from test_cli_process import read_terminal
+
+    for width in (24, 200):
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+        out = tmp_path / str(width)
+        process = start("train", str(out), "--corpus", corpus, "--steps", "2", *FAST, stderr=theirs)
+        os.close(theirs)
+        *shown, blank, last = read_terminal(ours).decode().split("\r")
+        assert finish(process)[0] == 0
+        assert max(map(len, shown)) < width
+        assert (blank.strip(), last) == ("", "")
+        assert len(blank) >= len(shown[-1]) > 20

@@ -45,8 +45,8 @@ class RollingCache:
         self.backend = backend
         self.window = config.sliding_window
         self.chunk = backend.chunk if chunk is None else chunk
-        if self.chunk < 1:
-            raise ValueError(f"chunk: expected at least 1 token, got {chunk}")
+        if not 1 <= self.chunk < 2**31:
+            raise ValueError(f"chunk: expected 1 to {2**31 - 1} tokens, got {chunk}")
         no_slots = (rows, 0, config.num_key_value_heads, config.head_dim)
         layers = range(config.num_hidden_layers)
         self.k: list[Array] = [backend.zeros(no_slots, backend.dtype) for _ in layers]

@@ -110,7 +110,7 @@ def describe(folder: Path) -> str:
     """Return a sentence on a model: of the demo what it is, of another its folder."""
     if folder.resolve() == DEMO.resolve():
         return (tinymistral.demo.__doc__ or "").strip().splitlines()[0]
-    return f"The model is the checkpoint named {folder.name}."
+    return f"The model is the checkpoint named {folder.resolve().name}."
 
 
 def safetensors_bytes(tensors: dict[str, np.ndarray]) -> bytes:

@@ -220,3 +220,15 @@ def test_shards_are_as_large_as_the_text_says(tmp_path):
         lambda: model.save_pretrained(tmp_path / "no", max_shard_size="5 GB x")
     )
     assert not (tmp_path / "no").exists()
+
+
+def test_whether_a_file_can_be_written_is_found_without_a_trace(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    files.check_can_be_written(path)
+    path.write_text("before", "utf-8")
+    files.check_can_be_written(path)
+    assert (list(tmp_path.iterdir()), path.read_text("utf-8")) == ([path], "before")
+    files.check_can_be_written(Path(os.devnull))
+    for wrong, says in ((tmp_path, "is a folder"), (path / "x", "cannot be written: Not a dir")):
+        with pytest.raises(ValueError, match=says):
+            files.check_can_be_written(wrong)

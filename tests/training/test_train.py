@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -198,6 +199,22 @@ def test_a_model_that_does_not_fit_into_memory(monkeypatch: pytest.MonkeyPatch) 
         runs.fine_tuning(RECIPE, DEMO)
     monkeypatch.setattr("os.sysconf", lambda name: 37_782_528 if name == "SC_PAGE_SIZE" else 1)
     runs.fine_tuning(replace(RECIPE, corpus=__file__), DEMO)
+
+
+def test_a_gradient_that_is_not_finite_changes_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It could be so although the loss is finite, and would make each weight NaN."""
+    run = new_run()
+    before = {name: array.copy() for name, array in run.weights.items()}
+    huge = {name: np.full_like(array, 1e30) for name, array in before.items()}  # squares overflow
+    monkeypatch.setattr("tinymistral.training.train.batch_gradients", lambda *_: (1.0, huge))
+    saved = Mock()
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(ValueError, match="the gradient of step 1 is not finite"),
+    ):
+        train(run, save=saved, save_every=1)
+    saved.assert_not_called()
+    assert all((run.weights[name] == before[name]).all() for name in before)
 
 
 def test_a_loss_that_is_not_finite_is_an_error() -> None:

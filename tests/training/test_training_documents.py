@@ -1,5 +1,6 @@
 """What is trained on: stories, a corpus, and the tokenizer made from them."""
 
+import re
 from itertools import islice
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 
 from tinymistral.tokenizer import MistralTokenizer
 from tinymistral.training import documents
-from tinymistral.training.documents import Corpus, Stories, read_corpus, train_tokenizer
+from tinymistral.training.documents import Corpus, Stories, cut, read_corpus, train_tokenizer
+from tinymistral.training.run import Recipe, open_documents
 
 TEXTS = [
     f"The {a} fox  saw 12 {b}s.\nIt went home." for a in ("red", "old") for b in ("bear", "hen")
@@ -67,6 +69,31 @@ def test_a_corpus_is_cut_at_lines_that_say_so(tmp_path: Path, content, texts) ->
 
 
 @pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("12345678", ["12345678"]),
+        ("1234\n\n7 9\n1", ["1234", "7 9\n1"]),
+        ("1\n\n4 67\n9 1", ["1\n\n4 67", "9 1"]),
+        ("1\n34 67 901", ["1\n34 67", "901"]),
+        ("1 34567890123456789", ["1 345678", "90123456", "789"]),
+        ("12345678\n\n\n2", ["12345678", "2"]),
+    ],
+)
+def test_a_long_document_is_cut_where_it_pauses(text: str, parts: list[str]) -> None:
+    assert list(cut(text, 8)) == parts
+
+
+def test_a_book_is_many_documents(tmp_path: Path) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text("It rained again, and nobody came.\n" * 1000, "utf-8")
+    documents, _ = open_documents(Recipe(corpus=str(book), length=100))
+    assert isinstance(documents, Corpus)
+    assert len(documents.texts) > 100
+    assert documents.held_out
+    assert max(map(len, documents.texts)) <= 300
+
+
+@pytest.mark.parametrize(
     ("content", "says"),
     [(b" \n<|endoftext|>\n", "is empty"), (b"a\xff", "its byte 1 is 0xff"), (None, "no such file")],
 )
@@ -111,6 +138,12 @@ def test_every_text_comes_back_as_it_was(tokenizer: MistralTokenizer, text: str)
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
+@pytest.mark.parametrize("letter", "\u2585 \u2581 \t \0 \ufffd <s>".split(" "))
+def test_no_letter_keeps_a_line_from_the_tokenizer(letter: str) -> None:
+    pieces = train_tokenizer(["The old hen", f"{letter}The red fox"], 275).processor
+    assert pieces.piece_to_id("x") > 258
+
+
 def test_digits_are_tokens_of_their_own_and_a_space_comes_first(
     tokenizer: MistralTokenizer,
 ) -> None:
@@ -121,8 +154,10 @@ def test_digits_are_tokens_of_their_own_and_a_space_comes_first(
 
 
 @pytest.mark.parametrize(
-    ("size", "says"), [(2048, "expected [0-9]+ at most"), (100, "expected more than 2[0-9]+")]
+    ("size", "says"), [(2048, "expected ([0-9]+) at most"), (100, "expected (2[0-9]+) at least")]
 )
 def test_a_vocabulary_that_does_not_fit(size: int, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=says) as raised:
         train_tokenizer(TEXTS, size)
+    limit = int(re.search(says, str(raised.value))[1])
+    assert train_tokenizer(TEXTS, limit).vocab_size == limit

@@ -178,8 +178,11 @@ def test_build_writes_a_page(tmp_path: Path) -> None:
     assert json.loads(data_in(out.read_text("utf-8"), "about-model"))["text"] == "A fox"
 
 
-def test_a_page_says_which_model_it_holds(page: str, tmp_path: Path) -> None:
+def test_a_page_says_which_model_it_holds(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "demo model" in json.loads(data_in(page, "about-model"))["about"]
-    write_page(tmp_path / "page.html", small_checkpoint(tmp_path))
+    monkeypatch.chdir(small_checkpoint(tmp_path))
+    write_page(tmp_path / "page.html", ".")
     about = json.loads(data_in((tmp_path / "page.html").read_text("utf-8"), "about-model"))
     assert about["about"] == "The model is the checkpoint named checkpoint."

@@ -55,30 +55,37 @@ def say(text: str) -> None:
         sys.stderr.flush()
 
 
+def terminal_columns() -> int:
+    """Return the width of the terminal that standard error is; 80 where it does not say."""
+    with suppress(OSError):
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    return 80
+
+
 class Progress:
     """A line on the terminal that says how far something is, and disappears when it is done.
 
     `text` is a format string for the values that each call gives, such as "case {} of {}".
     """
 
-    WIDTH = 40  # columns
-
     def __init__(self, text: str, wanted: bool = True) -> None:
         self.text = text
         self.wanted = wanted and sys.stderr.isatty()
-        self._shown = False
+        self._shown = 0  # columns
 
     def __call__(self, *values: object) -> None:
         """Show the line in place of the one before."""
         if self.wanted:
-            self._shown = True
-            self._write(f"\r{self.text.format(*values):{self.WIDTH}}")
+            # A line that wraps could not be replaced, and one in the last column may.
+            line = self.text.format(*values)[: terminal_columns() - 1]
+            self._write(f"\r{line.ljust(self._shown)}")
+            self._shown = len(line)
 
     def clear(self) -> None:
         """Remove the line, if there is one, so that text can be printed in its place."""
         if self._shown:
-            self._shown = False
-            self._write(f"\r{'':{self.WIDTH}}\r")
+            self._write(f"\r{' ' * self._shown}\r")
+            self._shown = 0
 
     def _write(self, text: str) -> None:
         with suppress(OSError):

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinymistral.commands import arguments
-from tinymistral.commands.console import write
+from tinymistral.commands.console import interruptible, write
 from tinymistral.text import shorten
 
 if TYPE_CHECKING:
@@ -83,9 +83,12 @@ def run(options: argparse.Namespace) -> None:
     """Run a text through the model, and print what happens; or write a page that does it."""
     text = arguments.read_text(options.text)
     if options.html is not None:
+        from tinymistral.files import check_can_be_written
         from tinymistral.page import write_page
 
-        write_page(options.html, options.model, text)
+        check_can_be_written(options.html)
+        with interruptible():
+            write_page(options.html, options.model, text)
         size = options.html.stat().st_size / 1e6
         write(f"{printable(str(options.html))}: {size:.1f} MB; open it in a browser\n")
         return
@@ -171,7 +174,7 @@ def printable(piece: str) -> str:
 def columns(text: str) -> int:
     """Return how many columns of a terminal a printable text takes."""
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
-    return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
+    return len(text) + wide - sum(unicodedata.category(c) in ("Mn", "Me") for c in text)
 
 
 def pad(text: str, width: int) -> str:

@@ -66,15 +66,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_json(parser)
 
 
+LIMITS = {"stories": (1, 100_000), "continuations": (1, 100_000), "seed": (0, 2**63 - 1)}
+
+
 def run(options: argparse.Namespace) -> None:
     """Print how a model remembers and tells stories."""
     from tinymistral.training.grading import draw, grade, held_out
     from tinymistral.training.pictures import check_picture
 
     # What can be wrong is found before all is computed.
-    for name, least in (("stories", 1), ("continuations", 1), ("seed", 0)):
-        if getattr(options, name) < least:
-            raise ValueError(f"--{name}: expected at least {least}, got {getattr(options, name)}")
+    for name, (least, most) in LIMITS.items():
+        if not least <= getattr(options, name) <= most:
+            got = getattr(options, name)
+            raise ValueError(f"--{name}: expected {least} to {most}, got {got}")
     if options.plot is not None:
         check_picture(options.plot)
     model, tokenizer = arguments.open_checkpoint(options)
@@ -88,8 +92,8 @@ def run(options: argparse.Namespace) -> None:
             seed=options.seed,
             progress=progress,
         )
-    if options.plot is not None:
-        draw(grades, options.plot)
+        if options.plot is not None:
+            draw(grades, options.plot)
     if options.json:
         print_json(as_fields(grades))
     else:

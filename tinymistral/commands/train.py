@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinymistral.commands import arguments
-from tinymistral.commands.console import Progress, say, stopping, write
+from tinymistral.commands.console import Progress, interruptible, say, stopping, write
 
 if TYPE_CHECKING:
     from tinymistral.training.run import Recipe, Run
@@ -32,8 +32,9 @@ OUT is an ordinary checkpoint, which opens from the first save on. Its folder
 need neither. Ctrl-C ends the step, saves, and exits with code 130. The same
 options give the same bits on the same machine, whatever --threads says.
 
-FILE of --corpus is text in UTF-8; a line <|endoftext|> ends a document. Of 20
-or more documents every 20th is held out, to measure the loss on.
+FILE of --corpus is text in UTF-8; a line <|endoftext|> ends a document. One of
+more than 3 letters for each token of --length is cut into several. Of 20 or
+more documents every 20th is held out, to measure the loss on.
 """
 
 LOG_EVERY = 50  # steps, from line to line where standard error is no terminal
@@ -81,6 +82,15 @@ ONLY_NEW = (
 )
 
 
+LIMITS = {
+    **dict.fromkeys(("steps", "batch_tokens", "window"), (1, 2**31 - 1)),
+    **dict.fromkeys(("save_every", "stop_after", "workers"), (1, 2**31 - 1)),
+    "length": (2, 2**31 - 1),  # a token, and the one that it predicts
+    "vocabulary": (260, 2**31 - 1),  # <unk>, <s>, </s>, a piece for each byte, and one more
+    "seed": (0, 2**32 - 1),
+}
+
+
 def run(options: argparse.Namespace) -> int:
     """Train, and say what was written."""
     check(options)
@@ -112,7 +122,8 @@ def run(options: argparse.Namespace) -> int:
                 stop=stop,
             )
     if options.plot is not None and training.curve.loss:
-        draw(training.curve, options.plot)
+        with interruptible():
+            draw(training.curve, options.plot)
     if training.step < training.recipe.steps:
         say(
             f"stopped after step {training.step} of {training.recipe.steps} and saved; to go on: "
@@ -131,15 +142,10 @@ def run(options: argparse.Namespace) -> int:
 
 def check(options: argparse.Namespace) -> None:
     """Raise a ValueError for options that do not fit, before NumPy is imported."""
-    positive = ("steps", "batch_tokens", "length", "window", "save_every", "stop_after", "workers")
-    for name in positive:
+    for name, (least, most) in LIMITS.items():
         value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{flag(name)}: expected 1 or more, got {value}")
-    if options.seed is not None and not 0 <= options.seed < 2**32:
-        raise ValueError(f"--seed: expected 0 to 4294967295, got {options.seed}")
-    if options.length is not None and options.length < 2:
-        raise ValueError("--length: expected 2 or more: a token, and the one that it predicts")
+        if value is not None and not least <= value <= most:
+            raise ValueError(f"{flag(name)}: expected {least} to {most}, got {value}")
     if options.learning_rate is not None and not 0 < options.learning_rate < 1:
         raise ValueError(f"--learning-rate: expected 0 to 1, got {options.learning_rate}")
     if options.base is not None and options.vocabulary is not None:

@@ -98,21 +98,43 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     A device or a pipe, such as /dev/stdout, is copied to: renaming would replace it by a file.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    if _is_device(path):
         with TemporaryDirectory() as folder:
             temporary = Path(folder, "content")
             yield temporary
             with temporary.open("rb") as content, path.open("wb") as device:
                 shutil.copyfileobj(content, device)
         return
-    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
-    temporary.open("xb").close()  # with the umask's permissions, unlike mkstemp
+    temporary = _make_beside(path)
     try:
         yield temporary
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _is_device(path: Path) -> bool:
+    return path.exists() and not (path.is_file() or path.is_dir())
+
+
+def _make_beside(path: Path) -> Path:
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
+    temporary.open("xb").close()  # with the umask's permissions, unlike mkstemp
+    return temporary
+
+
+def check_can_be_written(path: Path) -> None:
+    """Raise a ValueError if `whole_file` could not write this file: call it before long work."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, expected the name of a file to write")
+    try:
+        if not _is_device(path):
+            _make_beside(path).unlink()
+    except OSError as error:
+        raise ValueError(
+            f"{path}: cannot be written: {error.strerror}; give a file in a folder that is there"
+        ) from None
 
 
 def make_folder(path: Path) -> None:

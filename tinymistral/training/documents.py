@@ -26,6 +26,7 @@ HELD_OUT = 32  # documents at most
 HELD_OUT_SEEDS = 2**32  # those of held-out stories begin here; training uses the seeds below
 LARGEST_CORPUS = 2_000_000_000  # bytes; all of it is in memory
 SEPARATOR = re.compile(r"^<\|endoftext\|>$", re.MULTILINE)  # as in the files of TinyStories
+LETTERS_A_TOKEN = 3  # few, so that most parts of a long document fit into a row
 TOKENIZER_LETTERS = 2_000_000  # of text that the tokenizer is trained on
 
 
@@ -84,8 +85,7 @@ class Corpus:
 def read_corpus(path: Path) -> tuple[list[str], str]:
     """Read a file of documents in UTF-8 -> the documents, and the SHA-256 of the file.
 
-    A line `<|endoftext|>` ends a document; without any, the file is one document. Raises
-    ValueError.
+    A line `<|endoftext|>` ends a document. Raises ValueError.
     """
     content = read_bytes(path, LARGEST_CORPUS)
     try:
@@ -97,6 +97,22 @@ def read_corpus(path: Path) -> tuple[list[str], str]:
     if not texts:
         raise ValueError(f"{path} is empty; expected text to train on")
     return texts, hashlib.sha256(content).hexdigest()
+
+
+def cut(text: str, letters: int) -> Iterator[str]:
+    """Yield a text in parts of at most so many letters, each a document of its own.
+
+    A step takes whole documents, so a book must not be one. The cut is in the second half of a
+    part: between paragraphs, or else lines, or else words.
+    """
+    start = 0
+    while len(text) - start > letters:
+        middle, end = start + letters // 2, start + letters
+        places = (text.rfind(mark, middle, end) for mark in ("\n\n", "\n", " "))
+        stop = next((place for place in places if place > start), end)
+        yield text[start:stop].strip("\n")
+        start = stop + (stop < end)  # without the mark
+    yield text[start:].strip("\n")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> MistralTokenizer:
@@ -134,7 +150,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> MistralTokenizer:
         if most:
             expected = f"{most[1]} at most, or give more text"
         elif least:
-            expected = f"more than {least[1]}: bytes, and the letters of the text"
+            expected = f"{least[1]} at least: bytes, and the letters of the text"
         else:
             raise ValueError(f"no tokenizer can be trained on this text: {error}") from None
         raise ValueError(
@@ -150,7 +166,8 @@ def _lines(texts: Iterable[str]) -> Iterator[str]:
     """Return the lines that a tokenizer is trained on: newlines are always byte pieces."""
     left = TOKENIZER_LETTERS
     for text in texts:
-        for line in filter(None, text.split("\n")):
+        # SentencePiece would leave out a line with U+2585, which marks the unknown for it.
+        for line in filter(None, re.split("[\n\u2585]", text)):
             yield line[:left]
             left -= len(line)
             if left <= 0:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tinymistral.files import whole_file
+from tinymistral.files import check_can_be_written, whole_file
 
 FORMATS = (".svg", ".png")
 SETTINGS: dict[Any, Any] = {
@@ -23,8 +23,7 @@ def check_picture(path: Path) -> None:
     """Raise a ValueError if `picture` could not write this file."""
     if path.suffix not in FORMATS:
         raise ValueError(f"{path}: expected a name that ends with {' or '.join(FORMATS)}")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"{path}: its folder is not there; make it first")
+    check_can_be_written(path)
     if find_spec("matplotlib") is None:
         raise ValueError(
             "matplotlib, which draws the picture, is not installed: pip install matplotlib"

@@ -11,6 +11,7 @@ what the run needs to go on to the same bits:
 from __future__ import annotations
 
 import dataclasses
+import math
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,21 +20,25 @@ from typing import Any
 import numpy as np
 
 from tinymistral.checkpoint import load_checkpoint, write_tensors
+from tinymistral.checkpoint.loading import check_layers
 from tinymistral.checkpoint.tensors import causal_lm_shapes
 from tinymistral.config import MistralConfig
 from tinymistral.files import CheckpointError, make_folder, read_json, whole_file, write_json
 from tinymistral.files.hub import find_checkpoint
-from tinymistral.files.safetensors import read_file, write_file
+from tinymistral.files.safetensors import WEIGHT_DTYPES, read_file, write_file
 from tinymistral.operations import NUMPY_DTYPES
 from tinymistral.pretrained import refuse_if_too_large
 from tinymistral.sampling import FILE_NAME as GENERATION_FILE
 from tinymistral.sampling import read_generation_config
+from tinymistral.text import listed, shown
 from tinymistral.tokenizer import MistralTokenizer
 from tinymistral.training.curve import Curve
 from tinymistral.training.documents import (
+    LETTERS_A_TOKEN,
     Corpus,
     Documents,
     Stories,
+    cut,
     read_corpus,
     train_tokenizer,
 )
@@ -181,7 +186,10 @@ def open_documents(recipe: Recipe) -> tuple[Documents, Recipe]:
         raise ValueError(
             f"{recipe.corpus} has changed since this run began; put the file back, or train anew"
         )
-    return Corpus(texts, recipe.seed), dataclasses.replace(recipe, corpus_sha256=digest)
+    parts = [part for text in texts for part in cut(text, LETTERS_A_TOKEN * recipe.length)]
+    return Corpus(list(filter(str.strip, parts)), recipe.seed), dataclasses.replace(
+        recipe, corpus_sha256=digest
+    )
 
 
 def random_weights(config: MistralConfig, seed: int) -> dict[str, np.ndarray]:
@@ -211,17 +219,18 @@ def random_weights(config: MistralConfig, seed: int) -> dict[str, np.ndarray]:
 def save(run: Run, folder: Path) -> None:
     """Write the checkpoint and the state; each file appears whole or not at all.
 
-    The state is one file, so that a save that is interrupted leaves that of an earlier step.
+    The state is one file, so that a save that is interrupted leaves that of an earlier step. The
+    recipe comes after it: where there is one, the run can be resumed.
     """
     inside = folder / FOLDER
     make_folder(inside)
-    write_json(inside / RECIPE_FILE, dataclasses.asdict(run.recipe))
     run.tokenizer.save_pretrained(folder)
     run.config.save_pretrained(folder)
     ids = {"bos_token_id": run.config.bos_token_id, "eos_token_id": run.config.eos_token_id}
     write_json(folder / GENERATION_FILE, ids | run.generation_config)
     with whole_file(inside / STATE_FILE) as temporary:
         write_file(temporary, state(run))
+    write_json(inside / RECIPE_FILE, dataclasses.asdict(run.recipe))
     write_json(inside / CURVE_FILE, run.curve.to_dict())
     dtype = NUMPY_DTYPES[run.recipe.dtype]
     write_tensors(folder, {name: array.astype(dtype) for name, array in run.weights.items()})
@@ -245,21 +254,69 @@ def resume(folder: Path) -> Run:
     """Open the run of a folder where `save` left it. Raises ValueError if there is none."""
     path = folder / FOLDER / RECIPE_FILE
     if not path.is_file():
-        raise ValueError(f"{folder} holds no training run to resume; it has no {FOLDER} folder")
-    try:
-        recipe = Recipe(**read_json(path))
-    except TypeError as error:
-        raise CheckpointError(f"{path} is not of this version: {error}") from None
-    documents, recipe = open_documents(recipe)
+        raise ValueError(
+            f"{folder} holds no training run to resume; it has no {FOLDER}/{RECIPE_FILE}"
+        )
+    documents, recipe = open_documents(read_recipe(path))
     tokenizer = MistralTokenizer.from_pretrained(folder)
     config = MistralConfig.from_pretrained(folder)
-    arrays = {name: array.copy() for name, array in read_file(folder / FOLDER / STATE_FILE).items()}
-    weights = {name: arrays[f"weights.{name}"] for name in causal_lm_shapes(config)}
+    tokenizer.check_vocabulary(config.vocab_size)
+    path = folder / FOLDER / STATE_FILE
+    arrays = read_file(path)
+    names = [name.removeprefix("weights.") for name in arrays]
+    check_layers(names, config, f"{folder}: config.json says num_hidden_layers is")
+    shapes = causal_lm_shapes(config)
+    weights = {name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()}
     run = begin(recipe, config, read_generation_config(folder), tokenizer, documents, weights)
+    if problem := restore(run, arrays):
+        raise CheckpointError(
+            f"{path} is not the state of this run: {problem}; put back the files that belong "
+            f"together, or begin a new run in another folder with --from {folder}"
+        )
+    return run
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read what `save` wrote; CheckpointError if it is anything else."""
+    recipe, known = read_json(path), dataclasses.asdict(Recipe(corpus="", corpus_sha256=""))
+    if recipe.keys() != known.keys():
+        differing = listed(sorted(recipe.keys() ^ known.keys()))
+        raise CheckpointError(f"{path} is not of this version: it differs in {differing}")
+    for name, value in known.items():
+        given = recipe[name]
+        if isinstance(value, str):
+            fits = isinstance(given, str) or (given is None and value == "")
+        else:
+            least = 1 if name in ("steps", "batch_tokens", "length") else 0
+            kinds = (int, float) if isinstance(value, float) else int
+            fits = isinstance(given, kinds) and least <= given < math.inf
+        if not fits or (name == "dtype" and NUMPY_DTYPES.get(given) not in WEIGHT_DTYPES):
+            raise CheckpointError(f"{path}: {name} is {shown(given)}, expected such as {value!r}")
+    return Recipe(**recipe)
+
+
+def restore(run: Run, arrays: dict[str, np.ndarray]) -> str:
+    """Undo `state` on a run before its first step; return what is wrong with the arrays, or ""."""
+    curve = {f.name for f in dataclasses.fields(Curve)}
+    expected = state(run)
+
+    def kind(name: str, array: np.ndarray) -> tuple[Any, ...]:
+        return (array.dtype, array.ndim if name in curve else array.shape)
+
+    wrong = expected.keys() ^ arrays.keys()
+    wrong |= {n for n in expected.keys() - wrong if kind(n, expected[n]) != kind(n, arrays[n])}
+    if wrong:
+        return f"its {listed(sorted(wrong), 3)} are missing, not expected, or of another shape"
+    step, steps = int(arrays["step"][0]), int(arrays["optimizer.steps"])
+    if not 0 <= step == steps == len(arrays["loss"]) <= run.recipe.steps:
+        losses = len(arrays["loss"])
+        return f"its step is {step} of {run.recipe.steps}, with {losses} losses and {steps} updates"
+    for name, array in run.weights.items():
+        array[...] = arrays[f"weights.{name}"]
     prefix = "optimizer."
     run.optimizer.load(
         {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
     )
-    run.step, run.next_document = int(arrays["step"][0]), int(arrays["next_document"][0])
-    run.curve = Curve(*(arrays[f.name].tolist() for f in dataclasses.fields(Curve)))
-    return run
+    run.step, run.next_document = step, int(arrays["next_document"][0])
+    run.curve = Curve(**{name: arrays[name].tolist() for name in curve})
+    return ""

@@ -54,11 +54,12 @@ def train(
             documents, after = take_documents(run.ids, run.next_document, recipe.batch_tokens)
             rows = pack(documents, recipe.length, run.config.sliding_window)
             loss, gradients = batch_gradients(run.weights, rows, run.config, pool)
-            if not math.isfinite(loss):
+            norm = clip(gradients, recipe.clip)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                what = "gradient" if math.isfinite(loss) else "loss"
                 raise ValueError(
-                    f"the loss of step {run.step + 1} is not finite; take a lower learning rate"
+                    f"the {what} of step {run.step + 1} is not finite; take a lower learning rate"
                 )
-            clip(gradients, recipe.clip)
             run.optimizer.step(gradients, rate(run))
             run.step, run.next_document = run.step + 1, after
             run.curve.loss.append(loss)
