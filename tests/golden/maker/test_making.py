@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -75,6 +76,32 @@ def same_but_for_rounding(mine, theirs):
             for dtype, tolerance in how["tolerance"].items():
                 ratio = ours[name]["tolerance"][dtype] / tolerance
                 assert 1 / 4 <= ratio <= 4, f"{one['id']} {name} {dtype}"
+
+
+def test_cases_can_be_made_again_alone(tmp_path):
+    """A case of a model, one without, and a document: nothing else changes by a byte."""
+    suite, names = tmp_path / "v1", {"rope", "greedy-no-window", "chat-v1"}
+    shutil.copytree(V1, suite)
+    files = {CASES[name].file for name in names - {"chat-v1"}} | {"cases/chat-v1.json"}
+    files |= {"models/no-window.safetensors"}
+    manifest = json.loads((V1 / "manifest.json").read_text("utf-8"))
+    for entry in manifest["cases"] + manifest["models"]:
+        if entry["file"] in files:
+            entry["sha256"] = entry["says"] = "old"
+            (suite / entry["file"]).write_bytes(b"old")
+    (suite / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    making.remake(suite, names)
+    for path in V1.rglob("*"):
+        name = path.relative_to(V1).as_posix()
+        if path.is_file() and name not in files | {"manifest.json"}:
+            assert (suite / name).read_bytes() == path.read_bytes(), name
+    same_but_for_rounding(
+        *(json.loads((folder / "manifest.json").read_text("utf-8")) for folder in (suite, V1))
+    )
+    again, there = (load_file(folder / CASES["rope"].file) for folder in (suite, V1))
+    np.testing.assert_allclose(again["expected.out"], there["expected.out"], rtol=1e-12)
+    with pytest.raises(ValueError, match="--case: 'ropes' is no case"):
+        making.remake(suite, ["ropes"])
 
 
 MAKER = str(FIXTURES)
