@@ -131,10 +131,10 @@ def test_eos_ends_the_text_unless_ignored(tmp_path: Path) -> None:
 
 
 def test_the_reported_seed_gives_the_same_text_again() -> None:
-    options = ("Once upon a time", "--max-new-tokens", "20")
+    options = ("Once upon a time", "--max-new-tokens", "60")
     result, other = generated(*options), generated(*options)
     assert result["seed"] != other["seed"]
-    assert result["ids"] != other["ids"]  # the demo model samples; 20 tokens alike are no chance
+    assert result["ids"] != other["ids"]  # the demo model samples; 60 tokens alike are no chance
     assert generated(*options, "--seed", str(result["seed"]))["ids"] == result["ids"]
 
 
@@ -225,6 +225,17 @@ def test_the_examples_in_the_help_run() -> None:
 
 
 # Tokens
+
+
+def test_the_ids_in_the_help_and_in_the_readme_are_those_of_the_demo() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    for text in (tokenize.__doc__ or "", readme):
+        ids = re.findall(r"tokenize --decode ((?:\d+ ?)+)$", text, re.MULTILINE)
+        assert ids
+        for some in ids:
+            decoded = good("tokenize", "--decode", *some.split())
+            assert "Once upon a time\n".startswith(decoded.strip())
+            assert decoded.strip()
 
 
 def test_tokenize_prints_ids_and_pieces() -> None:

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cli_runner import DEMO, good, refused, run
+from cli_runner import DEMO, copy_of_demo, good, refused, run
 from goldens import FIXTURES
 from test_cli_process import MAIN, WITH_CTRL_C, finish, posix, read_terminal, start
 
@@ -76,8 +76,10 @@ def test_shards(raw: str, out: str, name: str, size: str, files: int) -> None:
 
 
 @pytest.mark.filterwarnings("default")  # as outside of pytest
-def test_lost_settings_are_a_warning_after_success(out: str) -> None:
-    code, result, warned = run("convert", "--to", "raw", str(DEMO), out)
+def test_lost_settings_are_a_warning_after_success(out: str, tmp_path: Path) -> None:
+    settings = {"do_sample": True, "temperature": 0.7, "top_k": 40}
+    model = copy_of_demo(tmp_path / "model", settings, max_position_embeddings=4096)
+    code, result, warned = run("convert", "--to", "raw", model, out)
     assert code == 0
     assert result == f"wrote {out}: 2,361,408 parameters, bfloat16, 4.7 MB, raw\n"
     assert warned == (

@@ -94,11 +94,13 @@ def test_each_stage_has_its_shape(stages: dict[str, np.ndarray]) -> None:
     assert explain.MEANINGS.keys() == {stage.rpartition(".")[2] for stage in STAGES}
 
 
-def test_the_ring_is_filled_in_order_and_wraps() -> None:
+def test_the_ring_is_filled_in_order_and_wraps(tmp_path: Path) -> None:
     """Of W + C - 1 = 66 slots, token n takes slot n % 66."""
-    ids = [1, *REFERENCE.encode("a b" * 60)]
+    model = copy_of_demo(tmp_path / "model", sliding_window=64)
+    text = "日" * 30  # of three bytes, a token each
+    ids = [1, *REFERENCE.encode(text)]
     assert 66 < len(ids) < 132
-    title, *lines = sections("--chunk", "3", "--", "a b" * 60)["cache"]
+    title, *lines = sections("--chunk", "3", "--model", model, "--", text)["cache"]
     assert title.endswith("64 + 3 - 1 = 66 slots, 66 used")
     last = len(ids) - 1
     assert [list(map(int, re.findall(r"\d+", line))) for line in lines] == [

@@ -134,7 +134,7 @@ def test_text_is_utf_8_whatever_the_locale() -> None:
 def test_a_long_prompt_shows_its_progress_on_a_terminal(tmp_path: Path) -> None:
     import pty
 
-    prompt = "king " * 700  # a token each, and so two pieces of at most 512
+    prompt = "a " * 700  # a token each and the last space: two pieces of at most 512
     (tmp_path / "prompt.txt").write_text(prompt, "utf-8")
     ours, theirs = pty.openpty()
     process = start(

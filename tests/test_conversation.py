@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -12,6 +13,8 @@ from tinymistral import MistralForCausalLM, MistralTokenizer
 from tinymistral.chat import Conversation, chat_ids, is_instruct
 
 MODEL = MistralForCausalLM.from_pretrained(DEMO, dtype="float64")
+# Small, so that a conversation soon goes past it several times.
+MODEL.config = dataclasses.replace(MODEL.config, sliding_window=32)
 TOKENIZER = MistralTokenizer.from_pretrained(DEMO)
 OPTIONS = {"do_sample": False, "max_new_tokens": 30, "eos_token_id": 2}
 QUESTIONS = ["Who are you?", "Where is the king?", "Is he old?", "What did he say to the fox?"]
@@ -30,7 +33,7 @@ def question(content, first, system=None):
 
 @pytest.mark.parametrize("system", [None, "You are a witch."])
 def test_answers_are_those_to_the_whole_conversation(system):
-    # Some 150 tokens, which is more than two windows of the model.
+    # The questions alone take more than two windows of the model.
     talk, ids = Conversation(MODEL, TOKENIZER, system), []
     for n, content in enumerate(QUESTIONS):
         said = "".join(talk.ask(content, **OPTIONS))

@@ -233,7 +233,7 @@ def calls() -> list[str]:
 def names() -> dict[str, object]:
     """Return what the calls use."""
     model = MistralForCausalLM.from_pretrained(DEMO)
-    ids = [[1, 1734, 661, 261]]
+    ids = [[1, 486, 501, 261]]
     output = model(ids)
     classes = MistralForSequenceClassification(model.config, seed=0)
     return {name: getattr(tinymistral, name) for name in tinymistral.__all__} | {

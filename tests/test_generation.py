@@ -113,14 +113,18 @@ def test_no_new_tokens_give_the_prompt_back():
 def test_a_stop_string_ends_a_row():
     model = MistralForCausalLM.from_pretrained(DEMO)
     tokenizer = MistralTokenizer.from_pretrained(DEMO)
-    prompts = tokenizer(["Once upon a time", "The king"])
+    begun = ["Once upon a time", "The king"]
+    prompts = tokenizer(begun)
     options = {"max_new_tokens": 60, "do_sample": False}
     free = tokenizer.batch_decode(model.generate(**prompts, **options), skip_special_tokens=True)
-    stopped = model.generate(**prompts, **options, stop=["king", ", and"], tokenizer=tokenizer)
+    # What the rows say after thirty letters, and after twenty.
+    stops = [free[0][len(begun[0]) + 30 :][:4], free[1][len(begun[1]) + 20 :][:4]]
+    stopped = model.generate(**prompts, **options, stop=stops, tokenizer=tokenizer)
     texts = tokenizer.batch_decode(stopped, skip_special_tokens=True)
-    for prompt, whole, text in zip(["Once upon a time", "The king"], free, texts, strict=True):
+    for prompt, whole, text in zip(begun, free, texts, strict=True):
         new = whole[len(prompt) :]
-        ends = [new.index(stop) + len(stop) for stop in ("king", ", and") if stop in new]
+        ends = [new.index(stop) + len(stop) for stop in stops if stop in new]
+        assert len(new) > 40
         assert whole.startswith(text)
         # The token that completes the stop string is the last one.
         assert min(ends) <= len(text) - len(prompt) < min(ends) + 8
@@ -180,12 +184,10 @@ def test_progress_tells_how_much_of_the_prompt_has_gone_through():
 
 def test_the_checkpoints_generation_config_gives_the_defaults():
     model = MistralForCausalLM.from_pretrained(DEMO)
-    assert model.generation_config == {
-        "do_sample": True,
-        "temperature": 0.7,
-        "top_k": 40,
-        "eos_token_id": 2,
-    }
+    entries = json.loads((DEMO / "generation_config.json").read_text("utf-8"))
+    assert entries.pop("bos_token_id") == 1  # which is no option of generate
+    assert model.generation_config == entries
+    assert entries.keys() >= {"do_sample", "temperature", "top_k", "eos_token_id"}
 
 
 def with_file(tmp_path, entries, **config):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -38,6 +39,7 @@ def test_a_score_is_what_transformers_logits_say(name, columns, monkeypatch):
 @pytest.mark.slow
 def test_a_text_of_many_windows_is_scored_as_it_was_generated():
     model = MistralForCausalLM.from_pretrained(DEMO)
+    model.config = dataclasses.replace(model.config, sliding_window=64)
     output = model.generate(
         [[1]],
         max_new_tokens=20 * model.config.sliding_window,

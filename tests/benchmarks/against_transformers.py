@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinymistral import DEMO, MistralConfig, MistralForCausalLM
+from tinymistral import DEMO, MistralConfig, MistralForCausalLM, MistralTokenizer
 
 # Not ru_maxrss, which is at least that of the process that started this one.
 PEAK = (
@@ -89,9 +89,10 @@ def decode() -> None:
     import torch
 
     ours, theirs = both(DEMO)
+    tokenizer = MistralTokenizer.from_pretrained(DEMO)
     for rows in (1, 8):
-        ids = np.tile([[1, 1734, 661, 261, 511]], (rows, 1))
-        tensor, mask = torch.tensor(ids), torch.ones((rows, 5), dtype=torch.long)
+        ids = tokenizer(["Once upon a time"] * rows).input_ids
+        tensor, mask = torch.tensor(ids), torch.ones(ids.shape, dtype=torch.long)
         new = 128
         options = {"max_new_tokens": new, "do_sample": False}
         we, they = take_turns(

@@ -11,6 +11,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from cli_runner import copy_of_demo
 from goldens import DEMO, FIXTURES, MODELS
 
 from tinymistral import (
@@ -175,8 +176,10 @@ def test_the_tokenizer_is_written_under_one_name(tmp_path, raw, version):
 
 
 def test_fields_that_params_json_does_not_have_are_a_warning(tmp_path):
+    settings = {"do_sample": True, "temperature": 0.7, "top_k": 40}
+    model = copy_of_demo(tmp_path / "model", settings, max_position_embeddings=4096)
     with pytest.warns(UserWarning) as told:
-        convert(DEMO, tmp_path / "raw", to="raw")
+        convert(model, tmp_path / "raw", to="raw")
     assert [str(warning.message) for warning in told] == [
         "params.json has no place for max_position_embeddings (4096), do_sample (True), "
         "temperature (0.7), top_k (40)"

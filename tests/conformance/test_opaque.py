@@ -37,7 +37,7 @@ def same(results: dict[str, Any], expected: dict[str, Any]) -> None:
 @pytest.mark.slow
 @every_dtype
 def test_the_demo_tells_the_same_story(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row past the window; a left-padded batch; weights left as they are stored, a chunk of 7."""
+    """Past a window of 32; a left-padded batch; weights left as they are stored, a chunk of 7."""
     tokenizer = MistralTokenizer.from_pretrained(DEMO)
     options = {"max_new_tokens": 60, "do_sample": False, "eos_token_id": []}
     told = []
@@ -46,6 +46,8 @@ def test_the_demo_tells_the_same_story(dtype: str, monkeypatch: pytest.MonkeyPat
         with monkeypatch.context() as patch:
             patch.setattr("tinymistral.pretrained.WIDENED_AT_MOST", 0)
             stored = MistralForCausalLM.from_pretrained(DEMO, backend=backend, dtype=dtype)
+        model.config = dataclasses.replace(model.config, sliding_window=32)
+        stored.config = model.config
         outputs = []
         for teller, prompts, chunk in ((model, PROMPTS[:1], 512), (stored, PROMPTS, 7)):
             teller.backend.chunk = chunk

@@ -254,7 +254,7 @@ def test_a_seed_gives_the_same_text_again(page: Page) -> None:
 def test_a_long_text_does_not_block(page: Page) -> None:
     page.run("window.frames_seen = 0; (function count() { window.frames_seen++;"
              "requestAnimationFrame(count); })()")  # fmt: skip
-    page.run("document.getElementById('prompt').value = 'The wolf ran. '.repeat(100);"
+    page.run("document.getElementById('prompt').value = 'The fox ran. '.repeat(100);"
              "document.getElementById('prompt').dispatchEvent(new Event('input'))")  # fmt: skip
     page.wait_for(f"{STATE} === 'computing'")
     page.run("window.frames_seen = 0")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -75,6 +76,32 @@ def same_but_for_rounding(mine, theirs):
             for dtype, tolerance in how["tolerance"].items():
                 ratio = ours[name]["tolerance"][dtype] / tolerance
                 assert 1 / 4 <= ratio <= 4, f"{one['id']} {name} {dtype}"
+
+
+def test_cases_can_be_made_again_alone(tmp_path):
+    """A case of a model, one without, and a document: nothing else changes by a byte."""
+    suite, names = tmp_path / "v1", {"rope", "greedy-no-window", "chat-v1"}
+    shutil.copytree(V1, suite)
+    files = {CASES[name].file for name in names - {"chat-v1"}} | {"cases/chat-v1.json"}
+    files |= {"models/no-window.safetensors"}
+    manifest = json.loads((V1 / "manifest.json").read_text("utf-8"))
+    for entry in manifest["cases"] + manifest["models"]:
+        if entry["file"] in files:
+            entry["sha256"] = entry["says"] = "old"
+            (suite / entry["file"]).write_bytes(b"old")
+    (suite / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    making.remake(suite, names)
+    for path in V1.rglob("*"):
+        name = path.relative_to(V1).as_posix()
+        if path.is_file() and name not in files | {"manifest.json"}:
+            assert (suite / name).read_bytes() == path.read_bytes(), name
+    same_but_for_rounding(
+        *(json.loads((folder / "manifest.json").read_text("utf-8")) for folder in (suite, V1))
+    )
+    again, there = (load_file(folder / CASES["rope"].file) for folder in (suite, V1))
+    np.testing.assert_allclose(again["expected.out"], there["expected.out"], rtol=1e-12)
+    with pytest.raises(ValueError, match="--case: 'ropes' is no case"):
+        making.remake(suite, ["ropes"])
 
 
 MAKER = str(FIXTURES)
@@ -262,7 +289,10 @@ def test_a_case_catches_what_it_is_about(case, name):
     if case.kind == "generate":
         dtypes = [dtype for dtype in dtypes if dtype in case.expected["sequences"].dtypes]
     told = {dtype: caught(case, NAMED[name], dtype) for dtype in dtypes}
-    if "float32" in dtypes:
+    # One key among the 256 of the demo, which is retrained, may count less than 16 bits can tell.
+    if case.model == "demo":
+        assert told["float32"], told
+    elif "float32" in dtypes:
         assert all(told.values()), told
     assert any(told.values()), told
 
@@ -387,6 +417,12 @@ def test_a_choice_that_is_close(monkeypatch):
     monkeypatch.setattr(finishing, "SMALLEST_GAP", 1e6)
     with pytest.raises(ValueError, match="greedy-no-window: two tokens are nearly as likely"):
         finishing.finish(draft("greedy-no-window"))
+
+
+def test_the_demo_goes_past_its_window_and_its_prompt_does_not():
+    arrays, window = SUITE.read(SUITE.case("greedy-demo")), MODELS["demo"].config.sliding_window
+    assert arrays.inputs["input_ids"].shape[1] <= window
+    assert arrays.expected["sequences"].shape[1] > window + 30
 
 
 def test_greedy_choices_lead_by_fifty_tolerances():
