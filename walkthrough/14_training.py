@@ -337,8 +337,8 @@ count = sum(array.size for array in begin.values())
 seen = sum(len(row) - 1 for row in rows)
 say(f"""
 It has seen {seen:,} bytes, and already puts letters and spaces into a plausible order, with some
-words among them. The demo model is trained by the same functions, with more layers, pieces instead
-of bytes, and far more text: `python -m tinymistral train --help`.
+words among them. `python -m tinymistral train` does the same with more layers, pieces instead of
+bytes, and far more text.
 
 **What it cost.** `linear` is one matrix product, and its backward is two. Since nearly all work is
 in these products, the gradients of all {count:,} weights cost about as much as two more forward

@@ -1,7 +1,7 @@
 """Train a small model in NumPy, on generated stories or on your own text.
 
 tinymistral train my-model --seed 1
-    makes the demo model, in one to three hours on two cores
+    trains 2.4 million parameters on stories, in about an hour on two cores
 tinymistral train my-model --corpus book.txt --steps 500
     trains a tokenizer and a model of the same size on your own text
 tinymistral train my-model --from FOLDER --corpus book.txt

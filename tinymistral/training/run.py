@@ -114,7 +114,7 @@ def encode(tokenizer: MistralTokenizer, text: str) -> np.ndarray:
 
 
 def story_model(vocab_size: int, window: int, dtype: str) -> MistralConfig:
-    """Return the configuration of the demo: with 2,048 pieces 2.4 million parameters."""
+    """Return a small configuration: with 2,048 pieces 2.4 million parameters."""
     return MistralConfig(
         vocab_size=vocab_size,
         hidden_size=192,

@@ -16,7 +16,7 @@ import numpy as np
 from tinymistral.config import MistralConfig
 from tinymistral.heads import MistralForCausalLM
 from tinymistral.scoring import score
-from tinymistral.training.gradients import loss_and_gradients
+from tinymistral.training.gradients import keep_freed_memory, loss_and_gradients
 from tinymistral.training.optimizer import clip, learning_rate
 from tinymistral.training.packing import Row, pack, take_documents
 from tinymistral.training.run import Run, encode
@@ -49,6 +49,7 @@ def train(
     ValueError if the loss is not finite.
     """
     recipe = run.recipe
+    keep_freed_memory()
     with ThreadPoolExecutor(threads) as pool:
         while run.step < recipe.steps:
             documents, after = take_documents(run.ids, run.next_document, recipe.batch_tokens)
