@@ -20,7 +20,7 @@ import sentencepiece
 
 from tinymistral.files import read_bytes
 from tinymistral.tokenizer import FILE_NAME, MistralTokenizer
-from tinymistral.training.stories import story
+from tinymistral.training.stories import game, story
 
 HELD_OUT = 32  # documents at most
 HELD_OUT_SEEDS = 2**32  # those of held-out stories begin here; training uses the seeds below
@@ -43,7 +43,7 @@ class Documents(Protocol):
 
 
 class Stories:
-    """Generated stories. Runs of different seeds begin at different stories."""
+    """Generated stories, and after each a memory game. Runs of different seeds begin elsewhere."""
 
     def __init__(self, seed: int) -> None:
         # 2654435761 is odd, so that seeds below 2**32 all begin elsewhere (Knuth, TAOCP 3, 6.4).
@@ -51,7 +51,8 @@ class Stories:
         self.held_out = [story(HELD_OUT_SEEDS + n).text for n in range(HELD_OUT)]
 
     def __getitem__(self, n: int) -> str:
-        return story((self.start + n) % HELD_OUT_SEEDS).text
+        tell = game if n % 2 else lambda seed: story(seed).text
+        return tell((self.start + n) % HELD_OUT_SEEDS)
 
     def each_once(self) -> Iterator[str]:
         """Return story after story."""

@@ -5,9 +5,11 @@ scenes.txt    scenes that any plot may use: openings, little events on the way, 
 plots.txt     the plots, as lists of scenes
 templates.py  the notation of those two files: parse, fill with facts, match with a sentence
 grammar.py    a seed to a story; the parser of sentences
+games.py      memory games, from which a model learns to copy
 recalls.py    the facts that any text recalls, and whether it told them so
 """
 
+from tinymistral.training.stories.games import game
 from tinymistral.training.stories.grammar import (
     PLOTS,
     Fact,
@@ -18,4 +20,4 @@ from tinymistral.training.stories.grammar import (
     well_formed,
 )
 
-__all__ = ["PLOTS", "Fact", "Story", "closes", "sentences", "story", "well_formed"]
+__all__ = ["PLOTS", "Fact", "Story", "closes", "game", "sentences", "story", "well_formed"]
