@@ -32,8 +32,16 @@ from tinymistral.sampling import log_softmax
 from tinymistral.scoring import Score
 from tinymistral.training.documents import HELD_OUT_SEEDS
 from tinymistral.training.pictures import picture
-from tinymistral.training.stories import Fact, Story, closes, sentences, story, well_formed
-from tinymistral.training.stories.recalls import Recall, recalls
+from tinymistral.training.stories import (
+    Fact,
+    Recall,
+    Story,
+    closes,
+    recalls,
+    sentences,
+    story,
+    well_formed,
+)
 
 if TYPE_CHECKING:
     from tinymistral.tokenizer import MistralTokenizer

@@ -3,19 +3,12 @@
 words.py      the words that a story's facts are drawn from
 scenes.txt    scenes that any plot may use: openings, little events on the way, endings
 plots.txt     the plots, as lists of scenes
-templates.py  the notation of those two files: parse, fill with facts, match with a sentence
-grammar.py    a seed to a story; the parser of sentences
-recalls.py    the facts that any text recalls, and whether it told them so
+templates.py  the notation of those two files
+grammar.py    a seed to a story
+parser.py     which sentences the grammar can say, and what a text recalls in them
 """
 
-from tinymistral.training.stories.grammar import (
-    PLOTS,
-    Fact,
-    Story,
-    closes,
-    sentences,
-    story,
-    well_formed,
-)
+from tinymistral.training.stories.grammar import Fact, Story, story
+from tinymistral.training.stories.parser import Recall, closes, recalls, sentences, well_formed
 
-__all__ = ["PLOTS", "Fact", "Story", "closes", "sentences", "story", "well_formed"]
+__all__ = ["Fact", "Recall", "Story", "closes", "recalls", "sentences", "story", "well_formed"]
