@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 
 from tinymistral.training.stories.grammar import (
     FRESH,
@@ -203,25 +204,20 @@ def capitalized() -> frozenset[str]:
 @cache
 def pattern(slot: Slot, gender: str) -> re.Pattern[str]:
     """Return the pattern of all that this slot may hold when the hero has this gender."""
-    slot = Slot(slot.name, slot.form, slot.capital)
-    other = OTHER[gender]
-    animals = (*ANIMALS, *GENDERS)
-    name = rf"(?!(?:{'|'.join(sorted(capitalized()))})(?!\w))[A-ZÀ-Þ][^\W\d_A-Z]{{1,11}}"
-    named, words = False, list[str]()
     base = slot.name.rpartition("_")[2]
+    words: tuple[str, ...] = ()
     if base in PRONOUNS[gender]:
-        words = [PRONOUNS[gender if base == slot.name else other][base]]
-    elif slot.name in ("name", "friend"):
-        named = True
+        words = (PRONOUNS[gender if base == slot.name else OTHER[gender]][base],)
     elif slot.name in ("hero", "call"):
-        named = True
-        words = [("the " if slot.name == "hero" else "") + f"little {kind}" for kind in animals]
+        the = "the " if slot.name == "hero" else ""
+        words = tuple(f"{the}little {kind}" for kind in (*ANIMALS, *GENDERS))
     elif base == "kind":
-        words = list(animals)
-    elif slot.name in FRESH:
-        words = list(FRESH[slot.name])
-    else:
-        pools = [plot.words[slot.name] for plot in PLOTS.values() if slot.name in plot.words]
-        words = [word for pool in (WORDS.get(slot.name, ()), *pools) for word in pool]
+        words = (*ANIMALS, *GENDERS)
+    elif slot.name not in ("name", "friend"):
+        pools = [plot.words.get(slot.name, ()) for plot in PLOTS.values()]
+        words = (*FRESH.get(slot.name, ()), *WORDS.get(slot.name, ()), *chain(*pools))
     forms = sorted({re.escape(inflect(word, slot)) for word in words}, key=lambda form: -len(form))
-    return re.compile(rf"(?:{'|'.join([*forms, *([name] if named else [])])})(?!\w)")
+    if slot.name in ("name", "friend", "hero", "call"):
+        no_name = "|".join(sorted(capitalized()))
+        forms.append(rf"(?!(?:{no_name})(?!\w))[A-ZÀ-Þ][^\W\d_A-Z]{{1,11}}")
+    return re.compile(rf"(?:{'|'.join(forms)})(?!\w)")
