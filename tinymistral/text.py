@@ -46,3 +46,15 @@ def check_text(text: str) -> str:
             "expected Unicode text; read the file with the encoding it has"
         ) from None
     return text
+
+
+def decode_file(content: bytes, source: str) -> str:
+    """Return the text of a file in UTF-8, without byte order mark, with plain line ends.
+
+    ValueError, which names the source, if it is not UTF-8.
+    """
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        byte = f"its byte {error.start} is {content[error.start]:#04x}"
+        raise ValueError(f"{source} is not UTF-8: {byte}; save it as UTF-8") from None

@@ -14,7 +14,7 @@ from tinymistral.training import run as runs
 from tinymistral.training.documents import Corpus, train_tokenizer
 from tinymistral.training.gradients import loss_and_gradients
 from tinymistral.training.packing import pack
-from tinymistral.training.run import Recipe, Run, begin, random_weights, resume, save
+from tinymistral.training.run import Recipe, Run, random_weights, resume, save
 from tinymistral.training.train import StepDone, batch_gradients, rate, train
 
 CONFIG = MistralConfig(
@@ -39,7 +39,7 @@ RECIPE = Recipe(
 
 def new_run(recipe: Recipe = RECIPE, texts: list[str] = TEXTS) -> Run:
     weights = random_weights(CONFIG, recipe.seed)
-    return begin(recipe, CONFIG, {}, TOKENIZER, Corpus(texts, recipe.seed), weights)
+    return Run(recipe, CONFIG, {}, TOKENIZER, Corpus(texts, recipe.seed), weights)
 
 
 def bits(run: Run) -> dict[str, bytes]:

@@ -71,8 +71,9 @@ LIMITS = {"stories": (1, 100_000), "continuations": (1, 100_000), "seed": (0, 2*
 
 def run(options: argparse.Namespace) -> None:
     """Print how a model remembers and tells stories."""
-    from tinymistral.training.grading import draw, grade, held_out
-    from tinymistral.training.pictures import check_picture
+    from tinymistral.training.documents import held_out_stories
+    from tinymistral.training.grading import grade
+    from tinymistral.training.pictures import check_picture, draw_recall
 
     # What can be wrong is found before all is computed.
     for name, (least, most) in LIMITS.items():
@@ -86,14 +87,14 @@ def run(options: argparse.Namespace) -> None:
         grades = grade(
             model,
             tokenizer,
-            held_out(options.stories),
+            held_out_stories(options.stories),
             continuations=options.continuations,
             with_variants=options.variants,
             seed=options.seed,
             progress=progress,
         )
         if options.plot is not None:
-            draw(grades, options.plot)
+            draw_recall(grades, options.plot)
     if options.json:
         print_json(as_fields(grades))
     else:

@@ -33,7 +33,7 @@ need neither. Ctrl-C ends the step, saves, and exits with code 130. The same
 options give the same bits on the same machine, whatever --threads says.
 
 FILE of --corpus is text in UTF-8; a line <|endoftext|> ends a document. One of
-more than 3 letters for each token of --length is cut into several. Of 20 or
+more than 3 characters for each token of --length is cut into several. Of 20 or
 more documents every 20th is held out, to measure the loss on.
 """
 
@@ -94,8 +94,7 @@ LIMITS = {
 def run(options: argparse.Namespace) -> int:
     """Train, and say what was written."""
     check(options)
-    from tinymistral.training.curve import draw
-    from tinymistral.training.pictures import check_picture
+    from tinymistral.training.pictures import check_picture, draw_curve
     from tinymistral.training.run import save
     from tinymistral.training.train import train
 
@@ -123,7 +122,7 @@ def run(options: argparse.Namespace) -> int:
             )
     if options.plot is not None and training.curve.loss:
         with interruptible():
-            draw(training.curve, options.plot)
+            draw_curve(training.curve, options.plot)
     if training.step < training.recipe.steps:
         say(
             f"stopped after step {training.step} of {training.recipe.steps} and saved; to go on: "

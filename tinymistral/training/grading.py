@@ -19,7 +19,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,8 +29,6 @@ from tinymistral.mistakes.cache import evict_before_attend
 from tinymistral.mistakes.rope import nothing_turned
 from tinymistral.sampling import log_softmax
 from tinymistral.scoring import Score
-from tinymistral.training.documents import HELD_OUT_SEEDS
-from tinymistral.training.pictures import picture
 from tinymistral.training.stories import (
     Fact,
     Recall,
@@ -39,7 +36,6 @@ from tinymistral.training.stories import (
     closes,
     recalls,
     sentences,
-    story,
     well_formed,
 )
 
@@ -48,10 +44,6 @@ if TYPE_CHECKING:
 
 AS_IT_IS = "as it is"  # the name of the model itself, among its variants
 BEGINNING = 2  # sentences of a story that a continuation begins with
-LEAST_DRAWN = 10  # places in a bin of distances
-# Of a line each: Okabe and Ito's colours, which colour-blind readers tell apart
-# (https://jfly.uni-koeln.de/color/), and markers.
-STYLES = (("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "D"), ("#cc79a7", "^"))
 UNWINDOWED = 128  # a model without a window is graded as if this were it, in bins of distances
 
 Progress = Callable[[str, int, int], None]  # what is done, how many, of how many
@@ -137,10 +129,8 @@ class Grades:
             name,
             places=len(chances),
             chance=math.fsum(chances) / max(1, len(chances)),
-            right={
-                name: int(reading.right[chosen].sum()) for name, reading in self.readings.items()
-            },
-            said={name: int(reading.said[chosen].sum()) for name, reading in self.readings.items()},
+            right={key: int(one.right[chosen].sum()) for key, one in self.readings.items()},
+            said={key: int(one.said[chosen].sum()) for key, one in self.readings.items()},
         )
 
     def by_kind(self) -> list[Row]:
@@ -176,11 +166,6 @@ class Grades:
     def distances(self) -> np.ndarray:
         """The distance of each place (places,)."""
         return np.array([place.distance for place in self.places], dtype=np.int64)
-
-
-def held_out(count: int) -> list[Story]:
-    """Return the first of the stories that no model is trained on."""
-    return [story(HELD_OUT_SEEDS + n) for n in range(count)]
 
 
 def grade(
@@ -404,10 +389,7 @@ def continue_stories(
 
 def beginning_of(text: str) -> str:
     """Return the first sentences of a story."""
-    end = 0
-    for sentence in sentences(text)[:BEGINNING]:
-        end = text.index(sentence, end) + len(sentence)
-    return text[:end]
+    return " ".join(sentences(text)[:BEGINNING])
 
 
 def telling_of(beginnings: Sequence[str], texts: Sequence[str], ended: Sequence[bool]) -> Telling:
@@ -427,37 +409,3 @@ def telling_of(beginnings: Sequence[str], texts: Sequence[str], ended: Sequence[
         recalls=len(recalled),
         right=sum(recall.right for recall in recalled),
     )
-
-
-# The picture
-
-
-def draw(grades: Grades, path: Path) -> None:
-    """Draw recall against distance, a line for each variant, as SVG or PNG.
-
-    A bin with fewer than LEAST_DRAWN places is left out: its share is mostly chance.
-    """
-    edges = np.array(grades.edges(), dtype=np.int64)
-    middles, end = (edges[:-1] + edges[1:] - 1) / 2, edges[-1]
-    rows = grades.by_distance()
-    chance = grades.row("all", np.ones(len(grades.places), dtype=bool)).chance
-    with picture(path, width=8, height=4.5) as axes:
-        for name, (colour, marker) in zip(grades.readings, STYLES, strict=False):
-            recalls = [r.recall(name) if r.places >= LEAST_DRAWN else math.nan for r in rows]
-            axes.plot(middles, recalls, f"{marker}-", color=colour, label=name, clip_on=False)
-        axes.axhline(chance, color="grey", linestyle=":", label="guessing")
-        if grades.window is not None:
-            W, N = grades.window, grades.layers
-            axes.axvspan(0, W - 1, color="black", alpha=0.06, linewidth=0)
-            axes.text(0, 1.03, f"in the window, W = {W}")
-            reach = {"x": N * (W - 1), "s": f"{N} layers reach as far as N(W − 1) = {N * (W - 1)}"}
-            if reach["x"] < 1.5 * end:
-                end = max(end, reach["x"])
-                axes.axvline(reach["x"], color="black", linestyle="--", linewidth=1)
-            else:  # to show it would squeeze the rest
-                reach = {"x": end, "s": f"{reach['s']} →"}
-            axes.text(**reach, y=1.1, horizontalalignment="right")
-        axes.set(xlim=(0, end), ylim=(0, 1))
-        axes.set_xlabel("tokens between the last mention of a fact and the place where it is asked")
-        axes.set_ylabel("share of facts recalled")
-        axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
