@@ -1,6 +1,6 @@
-"""Text in error messages: one line of bounded length, whatever a file or a plugin contains."""
+"""Text in messages, in tables and from files: bounded, aligned, and known to be Unicode."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 
 def shorten(text: str, longest: int) -> str:
@@ -27,6 +27,17 @@ def listed(items: Iterable[str], limit: int = 8) -> str:
     items = list(items)
     more = len(items) - limit
     return ", ".join(items[:limit]) + (f" and {more} more" if more > 0 else "")
+
+
+def table(
+    rows: Sequence[Sequence[str]], justify: Callable[[str, int], str] = str.ljust
+) -> list[str]:
+    """Return a line for each row, its cells in columns: the first on the left, others justified."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *map(justify, row[1:], widths[1:])]).rstrip()
+        for row in rows
+    ]
 
 
 def shown(value: object) -> str:

@@ -110,6 +110,12 @@ def decode(text: str) -> str:
         raise ValueError("the text is not UTF-8; put it into a UTF-8 file or a pipe") from None
 
 
+def check_range(flag: str, value: int, least: int, most: int) -> None:
+    """Raise a ValueError unless least <= value <= most."""
+    if not least <= value <= most:
+        raise ValueError(f"{flag}: expected {least} to {most}, got {value}")
+
+
 integer = checked(int, "an integer")
 number = checked(float, "a number")
 utf8 = checked(decode)

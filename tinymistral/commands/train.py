@@ -56,8 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-tokens", type=whole, metavar="N", help=text)
     text = "most tokens that go through the model together (default: 640)"
     add("--length", type=whole, metavar="N", help=text)
-    text = "the highest; up to it in 100 steps, then down to a tenth (default: 0.003; with --from "
-    text += "0.0003)"
+    text = "the highest, after 100 steps; ends at a tenth (default: 0.003; with --from 0.0003)"
     add("--learning-rate", type=arguments.number, metavar="X", help=text)
     text = "sliding window of the model (default: 256; with --from its own)"
     add("--window", type=whole, metavar="W", help=text)
@@ -77,10 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 # What a run follows from, which --resume takes from OUT.
 ONLY_NEW = (
-    *("seed", "corpus", "base", "steps", "batch_tokens", "length", "learning_rate"),
-    *("window", "vocabulary", "dtype"),
+    "seed corpus base steps batch_tokens length learning_rate window vocabulary dtype".split()
 )
-
 
 LIMITS = {
     **dict.fromkeys(("steps", "batch_tokens", "window"), (1, 2**31 - 1)),
@@ -143,8 +140,8 @@ def check(options: argparse.Namespace) -> None:
     """Raise a ValueError for options that do not fit, before NumPy is imported."""
     for name, (least, most) in LIMITS.items():
         value = getattr(options, name)
-        if value is not None and not least <= value <= most:
-            raise ValueError(f"{flag(name)}: expected {least} to {most}, got {value}")
+        if value is not None:
+            arguments.check_range(flag(name), value, least, most)
     if options.learning_rate is not None and not 0 < options.learning_rate < 1:
         raise ValueError(f"--learning-rate: expected 0 to 1, got {options.learning_rate}")
     if options.base is not None and options.vocabulary is not None:
