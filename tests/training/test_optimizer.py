@@ -39,7 +39,7 @@ def explicit_adamw(weight, gradients, rates, beta1, beta2, eps, decay):
 @given(seeds, st.integers(1, 6), st.sampled_from([1, 4, 1 << 17]))
 def test_adamw_is_the_plain_loop_over_each_number(seed, steps, block):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(optimizer, "NUMBERS_A_BLOCK", block)
+        patch.setattr(optimizer, "BLOCK", block)
         weights, before = arrays(seed), arrays(seed)
         gradients = [arrays([seed, n]) for n in range(steps)]
         rates = [0.1 / (n + 1) for n in range(steps)]

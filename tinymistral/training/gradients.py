@@ -14,8 +14,6 @@ is computed in the dtype of the weights, float32 or float64.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -29,12 +27,9 @@ from tinymistral.operations import RopeTable, visible
 Arrays = Mapping[str, np.ndarray]
 Kept = tuple[Any, ...]  # what a gradient needs of the forward pass
 
-# Parameters of mallopt, in glibc's malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
-
 # Queries in a tile of attention: few, so that few of the tile's slots are hidden from a query and
 # the scores fit into the processor's cache; many, so that the matrix products are large.
-QUERIES_A_TILE = 48
+QUERIES_PER_TILE = 48
 
 
 # Each token alone
@@ -144,8 +139,8 @@ class Tile(NamedTuple):
 def attention_tiles(positions: np.ndarray, window: int | None, dtype: np.dtype) -> list[Tile]:
     """Cut a row at positions (T,) into tiles; queries that see nothing may be in none."""
     tiles = []
-    for start in range(0, len(positions), QUERIES_A_TILE):
-        queries = slice(start, min(start + QUERIES_A_TILE, len(positions)))
+    for start in range(0, len(positions), QUERIES_PER_TILE):
+        queries = slice(start, min(start + QUERIES_PER_TILE, len(positions)))
         mask = visible(positions[queries], positions, window)
         columns = np.flatnonzero(mask.any(axis=0))
         if len(columns):
@@ -396,17 +391,3 @@ def loss_and_gradients(
     if not config.tie_word_embeddings:
         gradients["lm_head.weight"] = d_head
     return loss, len(predicting), gradients
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what this process frees, for its next arrays; call it before threads start.
-
-    By default it gives a large array back to the system as soon as it is freed, and the system
-    fills the next one with zeros, a page at a time: an eighth of the time of `loss_and_gradients`.
-    Where the C library is another one, nothing happens.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
-        mallopt(M_ARENA_MAX, 1)  # one heap for all threads, as those of threads are limited
-        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest that is allowed
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-# Numbers that are updated at once: few enough that the five arrays of a step (2.5 MB of float32)
+# Numbers that are updated together: few enough that the five arrays of a step (2.5 MB of float32)
 # stay in the processor's cache from one operation to the next.
-NUMBERS_A_BLOCK = 1 << 17
+BLOCK = 1 << 17
 
 
 class AdamW:
@@ -47,8 +47,8 @@ class AdamW:
             decay = self.weight_decay if weight.ndim > 1 else 0.0
             arrays = (weight, gradients[name], self.first[name], self.second[name])
             flat = [array.reshape(-1) for array in arrays]
-            for start in range(0, weight.size, NUMBERS_A_BLOCK):
-                block = slice(start, start + NUMBERS_A_BLOCK)
+            for start in range(0, weight.size, BLOCK):
+                block = slice(start, start + BLOCK)
                 self._update([array[block] for array in flat], learning_rate, decay)
 
     def _update(self, block: list[np.ndarray], learning_rate: float, decay: float) -> None:
