@@ -1,7 +1,7 @@
 """What a model is trained on: documents as texts, and a tokenizer trained on them.
 
-A source numbers its documents 0, 1, 2, ... without end, so that where a run has got to is one
-number. Some documents are held out: the model never learns from them.
+A source, `Stories` or `Corpus`, numbers its documents 0, 1, 2, ... without end, so that where a run
+has got to is one number. Some documents are held out: the model never learns from them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import sentencepiece
@@ -31,18 +30,6 @@ CHARACTERS_PER_TOKEN = 3  # few, so that most parts of a long document fit into 
 TOKENIZER_CHARACTERS = 2_000_000  # of text that the tokenizer is trained on
 
 
-class Documents(Protocol):
-    """A source of documents."""
-
-    held_out: list[str]
-
-    def __getitem__(self, n: int) -> str:
-        """Return the text of document n, n >= 0."""
-
-    def each_once(self) -> Iterable[str]:
-        """Return each document once, for the tokenizer; generated ones never end."""
-
-
 class Stories:
     """Generated stories. Runs of different seeds begin at different stories."""
 
@@ -55,7 +42,7 @@ class Stories:
         return story((self.start + n) % HELD_OUT_SEEDS).text
 
     def each_once(self) -> Iterator[str]:
-        """Return story after story."""
+        """Return story after story, for the tokenizer; they never end."""
         return map(self.__getitem__, count())
 
 
@@ -86,6 +73,9 @@ class Corpus:
     def each_once(self) -> list[str]:
         """Return the documents in their order in the file."""
         return self.texts
+
+
+Documents = Stories | Corpus
 
 
 def read_corpus(path: Path) -> tuple[list[str], str]:

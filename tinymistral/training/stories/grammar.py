@@ -39,14 +39,8 @@ GENDERS = ("girl", "boy")
 # Friend and helper have the other gender than the hero, so that a pronoun points at one of them.
 OTHER = {"girl": "boy", "boy": "girl"}
 # What some slots are called in the tables of grades; the others go by their own name.
-KINDS = {
-    "kind": "animal",
-    "friend_kind": "animal",
-    "spot": "place",
-    "gift": "thing",
-    "toy": "thing",
-    "garment": "thing",
-}
+KINDS = {"kind": "animal", "friend_kind": "animal", "spot": "place"}
+KINDS |= dict.fromkeys(("gift", "toy", "garment"), "thing")
 # Told once a story: a second "One rainy morning" would begin it again.
 TOLD_ONCE = frozenset({"weather", "day", "home", "where"})
 # Most stories say a fact again, as one does to children, before it lies this many letters back

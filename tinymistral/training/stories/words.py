@@ -60,19 +60,12 @@ WORDS: dict[str, tuple[str, ...]] = {
         "boat": "Swallow Comet Mermaid Pearl Thistle Whale Juniper Falcon Duchess Sunrise",
     }.items()
 }
-WORDS["where"] = (
-    "at the edge of a wood",
-    "beside a quiet river",
-    "by the sea",
-    "on top of a hill",
-    "in a quiet valley",
-    "near a busy village",
-    "on a small island",
-    "at the end of a long lane",
-    "beside a deep lake",
-    "under a tall mountain",
-    "next to an old bridge",
-    "behind an apple orchard",
+WORDS["where"] = tuple(
+    (
+        "at the edge of a wood|beside a quiet river|by the sea|on top of a hill|"
+        "in a quiet valley|near a busy village|on a small island|at the end of a long lane|"
+        "beside a deep lake|under a tall mountain|next to an old bridge|behind an apple orchard"
+    ).split("|")
 )
 
 PLURALS = {
@@ -94,10 +87,11 @@ PRONOUNS = {
 
 # Words of other languages and words with accents, for the signs that a hero passes.
 FOREIGN = tuple(
-    "café|naïve|crème brûlée|señor|mañana|garçon|fjord|smörgåsbord|jalapeño|über|déjà vu|"
-    "piñata|château|straße|čaj|łódź|привет|мир|καλημέρα|γεια|こんにちは|你好|안녕|नमस्ते|שלום|سلام".split(
-        "|"
-    )
+    (
+        "café|naïve|crème brûlée|señor|mañana|garçon|fjord|smörgåsbord|jalapeño|über|"
+        "déjà vu|piñata|château|straße|čaj|łódź|"
+        "привет|мир|καλημέρα|γεια|こんにちは|你好|안녕|नमस्ते|שלום|سلام"
+    ).split("|")
 )
 
 
