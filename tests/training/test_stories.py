@@ -59,7 +59,7 @@ def test_every_plot_is_told():
     assert {told.plot for told in stories()} == set(PLOTS)
 
 
-def test_stories_are_long_enough_to_hold_a_plot_and_short_enough_for_bedtime():
+def test_stories_have_100_to_420_words():
     lengths = sorted(len(told.text.split()) for told in stories())
     assert lengths[0] >= 100
     assert lengths[-1] <= 420
@@ -73,7 +73,7 @@ def test_the_vocabulary_has_at_least_800_words_beside_names():
     assert len([word for word, count in told.items() if count >= 5]) >= 800
 
 
-def test_half_of_the_stories_begin_as_children_expect():
+def test_half_of_the_stories_say_once_upon_a_time():
     share = sum("Once upon a time" in told.text for told in stories()) / len(stories())
     assert 0.45 < share < 0.55
 
@@ -131,7 +131,7 @@ def test_most_stories_say_a_fact_again_before_it_lies_far_back(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("kind", ["colour", "number", "friend", "helper", "name"])
-def test_the_chief_kinds_of_facts_are_recalled_near_and_far(kind: str):
+def test_the_main_kinds_of_facts_are_recalled_near_and_far(kind: str):
     distances = sorted(
         len(told.text[fact.told : fact.recalled].split())
         for told in stories()
@@ -209,7 +209,7 @@ def test_one_sentence_keeps_to_one_pronoun_of_its_hero():
 def test_no_two_neighbouring_sentences_have_the_same_form():
     for told in stories()[:100]:
         forms = [
-            {parts for parts in parser.candidates(one) if parser.fits(parts, one)}
+            {parts for parts in parser.candidates(one) if parser.says(parts, one)}
             for one in sentences(told.text)
         ]
         assert not any(one & other for one, other in pairwise(forms)), told.text

@@ -1,13 +1,14 @@
 """Train a small model in NumPy, on generated stories or on your own text.
 
-tinymistral train my-model --seed 1
-    trains 2.4 million parameters on stories, in about an hour on two cores
-tinymistral train my-model --corpus book.txt --steps 500
-    trains a tokenizer and a model of the same size on your own text
-tinymistral train my-model --from FOLDER --corpus book.txt
-    goes on training an opened checkpoint
-tinymistral train my-model --resume
-    goes on with a run that was stopped, to the same bits as without the stop
+  tinymistral train my-model --seed 1
+  tinymistral train my-model --corpus book.txt --steps 500
+  tinymistral train my-model --from FOLDER --corpus book.txt
+  tinymistral train my-model --resume
+
+The first trains 2.4 million parameters on stories, in about an hour on two
+cores; the second a tokenizer and a model of the same size on your own text.
+The third fine-tunes a checkpoint. The last goes on with a run that was
+stopped, to the same bits as without the stop.
 """
 
 from __future__ import annotations

@@ -184,10 +184,9 @@ def open_documents(recipe: Recipe) -> tuple[Documents, Recipe]:
         raise ValueError(
             f"{recipe.corpus} has changed since this run began; put the file back, or train anew"
         )
-    parts = [part for text in texts for part in cut(text, CHARACTERS_PER_TOKEN * recipe.length)]
-    return Corpus(list(filter(str.strip, parts)), recipe.seed), dataclasses.replace(
-        recipe, corpus_sha256=digest
-    )
+    length = CHARACTERS_PER_TOKEN * recipe.length
+    parts = [part for text in texts for part in cut(text, length) if part.strip()]
+    return Corpus(parts, recipe.seed), dataclasses.replace(recipe, corpus_sha256=digest)
 
 
 def random_weights(config: MistralConfig, seed: int) -> dict[str, np.ndarray]:

@@ -50,7 +50,7 @@ def train(
     """Go on with a run until its last step, or until `stop()` returns true after a step.
 
     `report` is called after each step, `save` every `save_every` steps and at the end. Raises
-    ValueError if the loss is not finite.
+    ValueError if the loss or a gradient is not finite.
     """
     recipe = run.recipe
     keep_freed_memory()
@@ -68,15 +68,14 @@ def train(
             run.optimizer.step(gradients, rate(run))
             run.step, run.next_document = run.step + 1, after
             run.curve.loss.append(loss)
-            held_out = None
-            if run.step % EVALUATE_EVERY == 0 or run.step == recipe.steps:
+            held_out, is_last = None, run.step == recipe.steps
+            if run.documents.held_out and (is_last or run.step % EVALUATE_EVERY == 0):
                 held_out = held_out_loss(run, pool)
-            if held_out is not None:
                 run.curve.held_out_steps.append(run.step)
                 run.curve.held_out_loss.append(held_out)
             report(StepDone(run.step, loss, sum(len(row.ids) for row in rows), held_out))
             stopped = stop()
-            if stopped or run.step % save_every == 0 or run.step == recipe.steps:
+            if stopped or is_last or run.step % save_every == 0:
                 save()
             if stopped:
                 return
@@ -112,10 +111,8 @@ def batch_gradients(
     return total / count, gradients
 
 
-def held_out_loss(run: Run, pool: ThreadPoolExecutor) -> float | None:
+def held_out_loss(run: Run, pool: ThreadPoolExecutor) -> float:
     """Return the mean loss of the held-out documents by the forward pass of `model.py`."""
-    if not run.documents.held_out:
-        return None
     model = MistralForCausalLM(run.config, backend="numpy", tensors=run.weights)
     documents = [encode(run.tokenizer, text) for text in run.documents.held_out]
     totals = pool.map(lambda ids: score(model, ids[None]).total, documents)

@@ -51,7 +51,7 @@ def sentences(text: str) -> list[str]:
 def well_formed(sentence: str) -> bool:
     """Return whether the grammar can say this sentence, any word its slot allows in each slot."""
     variants = {sentence, without_symbols(sentence)}
-    return any(fits(parts, one) for one in variants for parts in candidates(one))
+    return any(says(parts, one) for one in variants for parts in candidates(one))
 
 
 def closes(text: str) -> bool:
@@ -59,7 +59,7 @@ def closes(text: str) -> bool:
     found = sentences(text)
     plain = without_symbols(found[-1]) if found else ""
     endings = SCENES["close"].steps[0].alternatives
-    return any(fits(one.sentences[-1], plain) for one in endings)
+    return any(says(one.sentences[-1], plain) for one in endings)
 
 
 def without_symbols(sentence: str) -> str:
@@ -120,7 +120,7 @@ def is_same(one: str, other: str) -> bool:
 # Templates that fit a sentence
 
 
-def fits(parts: Parts, sentence: str) -> bool:
+def says(parts: Parts, sentence: str) -> bool:
     """Return whether a template can say the sentence."""
     return next(parses(parts, sentence), None) is not None
 
