@@ -217,10 +217,12 @@ def places_of(told: Story, ids: np.ndarray, tokenizer: MistralTokenizer) -> list
     """Return where a story with these ids (T,) asks for facts."""
     places = []
     for fact in told.facts:
-        start = columns_of(told.text[: fact.recalled].rstrip(), ids, tokenizer)
-        stop = columns_of(to_word_end(told.text, fact.recalled + len(fact.answer)), ids, tokenizer)
-        mention = columns_of(to_word_end(told.text, fact.told), ids, tokenizer)
-        distance = (start - 1) - (mention - 1)
+        start = count_tokens(told.text[: fact.recalled].rstrip(), ids, tokenizer)
+        stop = count_tokens(
+            to_word_end(told.text, fact.recalled + len(fact.answer)), ids, tokenizer
+        )
+        mention = count_tokens(to_word_end(told.text, fact.told), ids, tokenizer)
+        distance = start - mention  # i - j: i = start - 1 predicts the answer, j = mention - 1
         forks = forks_of(told, fact, ids, tokenizer)
         places.append(Place(fact.kind, 1 / len(fact.choices), distance, start, stop, forks))
     return places
@@ -242,7 +244,7 @@ def forks_of(
         for choice in fact.choices
     }
     right = spelled[fact.answer]
-    first = columns_of(told.text[: start - len(before)].rstrip(), ids, tokenizer)
+    first = count_tokens(told.text[: start - len(before)].rstrip(), ids, tokenizer)
     if [*spelled.values()].count(right) > 1 or ids[first : first + len(right)].tolist() != right:
         return ()
     forks = []
@@ -259,7 +261,7 @@ def to_word_end(text: str, offset: int) -> str:
     return re.match(rf".{{{offset}}}\w*", text, re.DOTALL)[0]  # type: ignore[index]
 
 
-def columns_of(beginning: str, ids: np.ndarray, tokenizer: MistralTokenizer) -> int:
+def count_tokens(beginning: str, ids: np.ndarray, tokenizer: MistralTokenizer) -> int:
     """Return how many of a text's ids (T,) are those of its beginning.
 
     It should not end with a space, which belongs to the next word: it may be a token of its own.
@@ -296,12 +298,7 @@ def read(
     score = Score(np.concatenate(logprobs))
     with np.errstate(over="ignore"):
         per_word = float(np.exp(-score.total / words))
-    return Reading(
-        right=np.array(right, dtype=bool),
-        said=np.array(said, dtype=bool),
-        perplexity=score.perplexity,
-        perplexity_per_word=per_word,
-    )
+    return Reading(np.array(right, bool), np.array(said, bool), score.perplexity, per_word)
 
 
 def chooses(logits: np.ndarray, forks: Sequence[Fork]) -> bool:
