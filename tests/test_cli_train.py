@@ -1,6 +1,7 @@
 """`tinymistral train`: its options, what it writes, Ctrl-C, and fine-tuning."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_runner import DEMO, refused, run
-from test_cli_process import MAIN, WITH_CTRL_C, finish, posix, start
+from test_cli_process import MAIN, WITH_CTRL_C, finish, posix, read_terminal, start
 
 from tinymistral import MistralForCausalLM, MistralTokenizer
 from tinymistral.checkpoint import read_tensors
@@ -248,6 +249,7 @@ def test_a_first_save_that_was_interrupted_is_no_run(trained: Path, tmp_path: Pa
 
 
 @posix
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(corpus: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = ("--corpus", corpus, "--steps", "20000", *FAST)
@@ -277,43 +279,28 @@ print(*(os.environ[name] for name in THREAD_VARIABLES))
 
 
 @posix
-def test_progress_on_a_terminal(corpus: str, tmp_path: Path) -> None:
-    import os
-    import pty
-
-    from test_cli_process import read_terminal
-
-    ours, theirs = pty.openpty()
-    out = tmp_path / "out"
-    process = start("train", str(out), "--corpus", corpus, "--steps", "3", *FAST, stderr=theirs)
-    os.close(theirs)
-    shown = read_terminal(ours).decode().split("\r")
-    assert finish(process)[0] == 0
-    lines = [line.strip() for line in shown if line.strip()]
-    assert lines[0] == "preparing the tokenizer and the model"
-    assert [line.partition(",")[0] for line in lines[1:]] == [f"step {n} of 3" for n in (1, 2, 3)]
-    assert shown[-1] == ""
-
-
-@posix
-def test_progress_stays_on_one_line_of_a_narrow_terminal(corpus: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("width", [24, 200])
+def test_progress_stays_on_one_line_of_a_terminal(corpus: str, tmp_path: Path, width: int) -> None:
     """What is cleared at the end is all that was shown, however long it was."""
     import fcntl
-    import os
     import pty
     import struct
     import termios
 
-    from test_cli_process import read_terminal
-
-    for width in (24, 200):
-        ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
-        out = tmp_path / str(width)
-        process = start("train", str(out), "--corpus", corpus, "--steps", "2", *FAST, stderr=theirs)
-        os.close(theirs)
-        *shown, blank, last = read_terminal(ours).decode().split("\r")
-        assert finish(process)[0] == 0
-        assert max(map(len, shown)) < width
-        assert (blank.strip(), last) == ("", "")
-        assert len(blank) >= len(shown[-1]) > 20
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    options = ("--corpus", corpus, "--steps", "3", *FAST)
+    process = start("train", str(tmp_path / "out"), *options, stderr=theirs)
+    os.close(theirs)
+    *shown, blank, last = read_terminal(ours).decode().split("\r")
+    assert finish(process)[0] == 0
+    lines = [line.strip() for line in shown if line.strip()]
+    expected = [
+        "preparing the tokenizer and the model",
+        *(f"step {n} of 3, loss" for n in (1, 2, 3)),
+    ]
+    for line, beginning in zip(lines, expected, strict=True):
+        assert line.startswith(beginning[: width - 1].strip())
+    assert max(map(len, shown)) < width
+    assert (blank.strip(), last) == ("", "")
+    assert len(blank) >= len(shown[-1]) > 20

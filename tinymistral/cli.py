@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tinymistral import __version__, commands
-from tinymistral.commands.arguments import Parser, add_commands
+from tinymistral.commands.arguments import Parser, add_commands, check_range
 from tinymistral.commands.console import say, settle_streams, write
 
 # The library that NumPy multiplies matrices with reads one of these, once, when it is loaded.
@@ -60,8 +60,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _set_threads(threads: int) -> None:
-    if not 1 <= threads <= MOST_THREADS:
-        raise ValueError(f"--threads: expected 1 to {MOST_THREADS}, got {threads}")
+    check_range("--threads", threads, 1, MOST_THREADS)
     if "numpy" in sys.modules and os.environ.get("OMP_NUM_THREADS") != str(threads):
         raise ValueError(
             f"--threads: NumPy has started already; set OMP_NUM_THREADS={threads} before it"

@@ -72,7 +72,7 @@ def keep_min_p(scores: np.ndarray, p: float) -> np.ndarray:
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
-    """Turn scores (B, V) into probabilities."""
+    """Turn scores (..., V) into probabilities."""
     exps = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return exps / exps.sum(axis=-1, keepdims=True)
 

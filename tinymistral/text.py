@@ -1,6 +1,6 @@
-"""Text in error messages: one line of bounded length, whatever a file or a plugin contains."""
+"""Text in messages, in tables and from files: bounded, aligned, and known to be Unicode."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 
 def shorten(text: str, longest: int) -> str:
@@ -29,6 +29,17 @@ def listed(items: Iterable[str], limit: int = 8) -> str:
     return ", ".join(items[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
+def table(
+    rows: Sequence[Sequence[str]], justify: Callable[[str, int], str] = str.ljust
+) -> list[str]:
+    """Return a line for each row, its cells in columns: the first on the left, others justified."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *map(justify, row[1:], widths[1:])]).rstrip()
+        for row in rows
+    ]
+
+
 def shown(value: object) -> str:
     """Return the value of a wrong argument, shortened, and its type, for an error message."""
     return f"{one_line(repr(value), 60)} ({type(value).__name__})"
@@ -46,3 +57,15 @@ def check_text(text: str) -> str:
             "expected Unicode text; read the file with the encoding it has"
         ) from None
     return text
+
+
+def decode_file(content: bytes, source: str) -> str:
+    """Return the text of a file in UTF-8, without byte order mark, with plain line ends.
+
+    ValueError, which names the source, if it is not UTF-8.
+    """
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        byte = f"its byte {error.start} is {content[error.start]:#04x}"
+        raise ValueError(f"{source} is not UTF-8: {byte}; save it as UTF-8") from None

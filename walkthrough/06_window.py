@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from tinymistral import DEMO, MistralForCausalLM, MistralTokenizer
 from tinymistral.operations import visible
-from tinymistral.training.grading import held_out
+from tinymistral.training.documents import held_out_stories
 
 # %% tags=["remove-input"]
 show(visible)
@@ -111,7 +111,7 @@ picture(figure, "06_cone", "A cone of dots: the last token above, ten tokens tha
 model = MistralForCausalLM.from_pretrained(DEMO, dtype="float64")
 tokenizer = MistralTokenizer.from_pretrained(DEMO)
 layers, own = model.config.num_hidden_layers, model.config.sliding_window
-text = " ".join(each.text for each in held_out(20))
+text = " ".join(each.text for each in held_out_stories(20))
 
 
 def with_window(window: int, dtype: str = "float64") -> MistralForCausalLM:

@@ -4,9 +4,6 @@ What torch computed is in `fixtures/gradients.safetensors`; `fixtures/make_gradi
 """
 
 import math
-import platform
-import subprocess
-import sys
 from unittest.mock import patch
 
 import numpy as np
@@ -156,7 +153,7 @@ def test_attention(row, seed, K, G, d, queries):
     window, positions = row
     T = len(positions)
     q, k, v, dy = normal(seed, (K, T, G, d), (K, T, d), (K, T, d), (K, T, G, d))
-    with patch.object(gradients, "QUERIES_A_TILE", queries):
+    with patch.object(gradients, "QUERIES_PER_TILE", queries):
         cut = gradients.attention_tiles(positions, window, q.dtype)
     y, kept = gradients.attention(q, k, v, cut)
     found = gradients.attention_backward(dy, kept, cut)
@@ -205,7 +202,7 @@ def test_large_numbers_do_not_overflow():
 def test_the_whole_is_the_oracle_with_the_slopes_of_finite_differences(call, queries):
     config, seed, (ids, targets, positions) = call
     weights = small_weights(config, seed)
-    with patch.object(gradients, "QUERIES_A_TILE", queries):
+    with patch.object(gradients, "QUERIES_PER_TILE", queries):
         loss, count, found = loss_and_gradients(weights, ids, targets, positions, config)
         stages = oracle.forward(config, weights, ids[None], positions[None])
         assert loss == pytest.approx(explicit_loss(stages["logits"][0], targets), rel=1e-10)
@@ -345,33 +342,3 @@ def test_float32_is_near_float64(call):
     atol = FLOAT32 * max(np.abs(gradient).max() for gradient in exact.values())
     for name, gradient in found.items():
         np.testing.assert_allclose(gradient, exact[name], rtol=0, atol=atol, err_msg=name)
-
-
-# Memory
-
-COUNT_PAGE_FAULTS = """
-import resource, sys
-import numpy as np
-from tinymistral.training.gradients import keep_freed_memory
-
-def fill_arrays():
-    for array in [np.empty(1 << 19, np.float32) for _ in range(8)]:  # 2 MB each
-        array.fill(1)
-
-if sys.argv[1] == "keep":
-    keep_freed_memory()
-fill_arrays()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    fill_arrays()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
-def test_freed_memory_is_used_again():
-    def page_faults(keep):
-        command = [sys.executable, "-c", COUNT_PAGE_FAULTS, keep]
-        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-    assert page_faults("keep") < page_faults("default") / 10

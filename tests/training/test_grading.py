@@ -7,9 +7,7 @@ the model itself, on another text.
 import dataclasses
 import math
 import re
-from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -17,7 +15,7 @@ import pytest
 from tinymistral import DEMO, MistralConfig, MistralForCausalLM, MistralTokenizer
 from tinymistral.generation import GenerationStep
 from tinymistral.tokenizer import BatchEncoding
-from tinymistral.training import grading
+from tinymistral.training.documents import held_out_stories
 from tinymistral.training.grading import (
     AS_IT_IS,
     Fork,
@@ -27,10 +25,8 @@ from tinymistral.training.grading import (
     Telling,
     beginning_of,
     chooses,
-    draw,
     forks_of,
     grade,
-    held_out,
     next_logits,
     places_of,
     read,
@@ -197,7 +193,7 @@ def test_an_answer_ends_with_its_word_since_a_token_may_end_there() -> None:
     assert to_word_end("two\nred hats", 7) == "two\nred"
 
 
-@pytest.mark.parametrize("told", held_out(5))
+@pytest.mark.parametrize("told", held_out_stories(5))
 def test_the_tokens_of_a_place_are_those_of_the_answer(told: Story) -> None:
     tokenizer = MistralTokenizer.from_pretrained(DEMO)
     ids = tokenizer.encode(told.text)
@@ -397,7 +393,7 @@ def test_without_a_window_there_is_none_to_halve(
 
 
 def test_sentences_are_counted_and_the_unfinished_one_is_not() -> None:
-    whole = held_out(1)[0].text
+    whole = held_out_stories(1)[0].text
     parts = sentences(whole)
     beginning = beginning_of(whole)
     assert sentences(beginning) == parts[:2]
@@ -414,7 +410,7 @@ def test_sentences_are_counted_and_the_unfinished_one_is_not() -> None:
 
 
 def test_facts_that_a_continuation_recalls_are_counted() -> None:
-    told = held_out(1)[0]
+    told = held_out_stories(1)[0]
     beginning, fact = beginning_of(told.text), told.facts[-1]
     assert fact.recalled > len(beginning)
     other = next(choice for choice in fact.choices if choice != fact.answer)
@@ -430,7 +426,7 @@ def test_facts_that_a_continuation_recalls_are_counted() -> None:
 
 def test_continuations_are_greedy_and_sampled_and_go_on_from_beginnings() -> None:
     words = Words()
-    stories = held_out(4)
+    stories = held_out_stories(4)
     parrot = Parrot([story.text for story in stories], words)
     parrot.V = 2000
     shown = []
@@ -454,22 +450,3 @@ def test_continuations_are_greedy_and_sampled_and_go_on_from_beginnings() -> Non
     ]
     assert shown[3] == ("read as it is", 4, 4)
     assert {what for what, _, _ in shown[4:]} == {"greedy tokens", "sampled tokens"}
-
-
-# The picture
-
-
-def test_the_picture_is_the_same_each_time(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    grades = grades_of([*range(20)] * 30, [True] * 300 + [False] * 300)
-    for name in ("a.svg", "b.svg"):
-        draw(grades, tmp_path / name)
-    content = (tmp_path / "a.svg").read_bytes()
-    assert content.startswith(b"<?xml")
-    assert content == (tmp_path / "b.svg").read_bytes()
-    assert {path.name for path in tmp_path.iterdir()} == {"a.svg", "b.svg"}
-
-
-def test_held_out_stories_begin_where_training_never_gets() -> None:
-    with patch.object(grading, "story", lambda seed: seed):
-        assert held_out(3) == [2**32, 2**32 + 1, 2**32 + 2]

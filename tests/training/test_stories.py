@@ -10,16 +10,19 @@ from random import Random
 import pytest
 
 from tinymistral.training.stories import (
-    PLOTS,
+    Recall,
     Story,
     closes,
     grammar,
+    parser,
+    recalls,
     sentences,
     story,
     templates,
     well_formed,
     words,
 )
+from tinymistral.training.stories.grammar import PLOTS
 
 HELD_OUT = 2**32
 
@@ -56,7 +59,7 @@ def test_every_plot_is_told():
     assert {told.plot for told in stories()} == set(PLOTS)
 
 
-def test_stories_are_long_enough_to_hold_a_plot_and_short_enough_for_bedtime():
+def test_stories_have_100_to_420_words():
     lengths = sorted(len(told.text.split()) for told in stories())
     assert lengths[0] >= 100
     assert lengths[-1] <= 420
@@ -70,7 +73,7 @@ def test_the_vocabulary_has_at_least_800_words_beside_names():
     assert len([word for word, count in told.items() if count >= 5]) >= 800
 
 
-def test_half_of_the_stories_begin_as_children_expect():
+def test_half_of_the_stories_say_once_upon_a_time():
     share = sum("Once upon a time" in told.text for told in stories()) / len(stories())
     assert 0.45 < share < 0.55
 
@@ -128,7 +131,7 @@ def test_most_stories_say_a_fact_again_before_it_lies_far_back(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("kind", ["colour", "number", "friend", "helper", "name"])
-def test_the_chief_kinds_of_facts_are_recalled_near_and_far(kind: str):
+def test_the_main_kinds_of_facts_are_recalled_near_and_far(kind: str):
     distances = sorted(
         len(told.text[fact.told : fact.recalled].split())
         for told in stories()
@@ -151,7 +154,7 @@ def test_no_template_says_by_itself_what_a_story_tells_and_asks():
             if not isinstance(part, templates.Slot)
         )
 
-    for parts in grammar._templates():
+    for parts in parser.templates():
         assert not facts & set(re.findall(r"\w+", literal(parts))), parts
 
 
@@ -169,7 +172,7 @@ def test_articles_agree_with_the_next_word():
 def test_sentences_begin_with_a_capital_and_end_with_a_stop():
     for sentence in all_sentences():
         assert re.match(r'"?[^a-z]', sentence), sentence
-        assert re.search(r'[.!?]"?$', grammar._without_symbols(sentence)), sentence
+        assert re.search(r'[.!?]"?$', parser.without_symbols(sentence)), sentence
 
 
 def test_quotation_marks_are_balanced_in_every_sentence():
@@ -206,7 +209,7 @@ def test_one_sentence_keeps_to_one_pronoun_of_its_hero():
 def test_no_two_neighbouring_sentences_have_the_same_form():
     for told in stories()[:100]:
         forms = [
-            {parts for parts in grammar._likely(one) if grammar._matches(parts, one)}
+            {parts for parts in parser.candidates(one) if parser.says(parts, one)}
             for one in sentences(told.text)
         ]
         assert not any(one & other for one, other in pairwise(forms)), told.text
@@ -298,6 +301,39 @@ def test_the_parser_refuses_mutated_sentences(mutate):
             refused += not well_formed(mutant)
     assert tried >= 200
     assert refused / tried >= 0.97
+
+
+# What a text recalls
+
+
+def test_the_recalls_of_a_text_by_hand():
+    text = 'The sun shone. It was Mia! "Nothing at all," nobody said ever.'
+    assert recalls(text) == [Recall("friend", "Mia", right=False)]  # nobody told of her
+
+
+def test_the_recalls_of_a_story_are_those_that_it_reports():
+    same = 0
+    for told in stories()[:40]:
+        recalled = recalls(told.text)
+        assert all(recall.right for recall in recalled)
+        facts = [(fact.kind, fact.answer) for fact in told.facts]
+        same += [(recall.kind, recall.answer) for recall in recalled] == facts
+    assert same > 0.9 * 40  # in some a sentence fits a template that recalls less or more
+
+
+def test_a_recall_of_another_answer_is_wrong():
+    changed = 0
+    for told in stories()[:12]:
+        if len(recalls(told.text)) != len(told.facts):  # a sentence fits several templates
+            continue
+        for n, fact in enumerate(told.facts):
+            other = next(one for one in fact.choices if one[0] != fact.answer[0])
+            end = told.text[fact.recalled + len(fact.answer) :]
+            found = recalls(told.text[: fact.recalled] + other + end)
+            assert [recall.right for recall in found[: n + 1]] == [True] * n + [False]
+            assert found[n].answer == other
+            changed += 1
+    assert changed > 30
 
 
 # The notation

@@ -1,5 +1,8 @@
 """The training loop on a tiny model: its gradients, its bits, and that it learns."""
 
+import platform
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +17,7 @@ from tinymistral.training import run as runs
 from tinymistral.training.documents import Corpus, train_tokenizer
 from tinymistral.training.gradients import loss_and_gradients
 from tinymistral.training.packing import pack
-from tinymistral.training.run import Recipe, Run, begin, random_weights, resume, save
+from tinymistral.training.run import Recipe, Run, random_weights, resume, save
 from tinymistral.training.train import StepDone, batch_gradients, rate, train
 
 CONFIG = MistralConfig(
@@ -39,7 +42,7 @@ RECIPE = Recipe(
 
 def new_run(recipe: Recipe = RECIPE, texts: list[str] = TEXTS) -> Run:
     weights = random_weights(CONFIG, recipe.seed)
-    return begin(recipe, CONFIG, {}, TOKENIZER, Corpus(texts, recipe.seed), weights)
+    return Run(recipe, CONFIG, {}, TOKENIZER, Corpus(texts, recipe.seed), weights)
 
 
 def bits(run: Run) -> dict[str, bytes]:
@@ -261,3 +264,33 @@ def test_a_bfloat16_checkpoint_is_the_rounded_weights(tmp_path: Path) -> None:
     for name, array in read_tensors(tmp_path).items():
         assert array.dtype.name == "bfloat16"
         np.testing.assert_allclose(array.astype(np.float32), run.weights[name], rtol=2**-8)
+
+
+# Memory
+
+COUNT_PAGE_FAULTS = """
+import resource, sys
+import numpy as np
+from tinymistral.training.train import keep_freed_memory
+
+def fill_arrays():
+    for array in [np.empty(1 << 19, np.float32) for _ in range(8)]:  # 2 MB each
+        array.fill(1)
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+fill_arrays()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    fill_arrays()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_freed_memory_is_used_again() -> None:
+    def page_faults(keep: str) -> int:
+        command = [sys.executable, "-c", COUNT_PAGE_FAULTS, keep]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert page_faults("keep") < page_faults("default") / 10

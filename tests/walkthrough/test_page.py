@@ -4,8 +4,6 @@ import base64
 import gzip
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -168,14 +166,6 @@ def test_the_wheel_has_all_sources() -> None:
     assert dict(included) == {
         name: f"walkthrough/page/{name}" for name in ("page.html", "page.css", *SCRIPTS)
     }
-
-
-def test_build_writes_a_page(tmp_path: Path) -> None:
-    out = tmp_path / "page.html"
-    command = [sys.executable, SOURCES / "build.py", out, "--text", "A fox"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert re.fullmatch(r".*page\.html: \d\.\d\d MB\n", done.stdout)
-    assert json.loads(data_in(out.read_text("utf-8"), "about-model"))["text"] == "A fox"
 
 
 def test_a_page_says_which_model_it_holds(

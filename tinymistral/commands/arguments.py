@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tinymistral.commands.console import say, write
 from tinymistral.demo import DEMO
-from tinymistral.text import shorten
+from tinymistral.text import decode_file, shorten
 
 if TYPE_CHECKING:
     from tinymistral.heads import MistralForCausalLM
@@ -110,6 +110,12 @@ def decode(text: str) -> str:
         raise ValueError("the text is not UTF-8; put it into a UTF-8 file or a pipe") from None
 
 
+def check_range(flag: str, value: int, least: int, most: int) -> None:
+    """Raise a ValueError unless least <= value <= most."""
+    if not least <= value <= most:
+        raise ValueError(f"{flag}: expected {least} to {most}, got {value}")
+
+
 integer = checked(int, "an integer")
 number = checked(float, "a number")
 utf8 = checked(decode)
@@ -187,12 +193,7 @@ def read_text(argument: str | None, file: Path | None = None, *, what: str = "te
         raw = sys.stdin.buffer.read() if file is None else file.read_bytes()
     except OSError as error:
         raise ValueError(f"{source} cannot be read: {error.strerror or error}") from None
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        byte = f"its byte {error.start} is {raw[error.start]:#04x}"
-        raise ValueError(f"{source} is not UTF-8: {byte}; save it as UTF-8") from None
-    return text.replace("\r\n", "\n").removesuffix("\n")
+    return decode_file(raw, source).removesuffix("\n")
 
 
 def open_checkpoint(options: argparse.Namespace) -> tuple[MistralForCausalLM, MistralTokenizer]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinymistral.commands import arguments
 from tinymistral.commands.console import print_json, say, write
-from tinymistral.text import one_line
+from tinymistral.text import one_line, table
 
 if TYPE_CHECKING:
     from tinymistral.discovery import InstalledBackend
@@ -87,12 +87,10 @@ def as_table(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         columns = (row[column] for column in HEADER[1:4])
         dtypes = ", ".join(row["dtypes"] or ())
-        cells.append(("*" if row["default"] else "", *columns, row["device"] or "", dtypes))
-    widths = [max(1, *map(len, column)) for column in zip(*cells, strict=True)]
+        cells.append(("*" if row["default"] else " ", *columns, row["device"] or "", dtypes))
     text = ""
-    for line, row in zip(cells, [{}, *rows], strict=True):
-        padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        text += "  ".join(padded).rstrip() + "\n"
+    for line, row in zip(table(cells), [{}, *rows], strict=True):
+        text += f"{line}\n"
         if row.get("reason"):
             text += f"       cannot run: {row['reason']}\n       {row['remedy']}\n"
     return text

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from tinymistral.commands import arguments
 from tinymistral.commands.console import interruptible, write
-from tinymistral.text import shorten
+from tinymistral.text import shorten, table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,11 +92,13 @@ def run(options: argparse.Namespace) -> None:
         size = options.html.stat().st_size / 1e6
         write(f"{printable(str(options.html))}: {size:.1f} MB; open it in a browser\n")
         return
+    from tinymistral.sampling import softmax
+
     model, tokenizer = arguments.open_checkpoint(options)
     config = model.config
     layer = config.num_hidden_layers - 1 if options.layer is None else options.layer
-    _check("layer", layer, config.num_hidden_layers)
-    _check("head", options.head, config.num_attention_heads)
+    arguments.check_range("--layer", layer, 0, config.num_hidden_layers - 1)
+    arguments.check_range("--head", options.head, 0, config.num_attention_heads - 1)
     if not model.backend.has_attention_weights:
         raise ValueError(
             f"--backend: {model.backend.name!r} does not give attention weights, which are shown "
@@ -134,11 +136,6 @@ def run(options: argparse.Namespace) -> None:
     write("\n\n".join(texts) + "\n")
 
 
-def _check(name: str, number: int, count: int) -> None:
-    if not 0 <= number < count:
-        raise ValueError(f"--{name}: expected 0 to {count - 1}, got {number}")
-
-
 def last_piece(
     model: MistralForCausalLM, ids: Sequence[int], cache: RollingCache
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -156,14 +153,6 @@ def last_piece(
 def largest(numbers: np.ndarray, count: int) -> np.ndarray:
     """Return where the largest of the numbers are, the largest first."""
     return (-numbers).argsort(kind="stable")[:count]
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return the probabilities (V,) of logits (V,)."""
-    import numpy as np
-
-    exp = np.exp(logits - logits.max())
-    return np.asarray(exp / exp.sum())
 
 
 def printable(piece: str) -> str:
@@ -192,18 +181,16 @@ def token_table(ids: Sequence[int], names: Sequence[str], width: int) -> Iterato
         yield "".join(pad(text, cell) for text in cells[first : first + a_line]).rstrip()
 
 
-def stage_table(stages: dict[str, np.ndarray], layer: int, width: int) -> Iterator[str]:
-    """Yield a line for each stage outside the layers and in this layer."""
+def stage_table(stages: dict[str, np.ndarray], layer: int, width: int) -> list[str]:
+    """Return a line for each stage outside the layers and in this layer."""
     from tinymistral.tap import STAGES
 
     rows = []
     for stage, letters in STAGES.items():
         shape = "×".join(map(str, stages[stage.replace("N", str(layer), 1)].shape))
-        rows.append((" " * ("." in stage) + stage.rpartition(".")[2], letters, shape))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        yield shorten("  ".join([*cells, MEANINGS[row[0].strip()]]), width)
+        name = stage.rpartition(".")[2]
+        rows.append((" " * ("." in stage) + name, letters, shape, MEANINGS[name]))
+    return [shorten(line, width) for line in table(rows)]
 
 
 def bars(rows: Sequence[tuple[int, str, float]], width: int) -> Iterator[str]:

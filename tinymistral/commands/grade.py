@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinymistral.commands import arguments
 from tinymistral.commands.console import Progress, finite, interruptible, print_json, write
+from tinymistral.text import table
 
 if TYPE_CHECKING:
     from tinymistral.training.grading import Grades, Row, Telling
@@ -71,14 +72,13 @@ LIMITS = {"stories": (1, 100_000), "continuations": (1, 100_000), "seed": (0, 2*
 
 def run(options: argparse.Namespace) -> None:
     """Print how a model remembers and tells stories."""
-    from tinymistral.training.grading import draw, grade, held_out
-    from tinymistral.training.pictures import check_picture
+    from tinymistral.training.documents import held_out_stories
+    from tinymistral.training.grading import grade
+    from tinymistral.training.pictures import check_picture, draw_recall
 
     # What can be wrong is found before all is computed.
     for name, (least, most) in LIMITS.items():
-        if not least <= getattr(options, name) <= most:
-            got = getattr(options, name)
-            raise ValueError(f"--{name}: expected {least} to {most}, got {got}")
+        arguments.check_range(f"--{name}", getattr(options, name), least, most)
     if options.plot is not None:
         check_picture(options.plot)
     model, tokenizer = arguments.open_checkpoint(options)
@@ -86,14 +86,14 @@ def run(options: argparse.Namespace) -> None:
         grades = grade(
             model,
             tokenizer,
-            held_out(options.stories),
+            held_out_stories(options.stories),
             continuations=options.continuations,
             with_variants=options.variants,
             seed=options.seed,
             progress=progress,
         )
         if options.plot is not None:
-            draw(grades, options.plot)
+            draw_recall(grades, options.plot)
     if options.json:
         print_json(as_fields(grades))
     else:
@@ -146,7 +146,8 @@ def as_text(grades: Grades) -> str:
         [("the next token", *names), *others],
         [(f"{grades.greedy.stories} continuations", "greedy", "sampled"), *told(tellings)],
     ]
-    return "\n".join([f"{read}\n", *map(as_table, tables)])
+    texts = ("".join(f"{line}\n" for line in table(rows, str.rjust)) for rows in tables)
+    return "\n".join([f"{read}\n", *texts])
 
 
 def cells_of(rows: Iterable[Row], variants: Sequence[str]) -> list[tuple[str, ...]]:
@@ -175,16 +176,3 @@ def told(tellings: Sequence[Telling]) -> list[tuple[str, ...]]:
         (name, *(f"{part / whole:.3f}" if whole else "-" for part, whole in counts))
         for name, counts in shares.items()
     ]
-
-
-def as_table(lines: Sequence[Sequence[str]]) -> str:
-    """Return lines in columns, the first one on the left, the others on the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "".join(
-        "  ".join(
-            [line[0].ljust(widths[0])]
-            + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
-        )
-        + "\n"
-        for line in lines
-    )

@@ -1,13 +1,14 @@
 """Train a small model in NumPy, on generated stories or on your own text.
 
-tinymistral train my-model --seed 1
-    trains 2.4 million parameters on stories, in about an hour on two cores
-tinymistral train my-model --corpus book.txt --steps 500
-    trains a tokenizer and a model of the same size on your own text
-tinymistral train my-model --from FOLDER --corpus book.txt
-    goes on training an opened checkpoint
-tinymistral train my-model --resume
-    goes on with a run that was stopped, to the same bits as without the stop
+  tinymistral train my-model --seed 1
+  tinymistral train my-model --corpus book.txt --steps 500
+  tinymistral train my-model --from FOLDER --corpus book.txt
+  tinymistral train my-model --resume
+
+The first trains 2.4 million parameters on stories, in about an hour on two
+cores; the second a tokenizer and a model of the same size on your own text.
+The third fine-tunes a checkpoint. The last goes on with a run that was
+stopped, to the same bits as without the stop.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ need neither. Ctrl-C ends the step, saves, and exits with code 130. The same
 options give the same bits on the same machine, whatever --threads says.
 
 FILE of --corpus is text in UTF-8; a line <|endoftext|> ends a document. One of
-more than 3 letters for each token of --length is cut into several. Of 20 or
+more than 3 characters for each token of --length is cut into several. Of 20 or
 more documents every 20th is held out, to measure the loss on.
 """
 
@@ -56,8 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-tokens", type=whole, metavar="N", help=text)
     text = "most tokens that go through the model together (default: 640)"
     add("--length", type=whole, metavar="N", help=text)
-    text = "the highest; up to it in 100 steps, then down to a tenth (default: 0.002; with --from "
-    text += "0.0003)"
+    text = "the highest, after 100 steps; ends at a tenth (default: 0.002; with --from 0.0003)"
     add("--learning-rate", type=arguments.number, metavar="X", help=text)
     text = "sliding window of the model (default: 256; with --from its own)"
     add("--window", type=whole, metavar="W", help=text)
@@ -77,10 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 # What a run follows from, which --resume takes from OUT.
 ONLY_NEW = (
-    *("seed", "corpus", "base", "steps", "batch_tokens", "length", "learning_rate"),
-    *("window", "vocabulary", "dtype"),
+    "seed corpus base steps batch_tokens length learning_rate window vocabulary dtype".split()
 )
-
 
 LIMITS = {
     **dict.fromkeys(("steps", "batch_tokens", "window"), (1, 2**31 - 1)),
@@ -94,8 +92,7 @@ LIMITS = {
 def run(options: argparse.Namespace) -> int:
     """Train, and say what was written."""
     check(options)
-    from tinymistral.training.curve import draw
-    from tinymistral.training.pictures import check_picture
+    from tinymistral.training.pictures import check_picture, draw_curve
     from tinymistral.training.run import save
     from tinymistral.training.train import train
 
@@ -123,7 +120,7 @@ def run(options: argparse.Namespace) -> int:
             )
     if options.plot is not None and training.curve.loss:
         with interruptible():
-            draw(training.curve, options.plot)
+            draw_curve(training.curve, options.plot)
     if training.step < training.recipe.steps:
         say(
             f"stopped after step {training.step} of {training.recipe.steps} and saved; to go on: "
@@ -144,8 +141,8 @@ def check(options: argparse.Namespace) -> None:
     """Raise a ValueError for options that do not fit, before NumPy is imported."""
     for name, (least, most) in LIMITS.items():
         value = getattr(options, name)
-        if value is not None and not least <= value <= most:
-            raise ValueError(f"{flag(name)}: expected {least} to {most}, got {value}")
+        if value is not None:
+            arguments.check_range(flag(name), value, least, most)
     if options.learning_rate is not None and not 0 < options.learning_rate < 1:
         raise ValueError(f"--learning-rate: expected 0 to 1, got {options.learning_rate}")
     if options.base is not None and options.vocabulary is not None:

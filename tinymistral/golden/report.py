@@ -24,7 +24,7 @@ from tinymistral.golden.compare.verdicts import (
     Part,
     verdict_of_all,
 )
-from tinymistral.text import listed, one_line
+from tinymistral.text import listed, one_line, table
 
 HEADER = ("case", "", "compared", "largest error")
 FIRST_FEW = 5  # of what may be many
@@ -37,11 +37,7 @@ def as_table(results: Sequence[Compared], unknown: Mapping[str, str], verbose: b
     """Return a line for each given case; below it what is wrong, or, if `verbose`, all tensors."""
     given = [result for result in results if result.verdict != ABSENT]
     rows = [HEADER, *((r.case.id, headline(r), amount(r), worst(r)) for r in given)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        lines.append("  ".join(cells).rstrip())
+    lines = table(rows)
     counts, hidden = {"fine": 0, "not": 0}, 0
     for result in given:
         below = [*details(result), *(every_part(result) if verbose else ())]

@@ -1,7 +1,7 @@
 """What a model is trained on: documents as texts, and a tokenizer trained on them.
 
-A source numbers its documents 0, 1, 2, ... without end, so that where a run has got to is one
-number. Some documents are held out: the model never learns from them.
+A source, `Stories` or `Corpus`, numbers its documents 0, 1, 2, ... without end, so that where a run
+has got to is one number. Some documents are held out: the model never learns from them.
 """
 
 from __future__ import annotations
@@ -13,33 +13,21 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import sentencepiece
 
 from tinymistral.files import read_bytes
+from tinymistral.text import decode_file
 from tinymistral.tokenizer import FILE_NAME, MistralTokenizer
-from tinymistral.training.stories import game, story
+from tinymistral.training.stories import Story, game, story
 
 HELD_OUT = 32  # documents at most
 HELD_OUT_SEEDS = 2**32  # those of held-out stories begin here; training uses the seeds below
 LARGEST_CORPUS = 2_000_000_000  # bytes; all of it is in memory
 SEPARATOR = re.compile(r"^<\|endoftext\|>$", re.MULTILINE)  # as in the files of TinyStories
-LETTERS_A_TOKEN = 3  # few, so that most parts of a long document fit into a row
-TOKENIZER_LETTERS = 2_000_000  # of text that the tokenizer is trained on
-
-
-class Documents(Protocol):
-    """A source of documents."""
-
-    held_out: list[str]
-
-    def __getitem__(self, n: int) -> str:
-        """Return the text of document n, n >= 0."""
-
-    def each_once(self) -> Iterable[str]:
-        """Return each document once, for the tokenizer; generated ones never end."""
+CHARACTERS_PER_TOKEN = 3  # few, so that most parts of a long document fit into a row
+TOKENIZER_CHARACTERS = 2_000_000  # of text that the tokenizer is trained on
 
 
 class Stories:
@@ -48,15 +36,20 @@ class Stories:
     def __init__(self, seed: int) -> None:
         # 2654435761 is odd, so that seeds below 2**32 all begin elsewhere (Knuth, TAOCP 3, 6.4).
         self.start = seed * 2654435761
-        self.held_out = [story(HELD_OUT_SEEDS + n).text for n in range(HELD_OUT)]
+        self.held_out = [told.text for told in held_out_stories(HELD_OUT)]
 
     def __getitem__(self, n: int) -> str:
         tell = game if n % 2 else lambda seed: story(seed).text
         return tell((self.start + n) % HELD_OUT_SEEDS)
 
     def each_once(self) -> Iterator[str]:
-        """Return story after story."""
+        """Return story after story, for the tokenizer; they never end."""
         return map(self.__getitem__, count())
+
+
+def held_out_stories(count: int) -> list[Story]:
+    """Return the first of the stories that no model is trained on."""
+    return [story(HELD_OUT_SEEDS + n) for n in range(count)]
 
 
 class Corpus:
@@ -83,32 +76,31 @@ class Corpus:
         return self.texts
 
 
+Documents = Stories | Corpus
+
+
 def read_corpus(path: Path) -> tuple[list[str], str]:
     """Read a file of documents in UTF-8 -> the documents, and the SHA-256 of the file.
 
     A line `<|endoftext|>` ends a document. Raises ValueError.
     """
     content = read_bytes(path, LARGEST_CORPUS)
-    try:
-        text = content.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        byte = f"its byte {error.start} is {content[error.start]:#04x}"
-        raise ValueError(f"{path} is not UTF-8: {byte}; save it as UTF-8") from None
-    texts = [part.strip("\n") for part in SEPARATOR.split(text) if part.strip()]
+    parts = SEPARATOR.split(decode_file(content, str(path)))
+    texts = [part.strip("\n") for part in parts if part.strip()]
     if not texts:
         raise ValueError(f"{path} is empty; expected text to train on")
     return texts, hashlib.sha256(content).hexdigest()
 
 
-def cut(text: str, letters: int) -> Iterator[str]:
-    """Yield a text in parts of at most so many letters, each a document of its own.
+def cut(text: str, length: int) -> Iterator[str]:
+    """Yield a text in parts of at most so many characters, each a document of its own.
 
     A step takes whole documents, so a book must not be one. The cut is in the second half of a
     part: between paragraphs, or else lines, or else words.
     """
     start = 0
-    while len(text) - start > letters:
-        middle, end = start + letters // 2, start + letters
+    while len(text) - start > length:
+        middle, end = start + length // 2, start + length
         places = (text.rfind(mark, middle, end) for mark in ("\n\n", "\n", " "))
         stop = next((place for place in places if place > start), end)
         yield text[start:stop].strip("\n")
@@ -151,7 +143,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> MistralTokenizer:
         if most:
             expected = f"{most[1]} at most, or give more text"
         elif least:
-            expected = f"{least[1]} at least: bytes, and the letters of the text"
+            expected = f"{least[1]} at least: bytes, and the characters of the text"
         else:
             raise ValueError(f"no tokenizer can be trained on this text: {error}") from None
         raise ValueError(
@@ -165,7 +157,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> MistralTokenizer:
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
     """Return the lines that a tokenizer is trained on: newlines are always byte pieces."""
-    left = TOKENIZER_LETTERS
+    left = TOKENIZER_CHARACTERS
     for text in texts:
         # SentencePiece would leave out a line with U+2585, which marks the unknown for it.
         for line in filter(None, re.split("[\n\u2585]", text)):

@@ -14,8 +14,6 @@ is computed in the dtype of the weights, float32 or float64.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -29,12 +27,9 @@ from tinymistral.operations import RopeTable, visible
 Arrays = Mapping[str, np.ndarray]
 Kept = tuple[Any, ...]  # what a gradient needs of the forward pass
 
-# Parameters of mallopt, in glibc's malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
-
 # Queries in a tile of attention: few, so that few of the tile's slots are hidden from a query and
 # the scores fit into the processor's cache; many, so that the matrix products are large.
-QUERIES_A_TILE = 48
+QUERIES_PER_TILE = 48
 
 
 # Each token alone
@@ -144,8 +139,8 @@ class Tile(NamedTuple):
 def attention_tiles(positions: np.ndarray, window: int | None, dtype: np.dtype) -> list[Tile]:
     """Cut a row at positions (T,) into tiles; queries that see nothing may be in none."""
     tiles = []
-    for start in range(0, len(positions), QUERIES_A_TILE):
-        queries = slice(start, min(start + QUERIES_A_TILE, len(positions)))
+    for start in range(0, len(positions), QUERIES_PER_TILE):
+        queries = slice(start, min(start + QUERIES_PER_TILE, len(positions)))
         mask = visible(positions[queries], positions, window)
         columns = np.flatnonzero(mask.any(axis=0))
         if len(columns):
@@ -237,14 +232,17 @@ def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> tuple[float, np.nd
 # The model
 
 
-def self_attention(
-    x: np.ndarray,
-    weights: Arrays,
-    table: RopeTable,
-    tiles: list[Tile],
-    config: MistralConfig,
-) -> tuple[np.ndarray, Kept]:
+class Shared(NamedTuple):
+    """What all layers read when a row goes through the model."""
+
+    table: RopeTable
+    tiles: list[Tile]
+    config: MistralConfig
+
+
+def self_attention(x: np.ndarray, weights: Arrays, shared: Shared) -> tuple[np.ndarray, Kept]:
     """Grouped-query attention of one layer: normed x (T, D) -> (T, D), as `model.attention`."""
+    table, tiles, config = shared
     T, H, K, d = len(x), config.num_attention_heads, config.num_key_value_heads, config.head_dim
     q = rope(linear(x, weights["self_attn.q_proj"]).reshape(T, H, d), table)
     k = rope(linear(x, weights["self_attn.k_proj"]).reshape(T, K, d), table)
@@ -256,14 +254,10 @@ def self_attention(
 
 
 def self_attention_backward(
-    dy: np.ndarray,
-    kept: Kept,
-    weights: Arrays,
-    table: RopeTable,
-    tiles: list[Tile],
-    config: MistralConfig,
+    dy: np.ndarray, kept: Kept, weights: Arrays, shared: Shared
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return dx (T, D), and the gradients of the layer's weights of attention."""
+    table, tiles, config = shared
     T, H, K, d = len(dy), config.num_attention_heads, config.num_key_value_heads, config.head_dim
     x, mix, of_attention = kept
     gradients = {}
@@ -312,17 +306,11 @@ def layer_weights(weights: Arrays, n: int) -> Arrays:
     }
 
 
-def layer(
-    x: np.ndarray,
-    weights: Arrays,
-    table: RopeTable,
-    tiles: list[Tile],
-    config: MistralConfig,
-) -> tuple[np.ndarray, Kept]:
+def layer(x: np.ndarray, weights: Arrays, shared: Shared) -> tuple[np.ndarray, Kept]:
     """Run x (T, D) through one layer: attention, then the feed-forward network, each added to x."""
-    eps = config.rms_norm_eps
+    eps = shared.config.rms_norm_eps
     normed, of_norm = rms_norm(x, weights["input_layernorm"], eps)
-    out, of_attention = self_attention(normed, weights, table, tiles, config)
+    out, of_attention = self_attention(normed, weights, shared)
     x = x + out
     normed, of_second_norm = rms_norm(x, weights["post_attention_layernorm"], eps)
     out, of_mlp = mlp(normed, weights)
@@ -330,12 +318,7 @@ def layer(
 
 
 def layer_backward(
-    dx: np.ndarray,
-    kept: Kept,
-    weights: Arrays,
-    table: RopeTable,
-    tiles: list[Tile],
-    config: MistralConfig,
+    dx: np.ndarray, kept: Kept, weights: Arrays, shared: Shared
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return the gradient of the layer's input (T, D) and of its weights.
 
@@ -346,7 +329,7 @@ def layer_backward(
     name = "post_attention_layernorm"
     part, gradients[name] = rms_norm_backward(d_normed, of_second_norm, weights[name])
     dx = dx + part
-    d_normed, of_weights = self_attention_backward(dx, of_attention, weights, table, tiles, config)
+    d_normed, of_weights = self_attention_backward(dx, of_attention, weights, shared)
     gradients |= of_weights
     name = "input_layernorm"
     part, gradients[name] = rms_norm_backward(d_normed, of_norm, weights[name])
@@ -371,12 +354,13 @@ def loss_and_gradients(
     head = embed if config.tie_word_embeddings else weights["lm_head.weight"]
     table = NumpyBackend(embed.dtype.name).rope_table(positions, config.rope_theta, config.head_dim)
     tiles = attention_tiles(positions, config.sliding_window, embed.dtype)
+    shared = Shared(table, tiles, config)
     layers = [layer_weights(weights, n) for n in range(config.num_hidden_layers)]
 
     x = embed[ids]
     kept = []
     for layer_n in layers:
-        x, of_layer = layer(x, layer_n, table, tiles, config)
+        x, of_layer = layer(x, layer_n, shared)
         kept.append(of_layer)
     predicting = np.flatnonzero(targets != IGNORED)
     normed, of_norm = rms_norm(x[predicting], norm, config.rms_norm_eps)
@@ -388,7 +372,7 @@ def loss_and_gradients(
     dx[predicting] = part
     gradients = {"model.norm.weight": d_norm}
     for n in reversed(range(len(layers))):
-        dx, of_weights = layer_backward(dx, kept.pop(), layers[n], table, tiles, config)
+        dx, of_weights = layer_backward(dx, kept.pop(), layers[n], shared)
         gradients |= {f"model.layers.{n}.{name}.weight": of_weights[name] for name in of_weights}
     d_embed = d_head if config.tie_word_embeddings else np.zeros_like(embed)
     embedding_backward(dx, ids, d_embed)
@@ -396,17 +380,3 @@ def loss_and_gradients(
     if not config.tie_word_embeddings:
         gradients["lm_head.weight"] = d_head
     return loss, len(predicting), gradients
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what this process frees, for its next arrays; call it before threads start.
-
-    By default it gives a large array back to the system as soon as it is freed, and the system
-    fills the next one with zeros, a page at a time: an eighth of the time of `loss_and_gradients`.
-    Where the C library is another one, nothing happens.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
-        mallopt(M_ARENA_MAX, 1)  # one heap for all threads, as those of threads are limited
-        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest that is allowed
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

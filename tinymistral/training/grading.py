@@ -19,7 +19,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,20 +29,21 @@ from tinymistral.mistakes.cache import evict_before_attend
 from tinymistral.mistakes.rope import nothing_turned
 from tinymistral.sampling import log_softmax
 from tinymistral.scoring import Score
-from tinymistral.training.documents import HELD_OUT_SEEDS
-from tinymistral.training.pictures import picture
-from tinymistral.training.stories import Fact, Story, closes, sentences, story, well_formed
-from tinymistral.training.stories.recalls import Recall, recalls
+from tinymistral.training.stories import (
+    Fact,
+    Recall,
+    Story,
+    closes,
+    recalls,
+    sentences,
+    well_formed,
+)
 
 if TYPE_CHECKING:
     from tinymistral.tokenizer import MistralTokenizer
 
 AS_IT_IS = "as it is"  # the name of the model itself, among its variants
 BEGINNING = 2  # sentences of a story that a continuation begins with
-LEAST_DRAWN = 10  # places in a bin of distances
-# Of a line each: Okabe and Ito's colours, which colour-blind readers tell apart
-# (https://jfly.uni-koeln.de/color/), and markers.
-STYLES = (("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "D"), ("#cc79a7", "^"))
 UNWINDOWED = 128  # a model without a window is graded as if this were it, in bins of distances
 
 Progress = Callable[[str, int, int], None]  # what is done, how many, of how many
@@ -129,10 +129,8 @@ class Grades:
             name,
             places=len(chances),
             chance=math.fsum(chances) / max(1, len(chances)),
-            right={
-                name: int(reading.right[chosen].sum()) for name, reading in self.readings.items()
-            },
-            said={name: int(reading.said[chosen].sum()) for name, reading in self.readings.items()},
+            right={key: int(one.right[chosen].sum()) for key, one in self.readings.items()},
+            said={key: int(one.said[chosen].sum()) for key, one in self.readings.items()},
         )
 
     def by_kind(self) -> list[Row]:
@@ -168,11 +166,6 @@ class Grades:
     def distances(self) -> np.ndarray:
         """The distance of each place (places,)."""
         return np.array([place.distance for place in self.places], dtype=np.int64)
-
-
-def held_out(count: int) -> list[Story]:
-    """Return the first of the stories that no model is trained on."""
-    return [story(HELD_OUT_SEEDS + n) for n in range(count)]
 
 
 def grade(
@@ -224,10 +217,12 @@ def places_of(told: Story, ids: np.ndarray, tokenizer: MistralTokenizer) -> list
     """Return where a story with these ids (T,) asks for facts."""
     places = []
     for fact in told.facts:
-        start = columns_of(told.text[: fact.recalled].rstrip(), ids, tokenizer)
-        stop = columns_of(to_word_end(told.text, fact.recalled + len(fact.answer)), ids, tokenizer)
-        mention = columns_of(to_word_end(told.text, fact.told), ids, tokenizer)
-        distance = (start - 1) - (mention - 1)
+        start = count_tokens(told.text[: fact.recalled].rstrip(), ids, tokenizer)
+        stop = count_tokens(
+            to_word_end(told.text, fact.recalled + len(fact.answer)), ids, tokenizer
+        )
+        mention = count_tokens(to_word_end(told.text, fact.told), ids, tokenizer)
+        distance = start - mention  # i - j: i = start - 1 predicts the answer, j = mention - 1
         forks = forks_of(told, fact, ids, tokenizer)
         places.append(Place(fact.kind, 1 / len(fact.choices), distance, start, stop, forks))
     return places
@@ -249,7 +244,7 @@ def forks_of(
         for choice in fact.choices
     }
     right = spelled[fact.answer]
-    first = columns_of(told.text[: start - len(before)].rstrip(), ids, tokenizer)
+    first = count_tokens(told.text[: start - len(before)].rstrip(), ids, tokenizer)
     if [*spelled.values()].count(right) > 1 or ids[first : first + len(right)].tolist() != right:
         return ()
     forks = []
@@ -266,7 +261,7 @@ def to_word_end(text: str, offset: int) -> str:
     return re.match(rf".{{{offset}}}\w*", text, re.DOTALL)[0]  # type: ignore[index]
 
 
-def columns_of(beginning: str, ids: np.ndarray, tokenizer: MistralTokenizer) -> int:
+def count_tokens(beginning: str, ids: np.ndarray, tokenizer: MistralTokenizer) -> int:
     """Return how many of a text's ids (T,) are those of its beginning.
 
     It should not end with a space, which belongs to the next word: it may be a token of its own.
@@ -303,12 +298,7 @@ def read(
     score = Score(np.concatenate(logprobs))
     with np.errstate(over="ignore"):
         per_word = float(np.exp(-score.total / words))
-    return Reading(
-        right=np.array(right, dtype=bool),
-        said=np.array(said, dtype=bool),
-        perplexity=score.perplexity,
-        perplexity_per_word=per_word,
-    )
+    return Reading(np.array(right, bool), np.array(said, bool), score.perplexity, per_word)
 
 
 def chooses(logits: np.ndarray, forks: Sequence[Fork]) -> bool:
@@ -396,10 +386,7 @@ def continue_stories(
 
 def beginning_of(text: str) -> str:
     """Return the first sentences of a story."""
-    end = 0
-    for sentence in sentences(text)[:BEGINNING]:
-        end = text.index(sentence, end) + len(sentence)
-    return text[:end]
+    return " ".join(sentences(text)[:BEGINNING])
 
 
 def telling_of(beginnings: Sequence[str], texts: Sequence[str], ended: Sequence[bool]) -> Telling:
@@ -419,37 +406,3 @@ def telling_of(beginnings: Sequence[str], texts: Sequence[str], ended: Sequence[
         recalls=len(recalled),
         right=sum(recall.right for recall in recalled),
     )
-
-
-# The picture
-
-
-def draw(grades: Grades, path: Path) -> None:
-    """Draw recall against distance, a line for each variant, as SVG or PNG.
-
-    A bin with fewer than LEAST_DRAWN places is left out: its share is mostly chance.
-    """
-    edges = np.array(grades.edges(), dtype=np.int64)
-    middles, end = (edges[:-1] + edges[1:] - 1) / 2, edges[-1]
-    rows = grades.by_distance()
-    chance = grades.row("all", np.ones(len(grades.places), dtype=bool)).chance
-    with picture(path, width=8, height=4.5) as axes:
-        for name, (colour, marker) in zip(grades.readings, STYLES, strict=False):
-            recalls = [r.recall(name) if r.places >= LEAST_DRAWN else math.nan for r in rows]
-            axes.plot(middles, recalls, f"{marker}-", color=colour, label=name, clip_on=False)
-        axes.axhline(chance, color="grey", linestyle=":", label="guessing")
-        if grades.window is not None:
-            W, N = grades.window, grades.layers
-            axes.axvspan(0, W - 1, color="black", alpha=0.06, linewidth=0)
-            axes.text(0, 1.03, f"in the window, W = {W}")
-            reach = {"x": N * (W - 1), "s": f"{N} layers reach as far as N(W − 1) = {N * (W - 1)}"}
-            if reach["x"] < 1.5 * end:
-                end = max(end, reach["x"])
-                axes.axvline(reach["x"], color="black", linestyle="--", linewidth=1)
-            else:  # to show it would squeeze the rest
-                reach = {"x": end, "s": f"{reach['s']} →"}
-            axes.text(**reach, y=1.1, horizontalalignment="right")
-        axes.set(xlim=(0, end), ylim=(0, 1))
-        axes.set_xlabel("tokens between the last mention of a fact and the place where it is asked")
-        axes.set_ylabel("share of facts recalled")
-        axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)

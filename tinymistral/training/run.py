@@ -32,9 +32,8 @@ from tinymistral.sampling import FILE_NAME as GENERATION_FILE
 from tinymistral.sampling import read_generation_config
 from tinymistral.text import listed, shown
 from tinymistral.tokenizer import MistralTokenizer
-from tinymistral.training.curve import Curve
 from tinymistral.training.documents import (
-    LETTERS_A_TOKEN,
+    CHARACTERS_PER_TOKEN,
     Corpus,
     Documents,
     Stories,
@@ -86,6 +85,15 @@ class Recipe:
 
 
 @dataclass
+class Curve:
+    """Losses in nats a token: of each step's batch, before the step, and of held-out documents."""
+
+    loss: list[float] = field(default_factory=list)
+    held_out_steps: list[int] = field(default_factory=list)  # after how many steps
+    held_out_loss: list[float] = field(default_factory=list)
+
+
+@dataclass
 class Run:
     """A model in training."""
 
@@ -95,10 +103,13 @@ class Run:
     tokenizer: MistralTokenizer
     documents: Documents
     weights: dict[str, np.ndarray]  # float32, by name
-    optimizer: AdamW  # which changes the weights in place
+    optimizer: AdamW = field(init=False)  # changes the weights in place
     step: int = 0  # steps done
     next_document: int = 0
     curve: Curve = field(default_factory=Curve)
+
+    def __post_init__(self) -> None:
+        self.optimizer = AdamW(self.weights, weight_decay=self.recipe.weight_decay)
 
     def ids(self, n: int) -> np.ndarray:
         """Return the tokens (T,) of document n."""
@@ -113,8 +124,8 @@ def encode(tokenizer: MistralTokenizer, text: str) -> np.ndarray:
 # Beginning
 
 
-def story_model(vocab_size: int, window: int, dtype: str) -> MistralConfig:
-    """Return a small configuration: with 2,048 pieces 2.4 million parameters."""
+def small_config(vocab_size: int, window: int, dtype: str) -> MistralConfig:
+    """Return the configuration of a new model: with 2,048 pieces 2.4 million parameters."""
     return MistralConfig(
         vocab_size=vocab_size,
         hidden_size=192,
@@ -138,9 +149,9 @@ def new_run(recipe: Recipe, *, vocab_size: int = 2048, window: int = 256) -> Run
     """Train a tokenizer on the documents, and begin with random weights."""
     documents, recipe = open_documents(recipe)
     tokenizer = train_tokenizer(documents.each_once(), vocab_size)
-    config = story_model(vocab_size, window, recipe.dtype)
+    config = small_config(vocab_size, window, recipe.dtype)
     weights = random_weights(config, recipe.seed)
-    return begin(recipe, config, GENERATION, tokenizer, documents, weights)
+    return Run(recipe, config, GENERATION, tokenizer, documents, weights)
 
 
 def fine_tuning(recipe: Recipe, name_or_path: str | Path, window: int | None = None) -> Run:
@@ -159,20 +170,7 @@ def fine_tuning(recipe: Recipe, name_or_path: str | Path, window: int | None = N
     weights = {name: array.astype(np.float32) for name, array in tensors.items()}
     documents, recipe = open_documents(recipe)
     generation = read_generation_config(folder)
-    return begin(recipe, config, generation, tokenizer, documents, weights)
-
-
-def begin(
-    recipe: Recipe,
-    config: MistralConfig,
-    generation: dict[str, Any],
-    tokenizer: MistralTokenizer,
-    documents: Documents,
-    weights: dict[str, np.ndarray],
-) -> Run:
-    """Return a run before its first step."""
-    optimizer = AdamW(weights, weight_decay=recipe.weight_decay)
-    return Run(recipe, config, generation, tokenizer, documents, weights, optimizer)
+    return Run(recipe, config, generation, tokenizer, documents, weights)
 
 
 def open_documents(recipe: Recipe) -> tuple[Documents, Recipe]:
@@ -187,10 +185,9 @@ def open_documents(recipe: Recipe) -> tuple[Documents, Recipe]:
         raise ValueError(
             f"{recipe.corpus} has changed since this run began; put the file back, or train anew"
         )
-    parts = [part for text in texts for part in cut(text, LETTERS_A_TOKEN * recipe.length)]
-    return Corpus(list(filter(str.strip, parts)), recipe.seed), dataclasses.replace(
-        recipe, corpus_sha256=digest
-    )
+    length = CHARACTERS_PER_TOKEN * recipe.length
+    parts = [part for text in texts for part in cut(text, length) if part.strip()]
+    return Corpus(parts, recipe.seed), dataclasses.replace(recipe, corpus_sha256=digest)
 
 
 def random_weights(config: MistralConfig, seed: int) -> dict[str, np.ndarray]:
@@ -232,7 +229,7 @@ def save(run: Run, folder: Path) -> None:
     with whole_file(inside / STATE_FILE) as temporary:
         write_file(temporary, state(run))
     write_json(inside / RECIPE_FILE, dataclasses.asdict(run.recipe))
-    write_json(inside / CURVE_FILE, run.curve.to_dict())
+    write_json(inside / CURVE_FILE, dataclasses.asdict(run.curve))
     dtype = NUMPY_DTYPES[run.recipe.dtype]
     write_tensors(folder, {name: array.astype(dtype) for name, array in run.weights.items()})
 
@@ -268,7 +265,7 @@ def resume(folder: Path) -> Run:
     check_layers(names, config, f"{folder}: config.json says num_hidden_layers is")
     shapes = causal_lm_shapes(config)
     weights = {name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()}
-    run = begin(recipe, config, read_generation_config(folder), tokenizer, documents, weights)
+    run = Run(recipe, config, read_generation_config(folder), tokenizer, documents, weights)
     if problem := restore(run, arrays):
         raise CheckpointError(
             f"{path} is not the state of this run: {problem}; put back the files that belong "

@@ -3,21 +3,24 @@
 words.py      the words that a story's facts are drawn from
 scenes.txt    scenes that any plot may use: openings, little events on the way, endings
 plots.txt     the plots, as lists of scenes
-templates.py  the notation of those two files: parse, fill with facts, match with a sentence
-grammar.py    a seed to a story; the parser of sentences
+templates.py  the notation of those two files
+grammar.py    a seed to a story
 games.py      memory games, from which a model learns to copy
-recalls.py    the facts that any text recalls, and whether it told them so
+parser.py     which sentences the grammar can say, and what a text recalls in them
 """
 
 from tinymistral.training.stories.games import game
-from tinymistral.training.stories.grammar import (
-    PLOTS,
-    Fact,
-    Story,
-    closes,
-    sentences,
-    story,
-    well_formed,
-)
+from tinymistral.training.stories.grammar import Fact, Story, story
+from tinymistral.training.stories.parser import Recall, closes, recalls, sentences, well_formed
 
-__all__ = ["PLOTS", "Fact", "Story", "closes", "game", "sentences", "story", "well_formed"]
+__all__ = [
+    "Fact",
+    "Recall",
+    "Story",
+    "closes",
+    "game",
+    "recalls",
+    "sentences",
+    "story",
+    "well_formed",
+]

@@ -1,7 +1,7 @@
-"""A story from a seed, with the facts that it recalls, and the parser of its sentences."""
+"""A story from a seed, with the facts that it recalls."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,12 +11,9 @@ from typing import TypeVar
 from tinymistral.training.stories.templates import (
     Alternative,
     Parts,
-    Plot,
     Slot,
     Step,
-    ends,
     read,
-    slots_in,
 )
 from tinymistral.training.stories.words import (
     ANIMALS,
@@ -42,14 +39,8 @@ GENDERS = ("girl", "boy")
 # Friend and helper have the other gender than the hero, so that a pronoun points at one of them.
 OTHER = {"girl": "boy", "boy": "girl"}
 # What some slots are called in the tables of grades; the others go by their own name.
-KINDS = {
-    "kind": "animal",
-    "friend_kind": "animal",
-    "spot": "place",
-    "gift": "thing",
-    "toy": "thing",
-    "garment": "thing",
-}
+KINDS = {"kind": "animal", "friend_kind": "animal", "spot": "place"}
+KINDS |= dict.fromkeys(("gift", "toy", "garment"), "thing")
 # Told once a story: a second "One rainy morning" would begin it again.
 TOLD_ONCE = frozenset({"weather", "day", "home", "where"})
 # Most stories say a fact again, as one does to children, before it lies this many letters back
@@ -222,7 +213,7 @@ class _Teller:
             elif part.name in FRESH:
                 self.text += self.one(FRESH[part.name])
             else:
-                answer = _inflect(self.words[part.name], part)
+                answer = inflect(self.words[part.name], part)
                 if part.recall:
                     self.facts.append(self.recall(part, answer))
                 self.text += answer
@@ -233,18 +224,18 @@ class _Teller:
 
     def recall(self, slot: Slot, answer: str) -> Fact:
         """Return the fact that the answer, said next, recalls."""
-        told = [found.end() for found in _mention(self.words[slot.name]).finditer(self.text)]
+        told = [found.end() for found in mention(self.words[slot.name]).finditer(self.text)]
         if slot.name in ("name", "friend"):
             pool = tuple(dict.fromkeys((*GIRLS, *BOYS, answer)))
         elif slot.name in ("kind", "friend_kind"):
             pool = (*ANIMALS, *GENDERS)
         else:
             pool = self.pools[slot.name]
-        choices = tuple(_inflect(word, slot) for word in pool)
+        choices = tuple(inflect(word, slot) for word in pool)
         return Fact(KINDS.get(slot.name, slot.name), answer, choices, told[-1], len(self.text))
 
 
-def _inflect(word: str, slot: Slot) -> str:
+def inflect(word: str, slot: Slot) -> str:
     """Return the word in the form that the slot asks for."""
     if slot.form == "a":
         word = article(word)
@@ -254,7 +245,7 @@ def _inflect(word: str, slot: Slot) -> str:
 
 
 @cache
-def _mention(word: str) -> re.Pattern[str]:
+def mention(word: str) -> re.Pattern[str]:
     """Return the pattern of all that names the word's thing: one or many, at a start or inside."""
     return re.compile(rf"\b(?:{word}|{plural(word)})\b", re.IGNORECASE)
 
@@ -275,154 +266,3 @@ def _recalled(plot: str, n: int) -> frozenset[str]:
 
 def _alternatives(step: Step) -> tuple[Alternative, ...]:
     return SCENES[step.scene].steps[0].alternatives if step.scene else step.alternatives
-
-
-# The parser: which sentences can the grammar say?
-
-
-def sentences(text: str) -> list[str]:
-    """Split a text where the grammar's sentences end; a quotation does not end inside."""
-    found, start, quoted = [], 0, False
-    for mark in re.finditer(r'"|[.!?]+', text):
-        if mark[0] == '"':
-            quoted = mark.start() == 0 or text[mark.start() - 1] == " "
-            if quoted or text[mark.start() - 1] not in ".!?":
-                continue
-        elif quoted:
-            continue
-        tail = _SYMBOLS_AFTER.match(text, mark.end())
-        end = tail.end() if tail else mark.end()
-        following = text[end : end + 2]
-        if following == "" or (following[0] == " " and not following[1:].islower()):
-            found.append(text[start:end].strip())
-            start = end
-    rest = text[start:].strip()
-    return [*found, rest] if rest else found
-
-
-def well_formed(sentence: str) -> bool:
-    """Return whether the grammar can say this sentence, any word its slot allows in each slot."""
-    return any(
-        _matches(parts, said)
-        for said in {sentence, _without_symbols(sentence)}
-        for parts in _likely(said)
-    )
-
-
-def closes(text: str) -> bool:
-    """Return whether the last sentence of the text is one that ends a story."""
-    found = sentences(text)
-    plain = _without_symbols(found[-1]) if found else ""
-    closings = SCENES["close"].steps[0].alternatives
-    return any(_matches(one.sentences[-1], plain) for one in closings)
-
-
-_SYMBOLS_AFTER = re.compile(f"(?: ?[{''.join(SYMBOLS)}])+")
-
-
-def _without_symbols(sentence: str) -> str:
-    """Return the sentence without emoji at its end."""
-    return sentence.rstrip("".join(SYMBOLS) + " ") if sentence.endswith(SYMBOLS) else sentence
-
-
-def _templates() -> Iterator[Parts]:
-    everything: tuple[Plot, ...] = (*SCENES.values(), *PLOTS.values())
-    for plot in everything:
-        for step in plot.steps:
-            for alternative in step.alternatives:
-                yield from alternative.sentences
-
-
-@cache
-def _index() -> dict[tuple[str, str], list[tuple[str, Parts]]]:
-    """Return all templates by their first and last words, each with its longest piece of text.
-
-    A word of the key is "" where a slot or a choice may vary it.
-    """
-    index: dict[tuple[str, str], list[tuple[str, Parts]]] = {}
-    for parts in dict.fromkeys(_templates()):
-        head, tail = parts[0], parts[-1]
-        first = head.partition(" ")[0] if isinstance(head, str) and " " in head else ""
-        last = tail.rpartition(" ")[2] if isinstance(tail, str) and " " in tail else ""
-        texts = [part for part in parts if isinstance(part, str)]
-        index.setdefault((first, last), []).append((max(texts, key=len, default=""), parts))
-    return index
-
-
-def _likely(sentence: str) -> Iterator[Parts]:
-    """Yield the templates that may say this sentence: first and last word and a piece agree."""
-    first, last = sentence.partition(" ")[0], sentence.rpartition(" ")[2]
-    for key in ((first, last), (first, ""), ("", last), ("", "")):
-        for text, parts in _index().get(key, ()):
-            if text in sentence:
-                yield parts
-
-
-def _matches(parts: Parts, sentence: str) -> bool:
-    for gender in _genders(parts):
-
-        def slot_ends(slot: Slot, text: str, start: int, gender: str = gender) -> set[int]:
-            found = _pattern(slot, gender).match(text, start)
-            return {found.end()} if found else set()
-
-        if len(sentence) in ends(parts, sentence, 0, slot_ends):
-            return True
-    return False
-
-
-@cache
-def _genders(parts: Parts) -> tuple[str, ...]:
-    """Return the genders of a hero with which a template has to be tried."""
-    shown = any(slot.name.rpartition("_")[2] in PRONOUNS["girl"] for slot in slots_in(parts))
-    return GENDERS if shown else GENDERS[:1]
-
-
-@cache
-def _capitalised() -> frozenset[str]:
-    """Return the words that begin with a capital letter in the templates themselves: no names."""
-    literal: list[str] = []
-
-    def collect(parts: Parts) -> None:
-        for part in parts:
-            if isinstance(part, str):
-                literal.append(part)
-            elif isinstance(part, tuple):
-                for option in part:
-                    collect(option)
-
-    for parts in _templates():
-        collect(parts)
-    return frozenset(re.findall(r"[A-Z]\w*", " ".join(literal))) | {
-        "He",
-        "She",
-        "His",
-        "Her",
-        "Him",
-    }
-
-
-@cache
-def _pattern(slot: Slot, gender: str) -> re.Pattern[str]:
-    """Return the pattern of all that this slot may hold when the hero has this gender."""
-    slot = Slot(slot.name, slot.form, slot.capital)
-    other = OTHER[gender]
-    animals = (*ANIMALS, *GENDERS)
-    name = rf"(?!(?:{'|'.join(sorted(_capitalised()))})(?!\w))[A-ZÀ-Þ][^\W\d_A-Z]{{1,11}}"
-    named, words = False, list[str]()
-    base = slot.name.rpartition("_")[2]
-    if base in PRONOUNS[gender]:
-        words = [PRONOUNS[gender if base == slot.name else other][base]]
-    elif slot.name in ("name", "friend"):
-        named = True
-    elif slot.name in ("hero", "call"):
-        named = True
-        words = [("the " if slot.name == "hero" else "") + f"little {kind}" for kind in animals]
-    elif base == "kind":
-        words = list(animals)
-    elif slot.name in FRESH:
-        words = list(FRESH[slot.name])
-    else:
-        pools = [plot.words[slot.name] for plot in PLOTS.values() if slot.name in plot.words]
-        words = [word for pool in (WORDS.get(slot.name, ()), *pools) for word in pool]
-    forms = sorted({re.escape(_inflect(word, slot)) for word in words}, key=lambda form: -len(form))
-    return re.compile(rf"(?:{'|'.join([*forms, *([name] if named else [])])})(?!\w)")

@@ -22,7 +22,7 @@ A plot is a list of steps, and a step a list of alternatives, of which one is dr
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 PART = re.compile(r"\{(?P<slot>[^{}]+)\}|\((?P<choice>[^()]+)\)")
@@ -143,25 +143,3 @@ def _alternative(line: str) -> Alternative:
     tells = frozenset(slot.name for slot in slots if not slot.recall)
     recalls = frozenset(slot.name for slot in slots if slot.recall)
     return Alternative(parsed, sources, line.split()[0], tells, recalls, condition)
-
-
-def ends(
-    parts: Parts, text: str, start: int, slot_ends: Callable[[Slot, str, int], set[int]]
-) -> set[int]:
-    """Return each position of the text where these parts, begun at `start`, may end."""
-    positions = {start}
-    for part in parts:
-        after: set[int] = set()
-        for position in positions:
-            if isinstance(part, str):
-                if text.startswith(part, position):
-                    after.add(position + len(part))
-            elif isinstance(part, Slot):
-                after |= slot_ends(part, text, position)
-            else:
-                for option in part:
-                    after |= ends(option, text, position, slot_ends)
-        positions = after
-        if not positions:
-            break
-    return positions

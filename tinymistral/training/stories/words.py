@@ -23,77 +23,50 @@ ANIMALS = tuple(
 )
 
 # Small things to give, to find or to promise.
-GIFTS = tuple(
-    "bell button feather pebble shell compass ring candle spoon key marble cushion picture "
-    "mirror thimble necklace".split()
+GIFTS = (
+    "bell button feather pebble shell compass ring candle spoon key marble cushion "
+    "picture mirror thimble necklace"
 )
 
 # Each slot that keeps one word for the whole story.
 WORDS: dict[str, tuple[str, ...]] = {
-    "colour": tuple(
-        "red blue green yellow purple orange pink white black brown silver golden".split()
-    ),
-    "number": tuple("three four five six seven eight nine ten eleven twelve".split()),
-    "day": tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()),
-    "weather": tuple("rainy sunny windy snowy foggy stormy frosty cloudy".split()),
-    "helper": tuple(
-        "owl heron tortoise crow goose stork toad swan magpie donkey pelican baker farmer miller "
-        "sailor gardener shepherd tailor teacher painter".split()
-    ),
-    "toy": tuple(
-        "kite ball boat drum doll whistle puppet lantern balloon trumpet yo-yo umbrella "
-        "wagon flute".split()
-    ),
-    "garment": tuple("hat scarf coat cap mitten ribbon slipper jumper sock apron cloak".split()),
-    "spot": tuple(
-        "barrel basket bucket boot cart chest cupboard haystack nest pot sack shed teapot trunk "
-        "drawer jug".split()
-    ),
-    "gift": GIFTS,
-    "promise": GIFTS,
-    "food": tuple(
-        "soup honey jam porridge bread cheese pudding toffee gingerbread custard salad popcorn "
-        "rice chocolate".split()
-    ),
-    "fruit": tuple(
-        "apple pear plum cherry peach lemon strawberry melon fig walnut chestnut apricot".split()
-    ),
-    "flower": tuple(
-        "daisy tulip poppy bluebell lily sunflower buttercup snowdrop pansy primrose".split()
-    ),
-    "home": tuple(
-        "cottage windmill barn cabin castle burrow tent tower caravan inn hut bakery palace "
-        "treehouse farmhouse".split()
-    ),
-    "land": tuple(
-        "forest valley village harbour desert swamp city jungle moor orchard park mountains".split()
-    ),
-    "song": tuple(
-        "stars ducks ships clouds trains kings bees snowflakes whales pancakes goblins "
-        "parrots".split()
-    ),
-    "password": tuple(
-        "pickle thunder marmalade dumpling pumpkin lollipop noodle rhubarb biscuit turnip "
-        "cabbage velvet".split()
-    ),
-    "boat": tuple(
-        "Swallow Comet Mermaid Pearl Thistle Whale Juniper Falcon Duchess Sunrise".split()
-    ),
-    "where": (
-        "at the edge of a wood",
-        "beside a quiet river",
-        "by the sea",
-        "on top of a hill",
-        "in a quiet valley",
-        "near a busy village",
-        "on a small island",
-        "at the end of a long lane",
-        "beside a deep lake",
-        "under a tall mountain",
-        "next to an old bridge",
-        "behind an apple orchard",
-    ),
+    slot: tuple(words.split())
+    for slot, words in {
+        "colour": "red blue green yellow purple orange pink white black brown silver golden",
+        "number": "three four five six seven eight nine ten eleven twelve",
+        "day": "Monday Tuesday Wednesday Thursday Friday Saturday Sunday",
+        "weather": "rainy sunny windy snowy foggy stormy frosty cloudy",
+        "helper": "owl heron tortoise crow goose stork toad swan magpie donkey pelican baker "
+        "farmer miller sailor gardener shepherd tailor teacher painter",
+        "toy": "kite ball boat drum doll whistle puppet lantern balloon trumpet yo-yo umbrella "
+        "wagon flute",
+        "garment": "hat scarf coat cap mitten ribbon slipper jumper sock apron cloak",
+        "spot": "barrel basket bucket boot cart chest cupboard haystack nest pot sack shed "
+        "teapot trunk drawer jug",
+        "gift": GIFTS,
+        "promise": GIFTS,
+        "food": "soup honey jam porridge bread cheese pudding toffee gingerbread custard salad "
+        "popcorn rice chocolate",
+        "fruit": "apple pear plum cherry peach lemon strawberry melon fig walnut chestnut apricot",
+        "flower": "daisy tulip poppy bluebell lily sunflower buttercup snowdrop pansy primrose",
+        "home": "cottage windmill barn cabin castle burrow tent tower caravan inn hut bakery "
+        "palace treehouse farmhouse",
+        "land": "forest valley village harbour desert swamp city jungle moor orchard park "
+        "mountains",
+        "song": "stars ducks ships clouds trains kings bees snowflakes whales pancakes goblins "
+        "parrots",
+        "password": "pickle thunder marmalade dumpling pumpkin lollipop noodle rhubarb biscuit "
+        "turnip cabbage velvet",
+        "boat": "Swallow Comet Mermaid Pearl Thistle Whale Juniper Falcon Duchess Sunrise",
+    }.items()
 }
+WORDS["where"] = tuple(
+    (
+        "at the edge of a wood|beside a quiet river|by the sea|on top of a hill|"
+        "in a quiet valley|near a busy village|on a small island|at the end of a long lane|"
+        "beside a deep lake|under a tall mountain|next to an old bridge|behind an apple orchard"
+    ).split("|")
+)
 
 PLURALS = {
     "mouse": "mice",
@@ -114,24 +87,11 @@ PRONOUNS = {
 
 # Words of other languages and words with accents, for the signs that a hero passes.
 FOREIGN = tuple(
-    "café|naïve|crème brûlée|señor|mañana|garçon|fjord|smörgåsbord|jalapeño|über|déjà vu|"
-    "piñata|château|straße|čaj|łódź|привет|мир|καλημέρα|γεια|こんにちは|你好|안녕|नमस्ते|שלום|سلام".split(
-        "|"
-    )
-)
-
-# Emoji and symbols by ranges of code points, wide enough to train every byte token that UTF-8 uses.
-SYMBOLS = tuple(
-    chr(point)
-    for first, last in (
-        (0x1F300, 0x1F5FF),
-        (0x1F600, 0x1F64F),
-        (0x1F680, 0x1F6C5),
-        (0x1F90C, 0x1F9FF),
-        (0x2600, 0x27BF),
-        (0x2190, 0x21FF),
-    )
-    for point in range(first, last + 1)
+    (
+        "café|naïve|crème brûlée|señor|mañana|garçon|fjord|smörgåsbord|jalapeño|über|"
+        "déjà vu|piñata|château|straße|čaj|łódź|"
+        "привет|мир|καλημέρα|γεια|こんにちは|你好|안녕|नमस्ते|שלום|سلام"
+    ).split("|")
 )
 
 
@@ -145,23 +105,15 @@ def plural(word: str) -> str:
     return PLURALS.get(word, f"{word}s")
 
 
-# Letters of many scripts, for the same reason.
-LETTERS = tuple(
-    chr(point)
-    for first, last in (
-        (0x00C0, 0x00D6),
-        (0x0100, 0x017F),
-        (0x0391, 0x03A1),
-        (0x0410, 0x044F),
-        (0x0531, 0x0556),
-        (0x05D0, 0x05EA),
-        (0x0621, 0x064A),
-        (0x0905, 0x0939),
-        (0x0E01, 0x0E30),
-        (0x10D0, 0x10F0),
-        (0x3041, 0x30FA),
-        (0x4E00, 0x9FA5),
-        (0xAC00, 0xD7A3),
-    )
-    for point in range(first, last + 1)
+def characters(ranges: str) -> tuple[str, ...]:
+    """Return the characters of ranges of code points, such as "2190-21FF" for the arrows."""
+    bounds = [[int(point, 16) for point in one.split("-")] for one in ranges.split()]
+    return tuple(chr(point) for first, last in bounds for point in range(first, last + 1))
+
+
+# Emoji and letters of many scripts, wide enough to train every byte token that UTF-8 uses.
+SYMBOLS = characters("1F300-1F5FF 1F600-1F64F 1F680-1F6C5 1F90C-1F9FF 2600-27BF 2190-21FF")
+LETTERS = characters(
+    "00C0-00D6 0100-017F 0391-03A1 0410-044F 0531-0556 05D0-05EA 0621-064A 0905-0939 0E01-0E30 "
+    "10D0-10F0 3041-30FA 4E00-9FA5 AC00-D7A3"
 )
