@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import shutil
+import textwrap
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,7 +23,6 @@ from typing import TYPE_CHECKING
 
 from tinymistral.commands import arguments
 from tinymistral.commands.console import interruptible, write
-from tinymistral.text import shorten
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,12 +34,17 @@ EPILOG = """\
 Layers and heads count from 0. A text of more than C tokens goes through the
 model in pieces of C; the stages are those of the last piece, and the ring has
 W + C - 1 slots, W being the window: a small --chunk shows how it wraps.
+
+The letters of shapes: B texts (one), T tokens that go through at once, S tokens
+that they may read, D width, F feed-forward width, H query heads, K key/value
+heads, d head width, V vocabulary.
 """
 
 MOST_READ = 8  # so many tokens are shown of those that a head reads
 LIKELIEST = 5
 SHOWN = 60  # so many tokens of the text, its last ones
 NARROWEST, WIDEST = 60, 100  # columns
+SECOND_LINE = 24  # columns, at least, of the second line of what a stage is
 
 # What each stage of `tap.STAGES` is; those of a layer without "layers.N.".
 MEANINGS = {
@@ -70,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("text", nargs="?", type=arguments.utf8, help="the text (default: standard input)")
     add("--layer", type=arguments.integer, metavar="N", help="which layer (default: the last)")
-    add("--head", type=arguments.integer, default=0, metavar="N", help="which head (default: 0)")
+    add("--head", type=arguments.integer, metavar="N", help="which head (default: 0)")
     text = "C, the most tokens that go through at once (default: the backend's)"
     add("--chunk", type=arguments.integer, metavar="C", help=text)
     text = "write a page instead, in which the model runs, for a browser; it needs no network"
@@ -83,6 +88,7 @@ def run(options: argparse.Namespace) -> None:
     """Run a text through the model, and print what happens; or write a page that does it."""
     text = arguments.read_text(options.text)
     if options.html is not None:
+        _check_options_of_page(options)
         from tinymistral.files import check_can_be_written
         from tinymistral.page import write_page
 
@@ -95,8 +101,9 @@ def run(options: argparse.Namespace) -> None:
     model, tokenizer = arguments.open_checkpoint(options)
     config = model.config
     layer = config.num_hidden_layers - 1 if options.layer is None else options.layer
+    head = 0 if options.head is None else options.head
     _check("layer", layer, config.num_hidden_layers)
-    _check("head", options.head, config.num_attention_heads)
+    _check("head", head, config.num_attention_heads)
     if not model.backend.has_attention_weights:
         raise ValueError(
             f"--backend: {model.backend.name!r} does not give attention weights, which are shown "
@@ -110,19 +117,20 @@ def run(options: argparse.Namespace) -> None:
 
     width = max(NARROWEST, min(shutil.get_terminal_size().columns, WIDEST)) - 2
     names = [printable(piece) for piece in tokenizer.convert_ids_to_tokens(ids)]
-    weights = stages[f"layers.{layer}.attention_weights"][0, options.head, -1]
+    weights = stages[f"layers.{layer}.attention_weights"][0, head, -1]
     read = [int(n) for n in largest(weights, MOST_READ) if weights[n] > 0]
     probabilities = softmax(logits)
     likeliest = [int(token) for token in largest(probabilities, LIKELIEST)]
     pieces = [printable(tokenizer.convert_ids_to_tokens(token)) for token in likeliest]
     left_out = f", the last {SHOWN}" if len(ids) > SHOWN else ""
+    noun = "token" if len(ids) == 1 else "tokens"
     last_layer = config.num_hidden_layers - 1
     sections = {
-        f"{len(ids)} tokens{left_out}: position, id, piece": token_table(ids, names, width),
+        f"{len(ids)} {noun}{left_out}: position, id, piece": token_table(ids, names, width),
         f"The forward pass; of layers 0 to {last_layer}, layer {layer}": stage_table(
             stages, layer, width
         ),
-        f"In layer {layer}, head {options.head}, the last token, {names[-1]}, reads most": bars(
+        f"In layer {layer}, head {head}, the last token, {names[-1]}, reads most": bars(
             [(n, names[n], float(weights[n])) for n in read], width
         ),
         f"The cache of each layer: {slot_count(cache)}": slot_table(cache),
@@ -132,6 +140,15 @@ def run(options: argparse.Namespace) -> None:
     }
     texts = ("".join([title, *(f"\n  {line}" for line in sections[title])]) for title in sections)
     write("\n\n".join(texts) + "\n")
+
+
+def _check_options_of_page(options: argparse.Namespace) -> None:
+    for name in ("layer", "head", "chunk", "backend", "dtype"):
+        if getattr(options, name) is not None:
+            raise ValueError(
+                f"--{name} is for the terminal; leave it out: the page of --html computes by "
+                "itself, and has buttons for layers and heads"
+            )
 
 
 def _check(name: str, number: int, count: int) -> None:
@@ -193,7 +210,7 @@ def token_table(ids: Sequence[int], names: Sequence[str], width: int) -> Iterato
 
 
 def stage_table(stages: dict[str, np.ndarray], layer: int, width: int) -> Iterator[str]:
-    """Yield a line for each stage outside the layers and in this layer."""
+    """Yield a line for each stage outside the layers and in this layer, or two if it is narrow."""
     from tinymistral.tap import STAGES
 
     rows = []
@@ -203,7 +220,10 @@ def stage_table(stages: dict[str, np.ndarray], layer: int, width: int) -> Iterat
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        yield shorten("  ".join([*cells, MEANINGS[row[0].strip()]]), width)
+        start = "  ".join([*cells, ""])
+        indent = " " * min(len(start), width - SECOND_LINE)
+        line = start + MEANINGS[row[0].strip()]
+        yield from textwrap.wrap(line, width, subsequent_indent=indent)
 
 
 def bars(rows: Sequence[tuple[int, str, float]], width: int) -> Iterator[str]:
