@@ -1,13 +1,15 @@
 """Train a small model in NumPy, on generated stories or on your own text.
 
-tinymistral train my-model --seed 1
-    trains 2.4 million parameters on stories, in about an hour on two cores
-tinymistral train my-model --corpus book.txt --steps 500
-    trains a tokenizer and a model of the same size on your own text
-tinymistral train my-model --from FOLDER --corpus book.txt
-    goes on training an opened checkpoint
-tinymistral train my-model --resume
-    goes on with a run that was stopped, to the same bits as without the stop
+The gradients are computed in NumPy, as chapter 14 of the walkthrough explains.
+
+  tinymistral train my-model --seed 1
+      trains 2.4 million parameters on stories, in about an hour on two cores
+  tinymistral train my-model --corpus book.txt --steps 500
+      trains a tokenizer and a model of the same size on your own text
+  tinymistral train my-model --from FOLDER --corpus book.txt
+      goes on training an opened checkpoint
+  tinymistral train my-model --resume
+      goes on with a run that was stopped, to the same bits as without the stop
 """
 
 from __future__ import annotations
