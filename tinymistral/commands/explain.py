@@ -35,9 +35,9 @@ Layers and heads count from 0. A text of more than C tokens goes through the
 model in pieces of C; the stages are those of the last piece, and the ring has
 W + C - 1 slots, W being the window: a small --chunk shows how it wraps.
 
-The letters of shapes: B texts (one), T tokens that go through at once, S tokens
-that they may read, D width, F feed-forward width, H query heads, K key/value
-heads, d head width, V vocabulary.
+The letters of shapes: B texts (one), T tokens that go through together, S all
+tokens so far, D width, F feed-forward width, H query heads, K key/value heads,
+d head width, V vocabulary.
 """
 
 MOST_READ = 8  # so many tokens are shown of those that a head reads
