@@ -52,6 +52,7 @@ def test_the_tokens_are_those_of_sentencepiece() -> None:
     ids = [1, *REFERENCE.encode(TEXT)]
     title, *lines = sections(TEXT)["tokens"]
     assert title == f"{len(ids)} tokens: position, id, piece"
+    assert good("explain", "").startswith("1 token: position, id, piece\n")
     expected = [f"{n} {i} {REFERENCE.id_to_piece(i)}" for n, i in enumerate(ids)]
     assert " ".join(" ".join(lines).split()) == " ".join(expected)
 
@@ -136,6 +137,9 @@ def test_lines_fit_the_terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> 
     assert max(map(len, tables)) <= width
     assert len(found["tokens"]) - 1 == -(-explain.SHOWN // (len(found["tokens"][1].split()) // 3))
     assert found["tokens"][0].endswith("tokens, the last 60: position, id, piece")
+    words = " ".join(found["pass"]).split()
+    for meaning in explain.MEANINGS.values():  # in a narrow terminal on two lines, and never cut
+        assert f" {meaning} " in f" {' '.join(words)} "
 
 
 @pytest.mark.parametrize("text", ["", " ", "\x1b[31m\x07\u202e\u2028", "日本語\t\n"])
@@ -171,6 +175,14 @@ def test_html_writes_a_page_that_begins_with_the_text(tmp_path: Path) -> None:
     says = f"error: {nowhere}: cannot be written: No such file or directory; give a file in"
     assert says in refused("explain", "x", "--html", str(nowhere))
     assert "is a folder, expected the name of a file" in refused("explain", "x", "--html", "")
+
+
+@pytest.mark.parametrize("option", ["--layer=0", "--head=0", "--chunk=8", "--dtype=float64"])
+def test_html_refuses_what_the_page_would_ignore(tmp_path: Path, option: str) -> None:
+    path = tmp_path / "page.html"
+    says = refused("explain", "x", "--html", str(path), option)
+    assert f"error: {option.partition('=')[0]} is for the terminal" in says
+    assert not path.exists()
 
 
 def test_what_does_not_exist_is_refused(plugins: Plugins) -> None:

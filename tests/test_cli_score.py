@@ -48,4 +48,6 @@ def test_the_figures_follow_from_the_log_probabilities() -> None:
 def test_mistakes_are_reported_in_one_line(tmp_path: Path) -> None:
     assert "at least one token" in refused("score", stdin=b"")
     assert "not UTF-8" in refused("score", stdin=b"\xff")
-    assert "cannot be read" in refused("score", str(tmp_path / "none"))
+    assert "; give a file, or the text on standard input" in refused(
+        "score", str(tmp_path / "none")
+    )

@@ -187,8 +187,9 @@ assert change[1] > 0.1 and change[reach] < 1e-6 and (change[reach + 1 :] == 0).a
 # look at the fact, keep it in its vector beside all else, and offer it in its own key and value, at
 # a time when nobody has asked for it yet; and the later token must look for it there, of all
 # places. Nothing in the cone makes a model do this. It learns it in training if it pays often
-# enough, or not at all. `python -m tinymistral grade` measures it: how many facts of its stories a
-# model recalls, by the distance at which they were told.
+# enough, or not at all. For a model that learned from the stories of `python -m tinymistral train`,
+# `python -m tinymistral grade --model FOLDER` measures it: how many facts of a story it recalls, by
+# the distance at which they were told.
 
 # %% [markdown]
 # ## Exercise: how far it reaches

@@ -55,8 +55,8 @@ print(f"its model: {sizes['num_hidden_layers']} layers, width {sizes['hidden_siz
 # for one token; it should look familiar:
 
 # %% tags=["remove-input"]
-text = (WALKTHROUGH / "page" / "core.js").read_text("utf-8")
-attention = text[text.index("function attention(") :].split("\n}\n")[0]
+source = (WALKTHROUGH / "page" / "core.js").read_text("utf-8")
+attention = source[source.index("function attention(") :].split("\n}\n")[0]
 say(f"From [walkthrough/page/core.js](page/core.js):\n\n```js\n{attention}\n}}\n```")
 
 # %% [markdown]
@@ -106,6 +106,7 @@ assert code == 0
 # %%
 RIGHT = "const kvHead = Math.floor(h / (H / K));"
 WRONG = "const kvHead = h % K;"
+text = Path("page/core.js").read_text("utf-8")
 assert text.count(RIGHT) == 1
 shutil.copytree("page", "tiled")
 Path("tiled/core.js").write_text(text.replace(RIGHT, WRONG), "utf-8")

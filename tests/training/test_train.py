@@ -95,9 +95,9 @@ def test_resuming_changes_no_bit(uninterrupted: Run, tmp_path: Path, after: int)
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("\n<|endoftext|>\n".join(TEXTS), "utf-8")
     run.recipe = replace(run.recipe, corpus=str(corpus))
-    save(run, tmp_path / "run")
+    save(run, str(tmp_path / "run"))
     del run
-    again = resume(tmp_path / "run")
+    again = resume(str(tmp_path / "run"))
     assert again.step == after
     train(again, threads=2)
     assert bits(again) == bits(uninterrupted)

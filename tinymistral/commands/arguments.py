@@ -192,7 +192,8 @@ def read_text(argument: str | None, file: Path | None = None, *, what: str = "te
     try:
         raw = sys.stdin.buffer.read() if file is None else file.read_bytes()
     except OSError as error:
-        raise ValueError(f"{source} cannot be read: {error.strerror or error}") from None
+        remedy = "" if file is None else "; give a file, or the text on standard input"
+        raise ValueError(f"{source} cannot be read: {error.strerror or error}{remedy}") from None
     return decode_file(raw, source).removesuffix("\n")
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import shutil
+import textwrap
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from tinymistral.commands import arguments
 from tinymistral.commands.console import interruptible, write
-from tinymistral.text import shorten, table
+from tinymistral.text import table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,12 +35,17 @@ EPILOG = """\
 Layers and heads count from 0. A text of more than C tokens goes through the
 model in pieces of C; the stages are those of the last piece, and the ring has
 W + C - 1 slots, W being the window: a small --chunk shows how it wraps.
+
+The letters of shapes: B texts (one), T tokens that go through together, S all
+tokens so far, D width, F feed-forward width, H query heads, K key/value heads,
+d head width, V vocabulary.
 """
 
 MOST_READ = 8  # so many tokens are shown of those that a head reads
 LIKELIEST = 5
 SHOWN = 60  # so many tokens of the text, its last ones
 NARROWEST, WIDEST = 60, 100  # columns
+SECOND_LINE = 24  # columns, at least, of the second line of what a stage is
 
 # What each stage of `tap.STAGES` is; those of a layer without "layers.N.".
 MEANINGS = {
@@ -70,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("text", nargs="?", type=arguments.utf8, help="the text (default: standard input)")
     add("--layer", type=arguments.integer, metavar="N", help="which layer (default: the last)")
-    add("--head", type=arguments.integer, default=0, metavar="N", help="which head (default: 0)")
+    add("--head", type=arguments.integer, metavar="N", help="which head (default: 0)")
     text = "C, the most tokens that go through at once (default: the backend's)"
     add("--chunk", type=arguments.integer, metavar="C", help=text)
     text = "write a page instead, in which the model runs, for a browser; it needs no network"
@@ -83,6 +89,7 @@ def run(options: argparse.Namespace) -> None:
     """Run a text through the model, and print what happens; or write a page that does it."""
     text = arguments.read_text(options.text)
     if options.html is not None:
+        _check_options_of_page(options)
         from tinymistral.files import check_can_be_written
         from tinymistral.page import write_page
 
@@ -97,8 +104,9 @@ def run(options: argparse.Namespace) -> None:
     model, tokenizer = arguments.open_checkpoint(options)
     config = model.config
     layer = config.num_hidden_layers - 1 if options.layer is None else options.layer
+    head = 0 if options.head is None else options.head
     arguments.check_range("--layer", layer, 0, config.num_hidden_layers - 1)
-    arguments.check_range("--head", options.head, 0, config.num_attention_heads - 1)
+    arguments.check_range("--head", head, 0, config.num_attention_heads - 1)
     if not model.backend.has_attention_weights:
         raise ValueError(
             f"--backend: {model.backend.name!r} does not give attention weights, which are shown "
@@ -112,19 +120,20 @@ def run(options: argparse.Namespace) -> None:
 
     width = max(NARROWEST, min(shutil.get_terminal_size().columns, WIDEST)) - 2
     names = [printable(piece) for piece in tokenizer.convert_ids_to_tokens(ids)]
-    weights = stages[f"layers.{layer}.attention_weights"][0, options.head, -1]
+    weights = stages[f"layers.{layer}.attention_weights"][0, head, -1]
     read = [int(n) for n in largest(weights, MOST_READ) if weights[n] > 0]
     probabilities = softmax(logits)
     likeliest = [int(token) for token in largest(probabilities, LIKELIEST)]
     pieces = [printable(tokenizer.convert_ids_to_tokens(token)) for token in likeliest]
     left_out = f", the last {SHOWN}" if len(ids) > SHOWN else ""
+    noun = "token" if len(ids) == 1 else "tokens"
     last_layer = config.num_hidden_layers - 1
     sections = {
-        f"{len(ids)} tokens{left_out}: position, id, piece": token_table(ids, names, width),
+        f"{len(ids)} {noun}{left_out}: position, id, piece": token_table(ids, names, width),
         f"The forward pass; of layers 0 to {last_layer}, layer {layer}": stage_table(
             stages, layer, width
         ),
-        f"In layer {layer}, head {options.head}, the last token, {names[-1]}, reads most": bars(
+        f"In layer {layer}, head {head}, the last token, {names[-1]}, reads most": bars(
             [(n, names[n], float(weights[n])) for n in read], width
         ),
         f"The cache of each layer: {slot_count(cache)}": slot_table(cache),
@@ -134,6 +143,15 @@ def run(options: argparse.Namespace) -> None:
     }
     texts = ("".join([title, *(f"\n  {line}" for line in sections[title])]) for title in sections)
     write("\n\n".join(texts) + "\n")
+
+
+def _check_options_of_page(options: argparse.Namespace) -> None:
+    for name in ("layer", "head", "chunk", "backend", "dtype"):
+        if getattr(options, name) is not None:
+            raise ValueError(
+                f"--{name} is for the terminal; leave it out: the page of --html computes by "
+                "itself, and has buttons for layers and heads"
+            )
 
 
 def last_piece(
@@ -181,8 +199,8 @@ def token_table(ids: Sequence[int], names: Sequence[str], width: int) -> Iterato
         yield "".join(pad(text, cell) for text in cells[first : first + a_line]).rstrip()
 
 
-def stage_table(stages: dict[str, np.ndarray], layer: int, width: int) -> list[str]:
-    """Return a line for each stage outside the layers and in this layer."""
+def stage_table(stages: dict[str, np.ndarray], layer: int, width: int) -> Iterator[str]:
+    """Yield a line for each stage outside the layers and in this layer, or two if it is narrow."""
     from tinymistral.tap import STAGES
 
     rows = []
@@ -190,7 +208,9 @@ def stage_table(stages: dict[str, np.ndarray], layer: int, width: int) -> list[s
         shape = "×".join(map(str, stages[stage.replace("N", str(layer), 1)].shape))
         name = stage.rpartition(".")[2]
         rows.append((" " * ("." in stage) + name, letters, shape, MEANINGS[name]))
-    return [shorten(line, width) for line in table(rows)]
+    for row, line in zip(rows, table(rows), strict=True):
+        indent = " " * min(len(line) - len(row[-1]), width - SECOND_LINE)
+        yield from textwrap.wrap(line, width, subsequent_indent=indent)
 
 
 def bars(rows: Sequence[tuple[int, str, float]], width: int) -> Iterator[str]:

@@ -4,8 +4,10 @@ A fact, such as the hero's name, is told early in a story and asked for again
 later. The model reads up to that place, and chooses among all the answers that
 would fit there. The distance is that between the token which predicts the
 answer and the last mention: the mention is inside the window, or beyond it.
+The stories are those that `tinymistral train` generates: a model that learned
+from other texts can only guess.
 
-  tinymistral grade
+  tinymistral grade --model my-model
   tinymistral grade --model FOLDER --variants --plot recall.svg
 
 --variants grades three more models, of the same weights: with half the window;
@@ -61,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "seed of the sampled continuations (default: 0)"
     add("--seed", type=arguments.integer, default=0, metavar="N", help=text)
     add("--variants", action="store_true", help="grade also three models that lack something")
-    text = "draw recall against distance, .svg or .png; needs matplotlib"
+    text = "draw recall by distance, where there are enough facts, .svg or .png; needs matplotlib"
     add("--plot", type=Path, metavar="FILE", help=text)
     arguments.add_computation(parser)
     arguments.add_json(parser)

@@ -9,6 +9,8 @@ The first trains 2.4 million parameters on stories, in about an hour on two
 cores; the second a tokenizer and a model of the same size on your own text.
 The third fine-tunes a checkpoint. The last goes on with a run that was
 stopped, to the same bits as without the stop.
+
+The gradients are computed in NumPy, as chapter 14 of the walkthrough explains.
 """
 
 from __future__ import annotations

@@ -214,12 +214,13 @@ def random_weights(config: MistralConfig, seed: int) -> dict[str, np.ndarray]:
 # Saving and resuming
 
 
-def save(run: Run, folder: Path) -> None:
+def save(run: Run, folder: str | Path) -> None:
     """Write the checkpoint and the state; each file appears whole or not at all.
 
     The state is one file, so that a save that is interrupted leaves that of an earlier step. The
     recipe comes after it: where there is one, the run can be resumed.
     """
+    folder = Path(folder)
     inside = folder / FOLDER
     make_folder(inside)
     run.tokenizer.save_pretrained(folder)
@@ -248,8 +249,9 @@ def state(run: Run) -> dict[str, np.ndarray]:
     }
 
 
-def resume(folder: Path) -> Run:
+def resume(folder: str | Path) -> Run:
     """Open the run of a folder where `save` left it. Raises ValueError if there is none."""
+    folder = Path(folder)
     path = folder / FOLDER / RECIPE_FILE
     if not path.is_file():
         raise ValueError(
