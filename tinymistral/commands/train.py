@@ -58,8 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-tokens", type=whole, metavar="N", help=text)
     text = "most tokens that go through the model together (default: 640)"
     add("--length", type=whole, metavar="N", help=text)
-    text = "the highest; up to it in 100 steps, then down to a tenth (default: 0.003; with --from "
-    text += "0.0003)"
+    text = "the highest; up to it in 100 steps (at most a tenth of all), then down to a tenth "
+    text += "(default: 0.003; with --from 0.0003)"
     add("--learning-rate", type=arguments.number, metavar="X", help=text)
     text = "sliding window of the model (default: 256; with --from its own)"
     add("--window", type=whole, metavar="W", help=text)
