@@ -59,8 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-tokens", type=whole, metavar="N", help=text)
     text = "most tokens that go through the model together (default: 640)"
     add("--length", type=whole, metavar="N", help=text)
-    text = "the highest, after a tenth of all steps or 100; ends at a tenth of it (default: 0.002; "
-    text += "with --from 0.0003)"
+    text = "the highest, reached after 100 steps or a tenth of all; it falls to a tenth of that "
+    text += "(default: 0.002; with --from 0.0003)"
     add("--learning-rate", type=arguments.number, metavar="X", help=text)
     text = "sliding window of the model (default: 256; with --from its own)"
     add("--window", type=whole, metavar="W", help=text)
