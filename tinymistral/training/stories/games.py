@@ -32,7 +32,9 @@ def game(seed: int) -> str:
         ("At the party I met", lambda: one(NAMES)),
         ("In the meadow I saw", lambda: f"{one(WORDS['number'])} {one(WORDS['colour'])} kites"),
         ("On the bridge I met", lambda: article(one(ANIMALS))),
-    )[int(random() * 5)]
+        ("It rained on", lambda: one(WORDS["day"])),
+        ("For supper there was", lambda: one(WORDS["food"])),
+    )[int(random() * 7)]
     items = [draw() for _ in range(3 + int(random() * (MOST_TURNS - 2)))]
     turns = (items[: n + 1] for n in range(len(items)))
     return " ".join(f"{begin} {_listed(turn)}." for turn in turns)
