@@ -61,6 +61,7 @@ def opened_page(chromium: Browser, file: Path) -> Page:
     page = chromium.page(file)
     page.wait_for(f"['idle', 'failed'].includes({STATE})")
     assert page.run(STATE) == "idle", page.run("document.getElementById('status').textContent")
+    drawn(page)
     return page
 
 
