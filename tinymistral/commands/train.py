@@ -5,8 +5,8 @@
   tinymistral train my-model --from FOLDER --corpus book.txt
   tinymistral train my-model --resume
 
-The first trains 2.4 million parameters on stories, in about an hour on two
-cores; the second a tokenizer and a model of the same size on your own text.
+The first makes the demo model, from stories, in about an hour on two cores;
+the second a tokenizer and a model of the same size on your own text.
 The third fine-tunes a checkpoint. The last goes on with a run that was
 stopped, to the same bits as without the stop.
 
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "fine-tune a checkpoint, a folder or a name in the hub's local cache, with its tokenizer"
     add("--from", dest="base", metavar="MODEL", help=text)
     add("--resume", action="store_true", help="go on with the run that is in OUT")
-    text = "steps of the optimizer (default: 3600; with --from 300)"
+    text = "steps of the optimizer (default: 6000; with --from 300)"
     add("--steps", type=whole, metavar="N", help=text)
     text = "tokens of a step, in whole documents (default: 4096)"
     add("--batch-tokens", type=whole, metavar="N", help=text)

@@ -58,7 +58,7 @@ class Recipe:
     """
 
     seed: int = 0
-    steps: int = 3600
+    steps: int = 6000
     batch_tokens: int = 4096  # of a step; whole documents, so a few more
     length: int = 640  # most tokens of a row: any generated story fits
     learning_rate: float = 2e-3  # the highest, reached after the warm-up
