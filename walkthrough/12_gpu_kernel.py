@@ -50,7 +50,8 @@ show(PlainBackend.rms_norm, CupyBackend.rms_norm)
 #
 # A function that a GPU runs is called a *kernel*, and is written in CUDA, a kind of C++. It says
 # what **one** *thread* does. Thousands of threads run the same function, and each asks for its
-# number, to find its own piece of the work. There is no loop over the array:
+# number, to find its own piece of the work. There is no loop over the array. (`__global__` marks a
+# kernel, `__device__` a function for kernels to call; `extern "C"` keeps the name for Python.)
 
 # %%
 TWICE = """
@@ -145,7 +146,8 @@ picture(
 # trap too. It consists of 32 *banks*; number n lies in bank n % 32, and a bank hands out one number
 # at a time. In a tile of 32 columns a whole column lies in a single bank, and 32 threads that read
 # it must queue: a *bank conflict*. The remedy is a column that nobody uses. With rows of 33
-# numbers, each row begins one bank further.
+# numbers, each row begins one bank further. (A `template` is compiled once for each number in
+# angle brackets.)
 
 # %%
 BANKS = """
@@ -200,8 +202,9 @@ picture(
 # Now a whole kernel, simpler than the package's: attention of one head, with a window. Here a
 # thread has one query. The keys and values come in *tiles* of 32, each fetched into shared memory
 # once for all 64 queries of the block. A thread never sees all scores at once, so softmax is
-# computed on the way: `largest` is the largest score so far, and if it grows, all that was summed
-# before is made smaller by `shrink`.
+# computed on the way: `largest` is the largest score so far, and weights are exp(score − largest).
+# If it grows, all that was summed before is multiplied by `shrink` = exp(before − largest), as if
+# it had been the largest from the start.
 #
 # `__syncthreads()` is a *barrier*: no thread goes past it before all of the block have arrived. The
 # first makes sure that the tile is complete before anyone uses it, the second that nobody still
@@ -329,9 +332,9 @@ assert fault_of(without_barrier).startswith("Race")
 assert fault_of(ATTEND) == ""
 
 # %% [markdown]
-# The line that reads, and the line that wrote; nothing orders the two. Other faults that it finds:
-# an access beyond the end of an array, memory that is read before anything was written to it, a
-# barrier that some threads never reach.
+# First the line that reads, then the line that wrote; nothing orders the two. Other faults that it
+# finds: an access beyond the end of an array, memory that is read before anything was written to
+# it, a barrier that some threads never reach.
 #
 # ## Exercise: repair the kernel
 #

@@ -63,7 +63,8 @@ show(gradients.linear, gradients.linear_backward)
 #
 # You see the last two in a layer. Going forward, x is added to what attention makes of it: so its
 # gradient `dx` goes back on two roads, through attention and past it. (`kept` is what a backward
-# needs from the forward pass, such as x above. That is why training takes more memory than use.)
+# needs from the forward pass, such as x above. That is why training takes more memory than use.
+# `table` has the cosines and sines of RoPE, chapter 4; `tiles` says which queries see which keys.)
 
 # %% tags=["remove-input"]
 show(gradients.layer, gradients.layer_backward)
@@ -337,8 +338,8 @@ count = sum(array.size for array in begin.values())
 seen = sum(len(row) - 1 for row in rows)
 say(f"""
 It has seen {seen:,} bytes, and already puts letters and spaces into a plausible order, with some
-words among them. `python -m tinymistral train` does the same with more layers, pieces instead of
-bytes, and far more text.
+words among them. `python -m tinymistral train` made the demo model in the same way, with more
+layers, pieces instead of bytes, and far more text.
 
 **What it cost.** `linear` is one matrix product, and its backward is two. Since nearly all work is
 in these products, the gradients of all {count:,} weights cost about as much as two more forward

@@ -2,7 +2,7 @@
 
   tinymistral generate "Once upon a time" --seed 7
   tinymistral generate --model FOLDER --greedy --prompt-file letter.txt
-  echo "The King said" | tinymistral generate --stop "." --json
+  echo "The fox said" | tinymistral generate --stop "." --json
 
 The defaults below are for a model without its own in generation_config.json.
 The demo model has some: it samples, with temperature 0.7 and top-k 40, up to
