@@ -1,12 +1,14 @@
 """Speed and memory beside transformers with the same weights, as ratios within one run.
 
     pip install torch transformers accelerate .
-    python tests/benchmarks/against_transformers.py [process|decode|prefill|window|flat ...]
+    python tests/benchmarks/against_transformers.py [process|decode|prefill|window|train|flat ...]
 
 process   `generate` of 40 tokens with the demo model, the whole process: seconds and memory
 decode    tokens/s of the demo model, float32, one row and eight
 prefill   seconds for 1,000 and 2,000 tokens on a 100M-parameter shape, float32, no window hit
 window    the same for 8,192 tokens with a window of 512
+train     tokens/s of whole steps that train the demo model: gradients, clipping, AdamW; as the
+          command does, set OPENBLAS_NUM_THREADS=1: each row has a thread
 flat      resident memory over 20 windows of text
 
 Both sides take turns, so that what else the machine does hits both; the best of each counts.
@@ -19,11 +21,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from tinymistral import DEMO, MistralConfig, MistralForCausalLM, MistralTokenizer
+from tinymistral.training.optimizer import clip
+from tinymistral.training.packing import pack, take_documents
+from tinymistral.training.run import Recipe, new_run
+from tinymistral.training.train import batch_gradients, keep_freed_memory
 
 # Not ru_maxrss, which is at least that of the process that started this one.
 PEAK = (
@@ -137,6 +144,43 @@ def compare_prefill(window: int | None, lengths: tuple[int, ...], rounds: int) -
             )
 
 
+def train() -> None:
+    """Compare training steps: here row by row on all cores, in torch as one padded batch."""
+    import torch
+
+    run = new_run(Recipe.of(seed=1))
+    documents, _ = take_documents(run.ids, 0, run.recipe.batch_tokens)
+    rows = pack(documents, run.recipe.length, run.config.sliding_window)
+    _, theirs = both(DEMO)
+    torch.set_grad_enabled(True)
+    optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-3)
+    longest = max(len(row.ids) for row in rows)
+    ids = torch.zeros((len(rows), longest), dtype=torch.long)
+    labels = torch.full_like(ids, -100)
+    for n, row in enumerate(rows):
+        ids[n, : len(row.ids)] = labels[n, : len(row.ids)] = torch.tensor(row.ids)
+
+    def our_step() -> None:
+        _, gradients = batch_gradients(run.weights, rows, run.config, pool)
+        clip(gradients, 1.0)
+        run.optimizer.step(gradients, 1e-3)
+
+    def their_step() -> None:
+        optimizer.zero_grad()
+        theirs(ids, labels=labels).loss.backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        optimizer.step()
+
+    keep_freed_memory()
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        we, they = take_turns(5, our_step, their_step)
+    tokens = sum(len(row.ids) for row in rows)
+    print(
+        f"train, {torch.get_num_threads()} threads: {tokens / we:.0f} tokens/s; "
+        f"torch {tokens / they:.0f}; ratio {they / we:.2f}"
+    )
+
+
 def flat() -> None:
     """Show resident memory while 20 windows of text come."""
     model = MistralForCausalLM.from_pretrained(DEMO)
@@ -155,6 +199,7 @@ BENCHMARKS = {
     "decode": decode,
     "prefill": lambda: compare_prefill(4096, (1000, 2000), 3),
     "window": lambda: compare_prefill(512, (8192,), 1),
+    "train": train,
     "flat": flat,
 }
 

@@ -53,14 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "fine-tune a checkpoint, a folder or a name in the hub's local cache, with its tokenizer"
     add("--from", dest="base", metavar="MODEL", help=text)
     add("--resume", action="store_true", help="go on with the run that is in OUT")
-    text = "steps of the optimizer (default: 6000; with --from 300)"
+    text = "steps of the optimizer (default: 8000; with --from 300)"
     add("--steps", type=whole, metavar="N", help=text)
-    text = "tokens of a step, in whole documents (default: 4096)"
+    text = "tokens of a step, in whole documents (default: 2048)"
     add("--batch-tokens", type=whole, metavar="N", help=text)
     text = "most tokens that go through the model together (default: 640)"
     add("--length", type=whole, metavar="N", help=text)
     text = "the highest, reached after 100 steps or a tenth of all; it falls to a tenth of that "
-    text += "(default: 0.002; with --from 0.0003)"
+    text += "(default: 0.0015; with --from 0.0003)"
     add("--learning-rate", type=arguments.number, metavar="X", help=text)
     text = "sliding window of the model (default: 256; with --from its own)"
     add("--window", type=whole, metavar="W", help=text)

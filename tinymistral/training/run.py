@@ -58,12 +58,12 @@ class Recipe:
     """
 
     seed: int = 0
-    steps: int = 6000
-    batch_tokens: int = 4096  # of a step; whole documents, so a few more
+    steps: int = 8000
+    batch_tokens: int = 2048  # of a step; whole documents, so a few more
     length: int = 640  # most tokens of a row: any generated story fits
-    learning_rate: float = 2e-3  # the highest, reached after the warm-up
+    learning_rate: float = 1.5e-3  # the highest, reached after the warm-up
     warm_up: int = 100  # steps
-    final_learning_rate: float = 3e-4  # the cosine's end
+    final_learning_rate: float = 1.5e-4  # the cosine's end
     weight_decay: float = 0.1
     clip: float = 1.0  # largest norm of a step's gradients
     corpus: str | None = None  # None: generated stories

@@ -1,12 +1,15 @@
-"""Memory games: a list that grows by one thing a turn, and is said from its start each time.
+"""Memory games, between stories: from them a model learns to look for what it has read.
 
-Most of a game can be copied from the turn before. A model that reads games between stories soon
-learns to copy; without them it writes whole sentences long before it recalls who they were about,
-since a story says much that is new for each thing that it says again.
+A story says much that is new for each thing that it says again, so a model learns from stories
+alone to write whole sentences long before it recalls who they were about. A *list* grows by one
+thing a turn, and is said from its start each time: most of it can be copied. A *round* says the
+same facts again and again, in another order and other words: of each kind, such as a colour or
+a day, there is one to look for, as in a story.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
+from typing import Any
 
 from tinymistral.training.stories.words import ANIMALS, BOYS, GIRLS, WORDS, article
 
@@ -14,30 +17,82 @@ NAMES = (*GIRLS, *BOYS)
 SLOTS = ("toy", "garment", "gift", "spot", "fruit", "flower")
 THINGS = tuple(dict.fromkeys(word for slot in SLOTS for word in WORDS[slot]))
 MOST_TURNS = 9
+BEGINNING = "Let us play a game."  # no story begins so: what begins otherwise becomes a story
+
+# How a round can say a fact of each kind.
+ROUND = {
+    slot: tuple(texts.split("|"))
+    for slot, texts in {
+        "colour": "The ball was {}.|Who has the {} pencil?|I like the {} one.|"
+        "There was a {} light.|Paint it {}!",
+        "number": "There were {} of them.|I counted {} stones.|"
+        "At {} o'clock they woke up.|It is {}.",
+        "day": "It was on {}.|They came on a {}.|On {} there was cake.|Wait until {}.",
+        "weather": "It was a {} day.|One {} morning they went out.|What a {} night!",
+        "helper": "The {} came by.|Thank you, said the {}.|They met the {} again.|Ask the {}!",
+        "toy": "Under the bed lay the {}.|Where is my {}?|They played with the {}.",
+        "garment": "She put on the {}.|The {} was too big.|Who lost the {}?",
+        "spot": "It was in the {}.|They looked into the {}.|Behind the {} sat a cat.",
+        "gift": "He gave her the {}.|You may keep the {}.|He held the {} up.",
+        "promise": "I promise you a {}.|Bring me the {}!|The {} was still missing.",
+        "food": "There was {} for supper.|I smell {}.|They shared the {}.|More {}, please!",
+        "fruit": "She ate a ripe {}.|The {} was sweet.|The {} fell from the tree.",
+        "flower": "He picked a {}.|The {} smelled good.|In the vase stood a {}.",
+        "song": "They sang about {}.|It was a song about {}.|She dreamed of {}.",
+        "password": 'The word was "{}".|Say "{}"!|"{}," she whispered.',
+        "boat": "The boat was called the {}.|They sailed on the {}.|The {} lay in the harbour.",
+        "animal": "Once there was a little {}.|The {} was happy.|Good night, little {}.",
+        "name": "{} laughed.|This is {}.|Hello, {}!|It was {} who knew.",
+    }.items()
+}
+POOLS = {**WORDS, "animal": ANIMALS, "name": NAMES}
+
+Draw = Callable[[Sequence[Any]], Any]  # one of a sequence
 
 
 def game(seed: int) -> str:
     """Return the game of this seed, the same on every machine and Python."""
     random = Random(seed).random  # the one call that no Python version changes
 
-    def one(options: Sequence[str]) -> str:
+    def one(options: Sequence[Any]) -> Any:
         return options[int(random() * len(options))]
+
+    return " ".join([BEGINNING, *(turns(one) if random() < 0.25 else rounds(one))])
+
+
+def turns(one: Draw) -> list[str]:
+    """Return the turns of a list that grows."""
 
     def coloured() -> str:
         return f"{article(one(WORDS['colour']))} {one(THINGS)}"
 
-    begin, draw = (
-        (f"{one(NAMES)} went on a journey and packed", coloured),
-        ("In my bag I put", lambda: article(one(THINGS))),
-        ("At the party I met", lambda: one(NAMES)),
-        ("In the meadow I saw", lambda: f"{one(WORDS['number'])} {one(WORDS['colour'])} kites"),
-        ("On the bridge I met", lambda: article(one(ANIMALS))),
-        ("It rained on", lambda: one(WORDS["day"])),
-        ("For supper there was", lambda: one(WORDS["food"])),
-    )[int(random() * 7)]
-    items = [draw() for _ in range(3 + int(random() * (MOST_TURNS - 2)))]
-    turns = (items[: n + 1] for n in range(len(items)))
-    return " ".join(f"{begin} {_listed(turn)}." for turn in turns)
+    begin, draw = one(
+        (
+            (f"{one(NAMES)} went on a journey and packed", coloured),
+            ("In my bag I put", lambda: article(one(THINGS))),
+            ("At the party I met", lambda: one(NAMES)),
+            ("In the meadow I saw", lambda: f"{one(WORDS['number'])} {one(WORDS['colour'])} kites"),
+            ("On the bridge I met", lambda: article(one(ANIMALS))),
+            ("It rained on", lambda: one(WORDS["day"])),
+            ("For supper there was", lambda: one(WORDS["food"])),
+        )
+    )
+    items = [draw() for _ in range(one(range(3, MOST_TURNS + 1)))]
+    return [f"{begin} {_listed(items[: n + 1])}." for n in range(len(items))]
+
+
+def rounds(one: Draw) -> list[str]:
+    """Return rounds of the same facts."""
+    slots = list(ROUND)
+    slots = [slots.pop(one(range(len(slots)))) for _ in range(one(range(4, 13)))]
+    words = {slot: one(POOLS[slot]) for slot in slots}
+    said = []
+    for _ in range(one(range(2, 5))):
+        left = list(slots)
+        while left:
+            slot = left.pop(one(range(len(left))))
+            said.append(one(ROUND[slot]).format(words[slot]))
+    return said
 
 
 def _listed(items: Sequence[str]) -> str:
