@@ -173,12 +173,15 @@ class MistralTokenizer:
         add_generation_prompt: bool = False,
         continue_final_message: bool = False,
         tokenize: bool = True,
+        tools: Sequence[Any] | None = None,
     ) -> list[int]:
         """Return the ids of a conversation with an Instruct model, <s> first; see `chat.chat_ids`.
 
         `format` is "official", as in mistral-common, or "hf", as in the hub's template for
         Instruct v0.1. The model takes a batch: `model.generate([ids])`.
         """
+        if tools:
+            raise ValueError("tools: tools and tool calls are not supported; leave this out")
         if tokenize is not True:
             raise ValueError(
                 f"tokenize is {shown(tokenize)}, but only ids are returned: tokenizing a "
