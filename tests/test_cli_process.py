@@ -29,6 +29,9 @@ from tinymistral.__main__ import run
 run()
 """
 
+# A program asks for a bracketed paste, and terminals then send what is pasted between two codes.
+ASK_FOR_BRACKETS, PASTE, END_OF_PASTE = "\x1b[?2004h", "\x1b[200~", "\x1b[201~"
+
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and terminals as on POSIX")
 
 
@@ -153,6 +156,49 @@ def test_a_long_prompt_shows_its_progress_on_a_terminal(tmp_path: Path) -> None:
     story, stats = text.split("\n")
     assert story.startswith(prompt)
     assert stats.startswith("load ")
+
+
+@posix
+def test_a_conversation_at_a_terminal(tmp_path: Path) -> None:
+    import pty
+
+    if "GNU" not in (pytest.importorskip("readline").__doc__ or ""):
+        pytest.skip("libedit does not know bracketed paste")
+    file = tmp_path / "talk.json"
+    file.write_text("before", "utf-8")
+    ours, theirs = pty.openpty()
+    options = ("--greedy", "--max-new-tokens", "2")
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), theirs)
+    process = start("chat", *options, env={"TERM": "xterm"}, **streams)
+    os.close(theirs)
+
+    def until_prompt() -> str:
+        shown = b""
+        while not shown.endswith(b"> "):
+            shown += os.read(ours, 10_000)
+        return shown.decode()
+
+    def typed(keys: str) -> str:
+        os.write(ours, f"{keys}\r".encode())
+        return until_prompt()
+
+    greeting = until_prompt()
+    assert "/help" in greeting
+    assert greeting.endswith(f"{ASK_FOR_BRACKETS}> ")
+    assert "While talking:" in typed("/help")
+    typed(f"{PASTE}Who\rare {END_OF_PASTE}you?")
+    assert "replace it? y or n" in typed(f"/save {file}")
+    assert "it stays as it is" in typed("")
+    assert file.read_text("utf-8") == "before"
+    typed(f"/save {file}")
+    assert "saved 2 messages" in typed("y")
+    assert "with the system prompt: Be brief. Be kind." in typed(
+        f"/system {PASTE}Be brief.\rBe kind.\r{END_OF_PASTE}"
+    )
+    os.write(ours, b"exit\r\x04")  # Ctrl-D, if exit does not end it
+    assert b"> " not in read_terminal(ours)
+    assert finish(process)[0] == 0
+    assert json.loads(file.read_text("utf-8"))["messages"][0]["content"] == "Who\nare you?"
 
 
 def test_help_and_usage_errors_do_not_import_numpy() -> None:
