@@ -194,16 +194,20 @@ class PreTrainedModel(Generic[AnyOutput]):
     def save_pretrained(self, folder: str | Path, max_shard_size: int | str = "5GB") -> None:
         """Write config.json, generation_config.json and model.safetensors (or shards of it).
 
-        Each file appears complete or not at all; the weights keep their dtype. A shard's size is
-        in bytes, or a text such as "500MB", see `files.parse_size`.
+        The weights keep their dtype. A shard's size is in bytes, or a text such as "500MB", see
+        `files.parse_size`. At every moment the folder opens as an earlier save, as this one, or
+        not at all, see `write_tensors`.
         """
         size = parse_size(max_shard_size)
         folder = Path(folder)
         make_folder(folder)
-        write_tensors(folder, self.tensors, max_shard_size=size)
-        self.config.save_pretrained(folder, type(self).__name__)
         ids = {"bos_token_id": self.config.bos_token_id, "eos_token_id": self.config.eos_token_id}
-        write_json(folder / "generation_config.json", ids | self.generation_config)
+
+        def beside(new: Path) -> None:
+            self.config.save_pretrained(new, type(self).__name__)
+            write_json(new / "generation_config.json", ids | self.generation_config)
+
+        write_tensors(folder, self.tensors, size, beside)
 
     def num_parameters(self) -> int:
         """Count the weights; tied ones once."""
