@@ -54,7 +54,13 @@ IN_ONE_LINE = [
     # files
     (f"generate x --model '{NONE}'", "no such folder"),
     (f"generate x --model '{__file__}'", "is a file"),
-    (f"generate x --model '{Path(__file__).parent}'", "tokenizer.model"),
+    *(
+        (
+            f"{command} --model '{Path(__file__).parent}'",
+            "holds no checkpoint: it has no config.json",
+        )
+        for command in ("generate x", "tokenize x", "golden record --prompt x -o x")
+    ),
     ("generate x --model nobody/nothing", "hf download nobody/nothing"),
     (f"generate --prompt-file '{NONE}'", "cannot be read"),
     (f"generate --prompt-file '{Path(__file__).parent}'", "cannot be read"),
@@ -110,6 +116,28 @@ def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
     result = refused("generate", "x", "--model", model)
     assert "32000" in result
     assert "2048" in result
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "generate x --model",
+        "chat --model",
+        "golden record --prompt x -o {} --model",
+        "train {} --from",
+        "convert --to raw {} --input_dir",
+    ],
+)
+def test_another_model_is_named_before_anything_about_its_tokenizer(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which `train` sets before NumPy is imported
+    model = copy_of_demo(tmp_path / "model", model_type="mixtral")
+    words = [*command.format(tmp_path / "out").split(), model]
+    (tmp_path / "model" / "tokenizer.model").unlink()
+    result = refused(*words)
+    assert "model_type: 'mixtral' is not supported; expected 'mistral'" in result
+    assert "tokenizer" not in result
 
 
 @pytest.mark.parametrize("error", [TypeError, IndexError, AssertionError])

@@ -13,6 +13,7 @@ import sentencepiece
 from tinymistral.chat import chat_ids
 from tinymistral.files import is_named, make_folder, read_bytes, whole_file
 from tinymistral.files.hub import find_checkpoint
+from tinymistral.files.recognition import refuse_folder
 from tinymistral.streaming import StreamDecoder
 from tinymistral.text import check_text, shown
 
@@ -76,6 +77,7 @@ class MistralTokenizer:
         folder = find_checkpoint(name_or_path, revision)
         found = [folder / name for name in FILE_NAMES if is_named(folder / name)]
         if not found:
+            refuse_folder(folder)
             only = ", only tokenizer.json" if (folder / "tokenizer.json").exists() else ""
             raise ValueError(
                 f"{folder} has no {FILE_NAME}{only}; the SentencePiece model is needed, copy it "

@@ -200,14 +200,22 @@ def read_text(argument: str | None, file: Path | None = None, *, what: str = "te
 def open_checkpoint(options: argparse.Namespace) -> tuple[MistralForCausalLM, MistralTokenizer]:
     """Open the model and the tokenizer, and check that they have the same vocabulary."""
     from tinymistral.heads import MistralForCausalLM
-    from tinymistral.tokenizer import MistralTokenizer
 
-    tokenizer = MistralTokenizer.from_pretrained(options.model)
+    tokenizer = open_tokenizer(options.model)
     model = MistralForCausalLM.from_pretrained(
         options.model, backend=options.backend, dtype=options.dtype
     )
     tokenizer.check_vocabulary(model.config.vocab_size)
     return model, tokenizer
+
+
+def open_tokenizer(folder: str) -> MistralTokenizer:
+    """Open the tokenizer, after the configuration: of another model, that is what matters."""
+    from tinymistral.config import MistralConfig
+    from tinymistral.tokenizer import MistralTokenizer
+
+    MistralConfig.from_pretrained(folder)
+    return MistralTokenizer.from_pretrained(folder)
 
 
 def warn_of_base_model(options: argparse.Namespace) -> None:
