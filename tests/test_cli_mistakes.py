@@ -19,7 +19,28 @@ NONE = Path(__file__).parent / "no such folder"
 IN_ONE_LINE = [
     # the command line itself
     ("sing", "sing"),
-    ("generate x --prompt y", "unknown argument --prompt"),
+    ("genrate x", "unknown 'genrate'; did you mean generate?"),
+    ("convert --to hff a b", "--to: unknown 'hff'; did you mean hf?"),
+    ("convert --to gguf a b", "--to: unknown 'gguf'; expected hf, raw"),
+    ("generate x --prompt y", "unknown argument --prompt; did you mean --prompt-file?"),
+    *(
+        (
+            f"generate x {given}",
+            f"unknown argument {given.split('=')[0].split()[0]}; did you {hint}",
+        )
+        for given, hint in {
+            "--modle x": "mean --model?",
+            "--modle=x": "mean --model?",
+            "-model x": "mean --model?",
+            "--max_new_tokens 5": "mean --max-new-tokens?",
+            "--temprature 1": "mean --temperature?",
+        }.items()
+    ),
+    ("generate x --wild", "unknown argument --wild; see tinymistral generate --help"),
+    ("backends foo", "unknown argument foo; see tinymistral backends --help"),
+    ("score a b", "unknown argument b; see tinymistral score --help"),
+    ("--model x generate y", "--model before the command; expected: tinymistral COMMAND"),
+    ("--vresion", "unknown argument --vresion; did you mean --version?"),
     ("generate Once upon", "quotes"),
     ("generate Once 'upon\na'", "quotes"),
     ("generate -once", "after --"),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tinymistral.commands.console import say, write
 from tinymistral.demo import DEMO
-from tinymistral.text import decode_file, shorten
+from tinymistral.text import decode_file, did_you_mean, shorten
 
 if TYPE_CHECKING:
     from tinymistral.heads import MistralForCausalLM
@@ -36,6 +36,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and where the help is."""
+        needed = [str(a.metavar) for a in self._actions if a.required and not a.option_strings]
+        if needed and "are required" in message:
+            message += f"; expected: {self.prog} {' '.join(needed)}"
         raise ValueError(f"{message}; see {self.prog} --help")
 
     def print_help(self, file: Any = None) -> None:
@@ -47,19 +50,41 @@ class Parser(argparse.ArgumentParser):
         if self.add_arguments is not None:
             add_arguments, self.add_arguments = self.add_arguments, None
             add_arguments(self)
+        if self._subparsers is not None:
+            self._check_order(sys.argv[1:] if args is None else args)
         options, left = super().parse_known_args(args, namespace)
         if left:
-            self.error(_unknown_arguments(left))
+            self.error(self._unknown_arguments(left))
         return options, left
 
+    def _check_order(self, words: Sequence[str]) -> None:
+        """Refuse an option of a command before it, whose value would be taken for the command."""
+        if (
+            len(words) > 1
+            and words[0].startswith("-")
+            and words[0] not in self._option_string_actions
+        ):
+            self.error(
+                f"{words[0]} before the command; expected: {self.prog} COMMAND {words[0]} ..."
+            )
 
-def _unknown_arguments(left: Sequence[str]) -> str:
-    hint = ""
-    if not left[0].startswith("-"):
-        hint = "; put a text of several words in quotes"
-    elif not left[0].startswith("--"):
-        hint = "; a text that begins with - goes last, after --"
-    return f"unknown argument {shorten(' '.join(left), 60)}{hint}"
+    def _unknown_arguments(self, left: Sequence[str]) -> str:
+        option = left[0].partition("=")[0]
+        if left[0].startswith("-") and (hint := did_you_mean(option, self._option_string_actions)):
+            return f"unknown argument {shorten(option, 60)}{hint}"
+        hint = ""
+        if any(action.type is utf8 for action in self._actions if not action.option_strings):
+            if not left[0].startswith("-"):
+                hint = "; put a text of several words in quotes"
+            elif not left[0].startswith("--"):
+                hint = "; a text that begins with - goes last, after --"
+        return f"unknown argument {shorten(' '.join(left), 60)}{hint}"
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse what is no choice, and suggest the one that it resembles."""
+        if action.choices is not None and value not in action.choices:
+            hint = did_you_mean(value, action.choices) or f"; expected {', '.join(action.choices)}"
+            raise argparse.ArgumentError(action, f"unknown {shorten(repr(value), 60)}{hint}")
 
 
 def add_commands(parser: Parser, package: ModuleType) -> None:
