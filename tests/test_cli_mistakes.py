@@ -53,13 +53,16 @@ IN_ONE_LINE = [
     *((f"generate x --{name} wild", f"--{name}: expected a number") for name in ("top-p", "min-p")),
     *((f"generate x --top-k {value}", "--top-k: expected an integer") for value in ("1.5", "''")),
     *(
-        (f"generate x --{name} {value}", name.replace("-", "_"))
+        (f"generate x --{name} {value}", f"error: --{name}: expected a number from ")
         for name in ("temperature", "top-p", "min-p", "repetition-penalty")
         for value in ("nan", "inf", "-1", "1e999")
     ),
-    *((f"generate x --{name} -1", name.replace("-", "_")) for name in ("top-k", "seed")),
-    ("generate x --max-new-tokens -1", "max_new_tokens"),
-    ("generate x --repetition-penalty 0", "repetition_penalty"),
+    *(
+        (f"generate x --{name} -1", f"error: --{name}: expected an integer from 0 on, got -1")
+        for name in ("top-k", "seed", "max-new-tokens")
+    ),
+    ("generate x --temperature -1", "got -1.0; 0 is the same as --greedy"),
+    ("generate x --repetition-penalty 0", "error: --repetition-penalty: expected a number from"),
     ("generate x --threads 0", "--threads: expected 1 to"),
     (f"generate x --threads {10**30}", "--threads: expected 1 to"),
     ("generate x --threads 2", "NumPy has started already"),
@@ -102,14 +105,24 @@ def test_a_mistake_is_reported_in_one_line(command: str, said: str) -> None:
     assert said in refused(*shlex.split(command))
 
 
-def test_a_terminal_is_not_read_as_the_prompt() -> None:
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("generate", "no prompt: expected as an argument, in quotes, or on standard input"),
+        ("score", "no text: expected in a file, FILE, or on standard input"),
+        ("tokenize", "no text: expected as an argument, in quotes, or on standard input"),
+        ("tokenize --decode", "no ids to decode: expected after --decode, or on standard input"),
+        ("golden record -o x", "no prompt: expected with --prompt, or on standard input"),
+    ],
+)
+def test_a_terminal_is_not_read_but_the_text_asked_for(command: str, says: str) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
 
     with patch("sys.stdin", Terminal()), redirect_stderr(io.StringIO()) as err:
-        assert main(["generate"]) == 2
-    assert "no prompt" in err.getvalue()
+        assert main(command.split()) == 2
+    assert err.getvalue() == f"tinymistral: error: {says}\n"
 
 
 def test_standard_input_that_is_no_text() -> None:

@@ -203,16 +203,23 @@ def add_json(parser: argparse._ActionsContainer, text: str = "one JSON object; s
     parser.add_argument("--json", action="store_true", help=text)
 
 
-def read_text(argument: str | None, file: Path | None = None, *, what: str = "text") -> str:
-    """Return the text given as an argument, in a file, or on standard input; `what` names it.
+def read_text(
+    argument: str | None,
+    file: Path | None = None,
+    *,
+    what: str = "text",
+    where: str = "as an argument, in quotes",
+) -> str:
+    """Return the text given as an argument, in a file, or on standard input.
 
     A byte order mark, and a newline at the end of a file or of standard input, are not part of the
-    text; Windows line ends become plain ones. ValueError if there is no text, or not in UTF-8.
+    text; Windows line ends become plain ones. ValueError if there is no text, which names `what` is
+    missing and `where` it may be given, or if it is not in UTF-8.
     """
     if argument is not None:
         return argument
     if file is None and (sys.stdin is None or sys.stdin.isatty()):
-        raise ValueError(f"no {what}; give one as an argument, in quotes, or on standard input")
+        raise ValueError(f"no {what}: expected {where}, or on standard input")
     source = "standard input" if file is None else str(file)
     try:
         raw = sys.stdin.buffer.read() if file is None else file.read_bytes()

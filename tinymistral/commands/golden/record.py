@@ -68,7 +68,9 @@ def run(options: argparse.Namespace) -> None:
         ids = options.ids
         says = f"ids {' '.join(map(str, ids[:20]))}{' ...' if len(ids) > 20 else ''}"
     else:
-        text = arguments.read_text(options.prompt, options.prompt_file, what="prompt")
+        text = arguments.read_text(
+            options.prompt, options.prompt_file, what="prompt", where="with --prompt"
+        )
         ids = arguments.open_tokenizer(options.model).encode(text)
         says = f"the text {text[:60]!r}{' ...' if len(text) > 60 else ''}"
     request = Request(
