@@ -51,12 +51,16 @@ def find_checkpoint(name_or_path: str | os.PathLike[str], revision: str = "main"
     return _find_snapshot(given, revision)
 
 
+def download_command(arguments: str) -> str:
+    """Return the hub's command for a download, after the one that installs it where it is not."""
+    install = "" if shutil.which("hf") else "pip install huggingface_hub, then: "
+    return f"{install}hf download {arguments}"
+
+
 def _find_snapshot(name: str, revision: str) -> Path:
     cache = _cache_folder()
     repository = cache / f"models--{name.replace('/', '--')}"
-    download = f"hf download {name}" + (f" --revision {revision}" if revision != "main" else "")
-    if not shutil.which("hf"):
-        download = f"pip install huggingface_hub, then: {download}"
+    download = download_command(name + (f" --revision {revision}" if revision != "main" else ""))
     try:
         commit = _commit_of(repository, revision)
         snapshot = repository / "snapshots" / (commit or revision)
