@@ -367,7 +367,7 @@ def test_a_folder_without_the_model_says_what_is_missing(
     with pytest.raises(ValueError, match=r"has no tokenizer\.model.*hf download") as error:
         MistralTokenizer.from_pretrained(tmp_path)
     assert ("tokenizer.json" in str(error.value)) == (name is not None)
-    assert "pip install huggingface_hub, then: hf download mistralai/Mistral-7B-v0.1" in str(
+    assert "pip install -U huggingface_hub, then: hf download mistralai/Mistral-7B-v0.1" in str(
         error.value
     )
     assert "mistralai/Mistral-7B-v0.3" in str(error.value)

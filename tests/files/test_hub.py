@@ -123,7 +123,7 @@ def test_the_error_for_a_missing_download_has_the_command_for_it(cache):
 
 def test_where_there_is_no_hf_the_error_has_the_command_that_installs_it(cache, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
-    says = "run: pip install huggingface_hub, then: hf download org/name"
+    says = "run: pip install -U huggingface_hub, then: hf download org/name"
     assert error_of("org/name").endswith(says)
     (download(cache, "org/name") / "config.json").unlink()
     assert error_of("org/name").endswith(says)

@@ -1,9 +1,14 @@
 """Folders and files that are no Mistral checkpoint: the error says what they are, and what to do.
 
-The names of files, fields and tensors are those that peft, AutoGPTQ, AutoAWQ, bitsandbytes,
-mlx-lm, trl and mistral-finetune write. Users met most of these as a list of shapes or as a missing
-config.json, for example in huggingface/peft#523, oobabooga/textgen#668 and vllm-project/vllm
-#11725.
+The names of files, fields and tensors are those that peft, AutoGPTQ, AutoAWQ, bitsandbytes, mlx-lm,
+trl and mistral-finetune write. Where users of other tools met these without being told the cause:
+
+an adapter                      huggingface/autotrain-advanced#303, huggingface/peft#523
+GPTQ, AWQ                       vllm-project/vllm#1463, ml-explore/mlx-lm#727
+bitsandbytes                    vllm-project/vllm#11725, unslothai/unsloth#482
+GGUF                            EricLBuehler/mistral.rs#1431
+a text in place of weights      huggingface/transformers#27923, turboderp/exllama#242
+no command to download with     etched-ai/open-oasis#43 (tested in test_hub.py)
 """
 
 import json

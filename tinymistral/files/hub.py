@@ -53,7 +53,7 @@ def find_checkpoint(name_or_path: str | os.PathLike[str], revision: str = "main"
 
 def download_command(arguments: str) -> str:
     """Return the hub's command for a download, after the one that installs it where it is not."""
-    install = "" if shutil.which("hf") else "pip install huggingface_hub, then: "
+    install = "" if shutil.which("hf") else "pip install -U huggingface_hub, then: "
     return f"{install}hf download {arguments}"
 
 
