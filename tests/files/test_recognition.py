@@ -86,6 +86,13 @@ def test_weights_in_another_format_are_named(tmp_path, name, says, with_config):
     assert "take the checkpoint that they were made from" in message
 
 
+def test_weights_in_pickles_come_with_what_turns_them_into_safetensors(tmp_path):
+    shutil.copy(MODEL / "config.json", tmp_path)
+    (tmp_path / "pytorch_model-00001-of-00002.bin").write_bytes(b"")
+    message = error_of(tmp_path)
+    assert "save_pretrained(OUT) writes safetensors" in message
+
+
 def test_other_files_beside_good_weights_change_nothing(tmp_path):
     shutil.copytree(MODEL, tmp_path / "model")
     adapter(tmp_path / "model")

@@ -56,9 +56,12 @@ def load_checkpoint(
 
     missing = [name for name in expected if name not in found]
     if missing and all(name in HEADS for name in missing):
+        others = [name for name in HEADS if name in found and name not in expected]
+        instead = f"it has {listed(others)}: " if others else ""
         raise CheckpointError(
             f"{folder}: the head of {model_name} is missing ({listed(missing)}), and not "
-            "drawn at random; open the checkpoint with the class that saved it, or MistralModel"
+            f"drawn at random; {instead}open the checkpoint with the class that saved it, or "
+            "MistralModel"
         )
     if config.tie_word_embeddings and prefixed and "lm_head.weight" in found:
         check_tied(folder, found["lm_head.weight"], found.get("model.embed_tokens.weight"))

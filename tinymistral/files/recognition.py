@@ -16,7 +16,8 @@ from tinymistral.text import listed, one_line, quoted, shorten
 
 _UNQUANTIZED = "which cannot be read; take the checkpoint that they were made from"
 _MERGED = "merge it into its model (peft: merge_and_unload, save_pretrained) and open the result"
-_HEADLESS = "AutoModelForCausalLM.from_pretrained(IN).save_pretrained(OUT) leaves the head out"
+_SAVED = "AutoModelForCausalLM.from_pretrained(IN).save_pretrained(OUT)"  # of transformers
+_HEADLESS = f"{_SAVED} leaves the head out"
 
 FILES = {  # in a folder without weights that can be read -> what it holds
     "adapter_config.json": f"an adapter (LoRA) of {{base}}, not a whole model; {_MERGED}",
@@ -24,6 +25,8 @@ FILES = {  # in a folder without weights that can be read -> what it holds
     "(mistral-finetune: utils.merge_lora) and open the result",
     "quantize_config.json": f"weights quantized by GPTQ, {_UNQUANTIZED}",
     "quant_config.json": f"weights quantized by AWQ, {_UNQUANTIZED}",
+    "pytorch_model*.bin": f"weights in PyTorch's pickles, which are not read; {_SAVED} writes "
+    "safetensors",
     "*.gguf": f"weights in the GGUF format, {_UNQUANTIZED}",
     "weights*.npz": f"weights in the .npz files of MLX, {_UNQUANTIZED}",
 }
