@@ -105,6 +105,8 @@ def generate_stream(
                 f"past_key_values: holds {held} tokens, but input_ids are {len(prompts[0])}; "
                 "they must begin with those that it holds, and add at least one"
             )
+    if config.max_new_tokens:  # the last new token is not computed with
+        model.warn_of_far_positions(max(map(len, prompts)) + config.max_new_tokens - 2)
     return decode(model, prompts, config, stoppers, past_key_values, progress)
 
 

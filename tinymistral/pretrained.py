@@ -155,7 +155,7 @@ class PreTrainedModel(Generic[AnyOutput]):
         """Run inputs through the layers, piece by piece -> (B, at most C, D), normed."""
         backend = self.backend if backend is None else backend
         cache, (_, T) = inputs.cache, inputs.positions.shape
-        self._warn_of_far_positions(inputs.positions)
+        self.warn_of_far_positions(int(inputs.positions.max()))
         cache.reserve(T)
         for start in range(0, T, cache.chunk):
             part = slice(start, start + cache.chunk)
@@ -230,13 +230,13 @@ class PreTrainedModel(Generic[AnyOutput]):
         """
         return RollingCache(self.config, self.backend, rows, chunk)
 
-    def _warn_of_far_positions(self, positions: np.ndarray) -> None:
-        """Warn, once, of positions past max_position_embeddings."""
+    def warn_of_far_positions(self, last: int) -> None:
+        """Warn, once, if the last position of a run is past max_position_embeddings."""
         limit = self.config.max_position_embeddings
-        if not self._warned_of_far_positions and (positions >= limit).any():
+        if not self._warned_of_far_positions and last >= limit:
             self._warned_of_far_positions = True
             warnings.warn(
-                f"position {positions.max()} is past max_position_embeddings, {limit}: the model "
+                f"position {last} is past max_position_embeddings, {limit}: the model "
                 "was not made for texts this long, and its output may get worse",
                 stacklevel=_caller(),
             )

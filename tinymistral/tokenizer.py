@@ -12,7 +12,8 @@ import sentencepiece
 
 from tinymistral.chat import chat_ids
 from tinymistral.files import is_named, make_folder, read_bytes, whole_file
-from tinymistral.files.hub import find_checkpoint
+from tinymistral.files.hub import download_command, find_checkpoint
+from tinymistral.files.recognition import refuse_folder
 from tinymistral.streaming import StreamDecoder
 from tinymistral.text import check_text, shown
 
@@ -76,12 +77,13 @@ class MistralTokenizer:
         folder = find_checkpoint(name_or_path, revision)
         found = [folder / name for name in FILE_NAMES if is_named(folder / name)]
         if not found:
+            refuse_folder(folder)
             only = ", only tokenizer.json" if (folder / "tokenizer.json").exists() else ""
+            download = f"mistralai/Mistral-7B-v0.1 {FILE_NAME} --local-dir {folder}"
             raise ValueError(
                 f"{folder} has no {FILE_NAME}{only}; the SentencePiece model is needed, copy it "
-                "from the original Mistral repository, for v0.1 and v0.2: "
-                f"hf download mistralai/Mistral-7B-v0.1 {FILE_NAME} --local-dir {folder}; "
-                "for v0.3 from mistralai/Mistral-7B-v0.3"
+                f"from the original Mistral repository, for v0.1 and v0.2: "
+                f"{download_command(download)}; for v0.3 from mistralai/Mistral-7B-v0.3"
             )
         return cls(found[0], pad_token_id=pad_token_id)
 

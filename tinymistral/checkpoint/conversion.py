@@ -20,6 +20,7 @@ from tinymistral.config import PARAMS_NAMES, MistralConfig
 from tinymistral.files import CheckpointError, parse_size, write_json
 from tinymistral.files.consolidated import CONFIG_FILE, PARAMS_FILE, SAFETENSORS_FILE, is_raw
 from tinymistral.files.hub import find_checkpoint
+from tinymistral.files.recognition import refuse_folder
 from tinymistral.files.safetensors import write_file, write_shards
 from tinymistral.files.saving import strangers, whole_folder
 from tinymistral.sampling import read_generation_config
@@ -107,8 +108,8 @@ def _check_formats(source: Path, to: str) -> None:
     if to not in ("hf", "raw"):
         raise ValueError(f"to: expected 'hf' or 'raw', got {to!r}")
     found = PARAMS_FILE if is_raw(source) else CONFIG_FILE
-    if not (source / found).is_file():
-        raise CheckpointError(f"{source} holds no checkpoint: no {PARAMS_FILE}, no {CONFIG_FILE}")
+    if not (source / found).exists():
+        refuse_folder(source)
     if is_raw(source) != (to == "hf"):
         what, other = ("raw", "hf") if to == "raw" else ("in Hugging Face's format", "raw")
         raise CheckpointError(

@@ -27,6 +27,7 @@ from tinymistral.files import (
     read_json,
     write_json,
 )
+from tinymistral.files.recognition import beginning_of, refuse_files
 from tinymistral.text import listed, quoted, shorten
 
 SINGLE_FILE = "model.safetensors"
@@ -53,7 +54,6 @@ WEIGHT_DTYPES = tuple(DTYPES[name] for name in ("F32", "BF16", "F16"))
 
 _SHARD_NAME = re.compile(r"\w[\w .+-]{0,200}\.safetensors")  # no separator, drive or control code
 WEIGHTS_NAME = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors(\.index\.json)?")
-GIT_LFS_POINTER = b"version https://git-lfs"  # in place of a large file in a git clone
 
 Prepare = Callable[[str, np.ndarray], np.ndarray]  # name, tensor -> what is written in its place
 
@@ -80,6 +80,7 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
         return read_file(folder / SINGLE_FILE)
     if INDEX_FILE in present:
         return _read_shards(folder)
+    refuse_files(folder)
     weights = [n for n in present if n.endswith((".safetensors", ".bin", ".pth", ".pt", ".gguf"))]
     raise CheckpointError(
         f"no {SINGLE_FILE} and no {INDEX_FILE} in {folder}: it holds "
@@ -133,11 +134,11 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
     try:
         check_is_file(path)
         with path.open("rb") as file:
-            beginning = file.read(len(GIT_LFS_POINTER))
-        if beginning == GIT_LFS_POINTER:
-            raise ValueError("it is a Git LFS pointer, not the weights; to get them: git lfs pull")
+            beginning = file.read(64)
         header_length = int.from_bytes(beginning[:8], "little")
         if header_length > JSON_LIMIT:
+            if what := beginning_of(beginning):
+                raise ValueError(f"it is {what}")
             raise ValueError(
                 f"its header claims {header_length} bytes, over {JSON_LIMIT}; "
                 "the file is damaged, download it again"

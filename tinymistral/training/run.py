@@ -157,8 +157,8 @@ def new_run(recipe: Recipe, *, vocab_size: int = 2048, window: int = 256) -> Run
 def fine_tuning(recipe: Recipe, name_or_path: str | Path, window: int | None = None) -> Run:
     """Begin with the weights and the tokenizer of a checkpoint, or its window replaced."""
     folder = find_checkpoint(name_or_path)
-    tokenizer = MistralTokenizer.from_pretrained(folder)
     config, tensors = load_checkpoint(folder)
+    tokenizer = MistralTokenizer.from_pretrained(folder)
     tokenizer.check_vocabulary(config.vocab_size)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{folder}: its tokenizer has no </s>, which ends a document")
