@@ -216,7 +216,7 @@ def prefill(
         done += hidden.shape[1]
         if progress is not None:
             progress(done, width)
-    logits = last_logits(model, hidden)
+    logits = finite_logits(model, hidden[:, -1:])[:, 0]
     call.commit()
     return logits
 
@@ -225,20 +225,24 @@ def step(model: MistralForCausalLM, cache: RollingCache, tokens: np.ndarray) -> 
     """Compute one more token (B,) of each row -> logits (B, V)."""
     call = cache.begin()
     (hidden,) = model.run(Inputs(tokens[:, None], None, cache.last[:, None] + 1, call))
-    logits = last_logits(model, hidden)
+    logits = finite_logits(model, hidden[:, -1:])[:, 0]
     call.commit()
     return logits
 
 
-def last_logits(model: MistralForCausalLM, hidden: Any) -> np.ndarray:
-    """Map the last column of hidden states (B, T, D) to logits (B, V), float32 at least."""
-    logits = model.backend.to_numpy(model.logits(hidden[:, -1:]))[:, 0]
-    if np.isnan(logits).any() or np.isposinf(logits).any():
+def finite_logits(model: MistralForCausalLM, hidden: Any) -> np.ndarray:
+    """Map hidden states (B, T, D) to logits (B, T, V) on the host, float32 at least.
+
+    ValueError where they are no scores: where one is NaN or inf, or all are -inf.
+    """
+    logits = model.backend.to_numpy(model.logits(hidden))
+    logits = logits if logits.dtype == np.float64 else logits.astype(np.float32)
+    if not np.isfinite(logits.max(axis=-1)).all():
         raise ValueError(
             "the model's logits are not finite: its weights are damaged (download them again), or "
             f"its numbers overflow in {model.backend.dtype} (take another dtype)"
         )
-    return logits if logits.dtype == np.float64 else logits.astype(np.float32)
+    return logits
 
 
 def random_streams(seed: int | None, rows: int) -> list[np.random.Generator]:
