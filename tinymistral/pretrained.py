@@ -120,7 +120,8 @@ class PreTrainedModel(Generic[AnyOutput]):
         `attention_mask` (B, T), or for all tokens so far, has 0 for padding; `position_ids`
         (B, T) are used as they are. `past_key_values`, which an earlier call returned, is
         continued, and written to; going back to a position drops the tokens from there on (the
-        mask then is that of the new tokens alone). `tap(name, array)` is called with every stage
+        mask then is that of the new tokens alone). After an error or an interrupt it holds the
+        pieces before the last one that was begun. `tap(name, array)` is called with every stage
         of `tap.STAGES`; the input then goes through in one piece. `head` explains further
         arguments, such as `labels`. Raises ValueError for inputs that do not fit.
         """
@@ -139,6 +140,7 @@ class PreTrainedModel(Generic[AnyOutput]):
             inputs_embeds=inputs_embeds,
             in_one_piece=tap is not None or output_attentions,
         )
+        cache, inputs.cache = inputs.cache, inputs.cache.begin()
         backend: Any = self.backend
         if tap is not None or output_hidden_states or output_attentions:
             arrays, wanted = flat(self.weights), (tap, output_hidden_states, output_attentions)
@@ -146,13 +148,17 @@ class PreTrainedModel(Generic[AnyOutput]):
             backend = Tapped(self.backend, inputs.cache, bias, *wanted)
         output = self.head(self.run(inputs, backend), inputs, backend, **head_arguments)
         if self.config.use_cache if use_cache is None else use_cache:
-            output.past_key_values = inputs.cache
+            output.past_key_values = cache
         if isinstance(backend, Tapped):
             output.hidden_states, output.attentions = backend.hidden_states(), backend.attentions()
+        inputs.cache.commit()
         return output
 
     def run(self, inputs: Inputs, backend: Backend | None = None) -> Iterator[Array]:
-        """Run inputs through the layers, piece by piece -> (B, at most C, D), normed."""
+        """Run inputs through the layers, piece by piece -> (B, at most C, D), normed.
+
+        The caller commits `inputs.cache`, made by `begin`, once it has used the last piece.
+        """
         backend = self.backend if backend is None else backend
         cache, (_, T) = inputs.cache, inputs.positions.shape
         self.warn_of_far_positions(int(inputs.positions.max()))

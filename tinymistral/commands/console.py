@@ -1,4 +1,8 @@
-"""The console: UTF-8 output, a line of progress, readers that leave early, and Ctrl-C."""
+"""The console: UTF-8 output, a line of progress, readers that leave early, and Ctrl-C.
+
+Commands print with `write`, `print_json`, `say` and `Progress` alone: what comes from a checkpoint,
+a suite or a file's name must not control the terminal.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,16 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TextIO
+
+from tinymistral.text import one_line
+
+# What a terminal would obey, and what it is given instead. C0, except tab and newline: a symbol (␛
+# for ESC). DEL, C1, and the marks that turn the direction of writing for the rest of a line: the
+# escape of JSON, in which these stand as they are, and which so keeps its meaning.
+CONTROLS = {n: chr(0x2400 + n) for n in range(0x20) if chr(n) not in "\t\n"} | {
+    n: f"\\u{n:04x}" for n in (*range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+}
 
 at_line_start = True  # whether standard output is at the start of a line
 
@@ -27,11 +40,16 @@ def settle_streams() -> None:
         raise ValueError("standard output is closed; direct it to a file, or to /dev/null")
 
 
+def visible(text: str, stream: TextIO) -> str:
+    """Return the text for this stream: on a terminal, control characters become visible."""
+    return text.translate(CONTROLS) if stream.isatty() else text
+
+
 def write(text: str) -> None:
     """Write to standard output without buffering; BrokenPipeError if the reader has left."""
     global at_line_start
     try:
-        sys.stdout.write(text)
+        sys.stdout.write(visible(text, sys.stdout))
         sys.stdout.flush()
         at_line_start = text.endswith("\n") if text else at_line_start
     except OSError as error:
@@ -59,7 +77,7 @@ def say(text: str) -> None:
     """Write a line to standard error, in place of one of progress; no error if nobody reads it."""
     Progress.clear()
     with suppress(OSError):
-        sys.stderr.write(f"{text}\n")
+        sys.stderr.write(visible(f"{text}\n", sys.stderr))
         sys.stderr.flush()
 
 
@@ -95,7 +113,7 @@ class Progress:
         """Show the line in place of the one before."""
         if self.wanted:
             # A line that wraps could not be replaced, and one in the last column may.
-            line = fitted(self.text.format(*values), terminal_columns() - 1)
+            line = fitted(one_line(self.text.format(*values)), terminal_columns() - 1)
             self._write(f"\r{line.ljust(Progress._shown)}")
             Progress._shown = len(line)
 
