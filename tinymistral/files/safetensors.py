@@ -59,7 +59,7 @@ GIT_LFS_POINTER = b"version https://git-lfs"  # in place of a large file in a gi
 Prepare = Callable[[str, np.ndarray], np.ndarray]  # name, tensor -> what is written in its place
 
 # What the readers below raise for a broken or hostile file.
-_READ_ERRORS = (SafetensorError, OSError, ValueError, RecursionError, MemoryError)
+_READ_ERRORS = (SafetensorError, OSError, ValueError, MemoryError)
 
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
