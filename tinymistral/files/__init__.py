@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,7 +22,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-JSON_LIMIT = 10_000_000  # bytes: an index of 100,000 tensors, a 7B model has 291
+JSON_LIMIT = 10_000_000  # bytes: an index of 100,000 tensors, a 7B model has 291; some 300 MB
+JSON_LEVELS = 100  # of objects and lists in each other
 UNFINISHED_NAME = re.compile(r"\.(.+)\.unfinished-[0-9a-f]{16}", re.DOTALL)  # see `unfinished`
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*(?:([KMGT])(I?)B)?", re.ASCII)
 
@@ -65,12 +67,12 @@ def read_bytes(path: Path, limit: int) -> bytes:
         raise ValueError(f"{path}: cannot be read: {reason}") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
     """Read the JSON object in a UTF-8 file; ValueError in one line for anything else."""
-    content = read_bytes(path, JSON_LIMIT)
+    content = read_bytes(path, limit)
     try:
         value = parse_json(content)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
@@ -78,8 +80,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(content: bytes) -> Any:
-    """Parse JSON in UTF-8 whose objects have each name once; ValueError or RecursionError."""
-    return json.loads(content.decode("utf-8"), object_pairs_hook=_without_duplicates)
+    """Parse JSON in UTF-8 whose objects have each name once, of few levels; ValueError."""
+    deep = f"expected {JSON_LEVELS} levels of objects and lists at most"
+    try:
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=_without_duplicates)
+    except RecursionError:
+        raise ValueError(deep) from None
+    level: list[Any] = [[value]]
+    for _ in range(JSON_LEVELS + 1):
+        items = (x.values() if isinstance(x, dict) else x for x in level)
+        level = [x for x in chain.from_iterable(items) if isinstance(x, dict | list)]
+    if level:
+        raise ValueError(deep)
+    return value
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

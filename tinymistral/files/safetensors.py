@@ -58,7 +58,7 @@ WEIGHTS_NAME = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors(\.index\.json
 Prepare = Callable[[str, np.ndarray], np.ndarray]  # name, tensor -> what is written in its place
 
 # What the readers below raise for a broken or hostile file.
-_READ_ERRORS = (SafetensorError, OSError, ValueError, RecursionError, MemoryError)
+_READ_ERRORS = (SafetensorError, OSError, ValueError, MemoryError)
 
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
