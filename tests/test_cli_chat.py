@@ -28,16 +28,18 @@ def test_each_line_is_answered() -> None:
 def test_a_conversation_begins_again_on_reset() -> None:
     one, _ = talk("Who are you?")
     assert talk("Who are you?", "/reset", "Who are you?")[0] == one + one
-    counts = talk("Who are you?", "/stats", "Who are you?", "/stats", "/reset", "/stats")[1]
-    tokens = [int(line.split()[0]) for line in counts]
+    notes = talk("Who are you?", "/stats", "Who are you?", "/stats", "/reset", "/stats")[1]
+    assert notes.pop(2) == "a new conversation, no system prompt"
+    tokens = [int(line.split()[0]) for line in notes]
     assert tokens[0] < tokens[1]
     assert tokens[2] == 0
 
 
 def test_a_system_prompt_can_be_given_either_way() -> None:
     given, _ = talk("Who are you?", options=(*FEW, "--system", "You are a fox."))
-    set_later, _ = talk("/system You are a fox.", "Who are you?")
+    set_later, notes = talk("/system You are a fox.", "Who are you?", "/reset")
     assert given == set_later
+    assert notes == ["a new conversation, with the system prompt: You are a fox."] * 2
     assert given == talk("\ufeff/system\tYou are a fox.", "Who are you?")[0]
     assert given != talk("Who are you?")[0]
     assert talk("/system You are a fox.", "/system", "Who are you?")[0] == talk("Who are you?")[0]
@@ -51,6 +53,16 @@ def test_messages_are_saved(tmp_path: Path) -> None:
     assert messages[1] == {"role": "assistant", "content": out.removesuffix("\n")}
     assert notes == [f"saved 2 messages in {file}"]
     assert talk("Hi", f"/save {tmp_path}/none/talk.json")[1][0].startswith("not saved in")
+    assert talk("Hi", f"/save {tmp_path / ('x' * 300)}")[1][0].startswith("not saved in")
+    # Nobody can be asked.
+    kept = f"not saved in {file}: it is there already; give another name"
+    assert talk(f"/save {file}", "y")[1] == [kept]
+    assert json.loads(file.read_text("utf-8"))["messages"] == messages
+
+
+def test_a_message_from_a_pipe_may_be_one_that_ends_the_program_at_a_terminal() -> None:
+    assert talk("exit")[0].strip()
+    assert talk("/quit", "exit")[0] == ""
 
 
 def test_commands_say_what_they_do() -> None:

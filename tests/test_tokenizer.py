@@ -358,13 +358,18 @@ def test_a_version_in_the_name_of_the_model(tmp_path: Path, names: list[str], op
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", None])
-def test_a_folder_without_the_model_says_what_is_missing(tmp_path: Path, name: str | None) -> None:
+def test_a_folder_without_the_model_says_what_is_missing(
+    tmp_path: Path, name: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
     for present in {"config.json", name} - {None}:
         (tmp_path / present).write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match=r"has no tokenizer\.model.*hf download") as error:
         MistralTokenizer.from_pretrained(tmp_path)
     assert ("tokenizer.json" in str(error.value)) == (name is not None)
-    assert "mistralai/Mistral-7B-v0.1" in str(error.value)
+    assert "pip install -U huggingface_hub, then: hf download mistralai/Mistral-7B-v0.1" in str(
+        error.value
+    )
     assert "mistralai/Mistral-7B-v0.3" in str(error.value)
 
 

@@ -1,8 +1,9 @@
 """The Instruct format, as the ids that Mistral's chat models were trained on, and conversations.
 
-A *turn* is one user or assistant message. Functions here return ids, never text: tokenizing a text
-again would give other ids and a second <s>. A message is plain text even where it contains `</s>`
-or `[INST]`; control tokens come only from the code here, between the messages.
+A *turn* is what the user or the assistant says, in one message or several in a row. Functions here
+return ids, never text: tokenizing a text again would give other ids and a second <s>. A message is
+plain text even where it contains `</s>` or `[INST]`; control tokens come only from the code here,
+between the turns.
 
 The formats, for a user's a, the assistant's b and the user's c; `…` is a text tokenized on its own:
 
@@ -12,16 +13,20 @@ hf              <s> `[INST] a [/INST]b` </s> ` [INST] c [/INST]`        v1 only
 
 In v1 `[INST]` is text; in v2 and v3 it is a control token, which shows which version a tokenizer
 is. The official formats are those of mistral-common's instruct tokenizers. A system prompt and two
-newlines go before the user's text: in v1 the first user's, in v2 and v3 the last one's.
+newlines go before the user's text: in v1 the first user's, in v2 and v3 the last one's. As there,
+two newlines join the messages of a turn, a system message between two of the user's keeps them
+apart, and a conversation that begins with the assistant gets an empty user turn.
 
 `hf` is the chat template of Mistral-7B-Instruct-v0.1 on the Hugging Face hub, as published in 2023
-(later ones differ in spaces), with the tokenizer.json beside it. It has no system prompt.
+(later ones differ in spaces), with the tokenizer.json beside it. It has no system prompt, and user
+and assistant must alternate.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,11 +41,12 @@ if TYPE_CHECKING:
 FORMATS = ("official", "hf")
 
 
-class Turn(NamedTuple):
-    """One message of a conversation, checked; role is user or assistant."""
+class Message(NamedTuple):
+    """One message, checked; a list is of its text parts, and a prefix is to be continued."""
 
     role: str
-    content: str
+    content: str | list[str]
+    prefix: bool
 
 
 def chat_ids(
@@ -53,32 +59,29 @@ def chat_ids(
 ) -> list[int]:
     """Return the ids of a conversation, <s> first; an assistant's turn ends with </s>.
 
-    messages: `{"role": ..., "content": text}`, the role "user" and "assistant" in turn, before
-        them at most one "system".
+    messages: `{"role": "user", "assistant" or "system", "content": a text}`; in the official format
+        also a list of text parts, `{"type": "text", "text": ...}`, which two newlines join. A
+        system message may not follow an assistant's. `"prefix": True` in the last message, if it is
+        the assistant's, means the same as `continue_final_message`.
     add_generation_prompt: check that the last turn is the user's, as a reply will be generated.
         The ids are the same: Mistral's models answer after [/INST].
     continue_final_message: the last turn is the assistant's, and no </s> is put after it.
 
-    A ValueError names the turn that is wrong.
+    A ValueError names the message that is wrong.
     """
     if format not in FORMATS:
         raise ValueError(f"format is {shown(format)}, expected one of {FORMATS}")
     if add_generation_prompt and continue_final_message:
         raise ValueError("add_generation_prompt and continue_final_message: give one, not both")
-    system, turns = check_messages(messages)
-    last = f"messages[{len(messages) - 1}]"
-    if add_generation_prompt and turns[-1].role != "user":
-        raise ValueError(f"{last} is the assistant's, but a reply is wanted; end with the user's")
-    if continue_final_message and turns[-1].role != "assistant":
-        raise ValueError(f"{last} is the user's, expected an assistant's to be continued")
-    if format == "official":
-        return _official_ids(tokenizer, system, turns, continue_final_message)
-    if system is not None:
-        raise ValueError(
-            "messages[0] (system): the format 'hf' has no system prompt; take 'official', or put "
-            "it into the first user message"
-        )
-    return _hf_ids(tokenizer, turns, continue_final_message)
+    checked = _check_messages(messages)
+    last, name = checked[-1], f"messages[{len(checked) - 1}]"
+    if add_generation_prompt and last.role == "assistant":
+        raise ValueError(f"{name} is the assistant's, but a reply is wanted; end with the user's")
+    if continue_final_message and last.role != "assistant":
+        raise ValueError(f"{name} is the {last.role}'s, expected an assistant's to be continued")
+    if format == "hf":
+        return _hf_ids(tokenizer, checked, continue_final_message)
+    return _official_ids(tokenizer, checked, continue_final_message or last.prefix)
 
 
 def user_turn(
@@ -100,69 +103,104 @@ def user_turn(
     return start + _user_ids(tokenizer, tags, content, system)
 
 
-def check_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[str | None, list[Turn]]:
-    """Return the system prompt, if any, and the turns: the user's first, then alternating."""
+def _check_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
     if not isinstance(messages, (list, tuple)):
         raise ValueError(f"messages is {shown(messages)}, expected a list of messages")
-    checked = [_check_message(f"messages[{i}]", message) for i, message in enumerate(messages)]
-    system = checked[0].content if checked and checked[0].role == "system" else None
-    skipped = 0 if system is None else 1
-    turns = checked[skipped:]
-    for i, turn in enumerate(turns):
-        expected = ("user", "assistant")[i % 2]
-        if turn.role != expected:
-            raise ValueError(
-                f"messages[{i + skipped}] has the role {turn.role!r}, expected {expected!r}: user "
-                "and assistant alternate, the user first, a system message only before them"
-            )
-    if not turns:
-        held = "no message" if system is None else "a system message only"
-        raise ValueError(f"messages holds {held}, expected one of the user's")
-    return system, turns
+    if not messages:
+        raise ValueError("messages holds no message, expected one of the user's")
+    return [_check_message(f"messages[{i}]", message) for i, message in enumerate(messages)]
 
 
-def _check_message(name: str, message: Any) -> Turn:
+def _check_message(name: str, message: Any) -> Message:
     if not isinstance(message, Mapping):
         hint = "; give one conversation at a time" if isinstance(message, (list, tuple)) else ""
         raise ValueError(f"{name} is {shown(message)}, expected a role and a content{hint}")
-    missing = [key for key in ("role", "content") if message.get(key) is None]
-    if missing:
-        raise ValueError(f"{name} has no {missing[0]!r}, expected a role and a content")
-    role, content = message["role"], message["content"]
+    role, content = message.get("role"), message.get("content")
+    if role is None:
+        raise ValueError(f"{name} has no 'role', expected a role and a content")
     if role not in ("system", "user", "assistant"):
         raise ValueError(
-            f"{name} has the role {shown(role)}, expected 'user', 'assistant' or 'system'"
+            f"{name} has the role {shown(role)}, expected 'user', 'assistant' or 'system'; tools "
+            "are not supported"
         )
-    others = [key for key in message if key not in ("role", "content") and message[key] is not None]
-    if others:
+    name = f"{name} ({role})"
+    for key, value in message.items():
+        nothing = value is None or (isinstance(value, list) and not value)
+        if key not in ("role", "content", "prefix") and not nothing:
+            raise ValueError(
+                f"{name} has {key!r} too, expected a role and a content alone; tool calls, images "
+                "and names are not supported"
+            )
+    prefix = message.get("prefix") or False
+    if prefix and (prefix is not True or role != "assistant"):
         raise ValueError(
-            f"{name} ({role}) has {others[0]!r} too, expected a role and a content alone; "
-            "tools, images and names are not part of the format"
+            f"{name} has the prefix {shown(prefix)}, expected True, in an assistant's message"
         )
+    if content is None:
+        raise ValueError(f"{name} has no 'content', expected a role and a content")
     try:
-        return Turn(role, check_text(content))
+        if isinstance(content, (list, tuple)):
+            return Message(role, [_check_part(part) for part in content], prefix)
+        return Message(role, check_text(content), prefix)
     except ValueError as error:
-        raise ValueError(f"{name} ({role}): {error}") from None
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _check_part(part: Any) -> str:
+    match part:
+        case {"type": "text", "text": text} if len(part) == 2:
+            return check_text(text)
+        case {"type": kind} if kind != "text":
+            raise ValueError(
+                f"a part has the type {shown(kind)}, expected 'text'; images and sounds are not "
+                "supported"
+            )
+    raise ValueError(f"a part is {shown(part)}, expected a type and a text alone")
 
 
 def _official_ids(
-    tokenizer: MistralTokenizer, system: str | None, turns: list[Turn], left_open: bool
+    tokenizer: MistralTokenizer, messages: list[Message], left_open: bool
 ) -> list[int]:
     tags = _control_tags(tokenizer)
     bos, eos = _bos_and_eos(tokenizer)
-    last_user = (len(turns) - 1) // 2 * 2
+    _check_order(messages)
+    system = "\n\n".join(_text([m]) for m in messages if m.role == "system" and m.content)
+    by_role = groupby(messages, key=lambda message: message.role)
+    turns = [(role, _text(group)) for role, group in by_role if role != "system"]
+    if not turns or turns[0][0] == "assistant":
+        turns.insert(0, ("user", ""))
+    last_user = max(i for i, (role, _) in enumerate(turns) if role == "user")
     system_at = 0 if tags is None else last_user
     ids = [bos]
-    for i, (role, content) in enumerate(turns):
+    for i, (role, text) in enumerate(turns):
         if role == "user":
-            ids += _user_ids(tokenizer, tags, content, system if i == system_at else None)
-            continue
-        if not content:  # mistral-common refuses it too
-            position = i + (system is not None)
-            raise ValueError(f"messages[{position}] (assistant) is empty, expected a text")
-        ids += tokenizer.encode(content if tags is None else content.rstrip(" "), False)
-        ids += [eos]
+            ids += _user_ids(tokenizer, tags, text, system if i == system_at else None)
+        else:
+            ids += tokenizer.encode(text if tags is None else text.rstrip(" "), False)
+            ids += [eos]
     return ids[:-1] if left_open else ids
+
+
+def _check_order(messages: list[Message]) -> None:
+    """Raise a ValueError for what mistral-common refuses too."""
+    if len(messages) == 1 and messages[0].role == "assistant":
+        raise ValueError("messages holds one message, the assistant's; expected one of the user's")
+    for i, message in enumerate(messages):
+        name = f"messages[{i}] ({message.role})"
+        if message.role == "system" and i and messages[i - 1].role == "assistant":
+            raise ValueError(f"{name} comes after an assistant's; put it before or after a user's")
+        if message.role == "assistant" and not _text([message]):
+            raise ValueError(f"{name} is empty, expected a text")
+        if message.prefix and i < len(messages) - 1:
+            raise ValueError(f"{name} has the prefix True, which is for the last message alone")
+
+
+def _text(messages: Iterable[Message]) -> str:
+    """Return what messages of one role say, as one text; empty ones leave no trace in it."""
+    texts: list[str] = []
+    for message in messages:
+        texts += [message.content] if isinstance(message.content, str) else message.content
+    return "\n\n".join(filter(None, texts))
 
 
 def _user_ids(
@@ -174,7 +212,7 @@ def _user_ids(
     return [tags[0], *tokenizer.encode(text, False), tags[1]]
 
 
-def _hf_ids(tokenizer: MistralTokenizer, turns: list[Turn], left_open: bool) -> list[int]:
+def _hf_ids(tokenizer: MistralTokenizer, messages: list[Message], left_open: bool) -> list[int]:
     """Split the text at its control tokens and tokenize each piece on its own."""
     if _control_tags(tokenizer) is not None:
         raise ValueError(
@@ -183,14 +221,25 @@ def _hf_ids(tokenizer: MistralTokenizer, turns: list[Turn], left_open: bool) -> 
         )
     bos, eos = _bos_and_eos(tokenizer)
     ids, text = [bos], ""
-    for role, content in turns[:-1] if left_open else turns:
+    for i, (role, content, prefix) in enumerate(messages):
+        if role != ("user", "assistant")[i % 2]:
+            raise ValueError(
+                f"messages[{i}] has the role {role!r}; in the format 'hf' user and assistant "
+                "alternate, the user first, with no system prompt; take 'official'"
+            )
+        if prefix or not isinstance(content, str):
+            given = "a prefix" if prefix else "a list of parts as its content"
+            expected = "continue_final_message" if prefix else "a text"
+            raise ValueError(
+                f"messages[{i}] has {given}, which the format 'hf' does not know; give {expected}"
+            )
         if role == "user":
             text += f"[INST] {content} [/INST]"
+        elif left_open and i == len(messages) - 1:
+            text += content
         else:
             ids += [*tokenizer.encode(text + content, False), eos]
             text = " "  # the template writes a space after every </s>
-    if left_open:
-        text += turns[-1].content
     return ids + tokenizer.encode(text, False)
 
 
@@ -252,41 +301,44 @@ class Conversation:
         """Add a user's message, and yield the text of the answer as it is generated.
 
         The options are those of `generate`. If the caller stops reading, or an exception is raised,
-        the answer ends there and the conversation can go on. Before the first token, the message is
-        removed again.
+        the answer ends there and the conversation can go on. Before the first token, the
+        conversation is as if the message had not been given.
         """
         first = not self.ids
         new = user_turn(self.tokenizer, content, self.system if first else None, first=first)
         eos = self.model.config.eos_token_id
         ends = eos if isinstance(eos, list) else [eos]
+        ids, cache = self.ids + new, self.cache
         steps = self.model.generate_stream(
-            [self.ids + new], past_key_values=self.cache, progress=progress, **options
+            [ids], past_key_values=cache, progress=progress, **options
         )
-        self.messages.append({"role": "user", "content": content})
-        self.ids += new
-        decoder, answer = StreamDecoder(self.tokenizer), ""
-        self.new_tokens, start = 0, time.perf_counter()
+        decoder, start = StreamDecoder(self.tokenizer), time.perf_counter()
+        said: list[tuple[int, str]] = []  # each token, and the text that it completes
+        rest = ""
+        # Whatever happens to the cache until there is an answer: an empty one is right, only slow.
+        self.cache = self.model.new_cache(rows=1)
         try:
             for step in steps:
                 token = int(step.tokens[0])
-                self.ids.append(token)
-                self.new_tokens += 1
-                text = decoder.push(token)
-                answer += text
-                yield text
-            text = decoder.flush()
-            answer += text
-            yield text
+                said.append((token, decoder.push(token)))
+                yield said[-1][1]
+            rest = decoder.flush()
+            yield rest
         finally:
-            self.seconds = time.perf_counter() - start
-            if self.new_tokens:
-                if self.ids[-1] not in ends:
-                    self.ids.append(self.tokenizer.eos_token_id or 0)
-                self.messages.append({"role": "assistant", "content": answer})
-            else:  # the cache may hold part of the message: compute the conversation again
-                self.messages.pop()
-                del self.ids[len(self.ids) - len(new) :]
-                self.cache = self.model.new_cache(rows=1)
+            if said:
+                tokens, texts = zip(*said, strict=True)
+                end = [] if tokens[-1] in ends else [self.tokenizer.eos_token_id or 0]
+                turns = [
+                    {"role": "user", "content": content},
+                    {"role": "assistant", "content": "".join(texts) + rest},
+                ]
+                vars(self).update(  # at once, so that an interrupt leaves no half of a turn
+                    messages=self.messages + turns,
+                    ids=[*ids, *tokens, *end],
+                    cache=cache,
+                    seconds=time.perf_counter() - start,
+                    new_tokens=len(tokens),
+                )
 
     def save(self, file: Path) -> None:
         """Write the messages as JSON; the file appears complete or not at all."""

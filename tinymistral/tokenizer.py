@@ -12,7 +12,8 @@ import sentencepiece
 
 from tinymistral.chat import chat_ids
 from tinymistral.files import is_named, make_folder, read_bytes, whole_file
-from tinymistral.files.hub import find_checkpoint
+from tinymistral.files.hub import download_command, find_checkpoint
+from tinymistral.files.recognition import refuse_folder
 from tinymistral.streaming import StreamDecoder
 from tinymistral.text import check_text, shown
 
@@ -76,12 +77,13 @@ class MistralTokenizer:
         folder = find_checkpoint(name_or_path, revision)
         found = [folder / name for name in FILE_NAMES if is_named(folder / name)]
         if not found:
+            refuse_folder(folder)
             only = ", only tokenizer.json" if (folder / "tokenizer.json").exists() else ""
+            download = f"mistralai/Mistral-7B-v0.1 {FILE_NAME} --local-dir {folder}"
             raise ValueError(
                 f"{folder} has no {FILE_NAME}{only}; the SentencePiece model is needed, copy it "
-                "from the original Mistral repository, for v0.1 and v0.2: "
-                f"hf download mistralai/Mistral-7B-v0.1 {FILE_NAME} --local-dir {folder}; "
-                "for v0.3 from mistralai/Mistral-7B-v0.3"
+                f"from the original Mistral repository, for v0.1 and v0.2: "
+                f"{download_command(download)}; for v0.3 from mistralai/Mistral-7B-v0.3"
             )
         return cls(found[0], pad_token_id=pad_token_id)
 
@@ -173,12 +175,15 @@ class MistralTokenizer:
         add_generation_prompt: bool = False,
         continue_final_message: bool = False,
         tokenize: bool = True,
+        tools: Sequence[Any] | None = None,
     ) -> list[int]:
         """Return the ids of a conversation with an Instruct model, <s> first; see `chat.chat_ids`.
 
         `format` is "official", as in mistral-common, or "hf", as in the hub's template for
         Instruct v0.1. The model takes a batch: `model.generate([ids])`.
         """
+        if tools:
+            raise ValueError("tools: tools and tool calls are not supported; leave this out")
         if tokenize is not True:
             raise ValueError(
                 f"tokenize is {shown(tokenize)}, but only ids are returned: tokenizing a "

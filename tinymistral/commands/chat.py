@@ -1,7 +1,8 @@
 """Talk to an Instruct model.
 
-Each line is a message; the answer is printed as it is generated, and Ctrl-C
-stops the answer, not the program. Ctrl-D or /quit ends the program.
+Each line is a message; lines that are pasted together are one, if Python has
+GNU readline. The answer is printed as it is generated, and Ctrl-C stops the
+answer, not the program. Ctrl-D or exit ends the program.
 
   tinymistral chat --model mistralai/Mistral-7B-Instruct-v0.1
   tinymistral chat --model FOLDER --system "Answer in one sentence."
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from tinymistral.commands import arguments
 from tinymistral.commands.console import Progress, interruptible, say, write
 from tinymistral.commands.generate import choose, peak_memory
+from tinymistral.text import one_line
 
 if TYPE_CHECKING:
     from tinymistral.chat import Conversation
@@ -32,7 +34,8 @@ While talking:
   /system TEXT        begin again, with this one; without TEXT: with none
   /save FILE          write the messages so far, as JSON
   /stats              tokens so far, memory, the speed of the last answer
-  /help, /quit
+  /help               this text
+  /quit, exit, quit   end the program; from a pipe, /quit alone
 
 A turn costs only its own tokens: those before it are in the cache. For this an
 answer is kept as the tokens that were generated; tokenizing its text again may
@@ -60,11 +63,12 @@ def run(options: argparse.Namespace) -> None:
     chosen = choose(options, model, MAX_NEW_TOKENS)
     arguments.warn_of_base_model(options)
     conversation = Conversation(model, tokenizer, options.system)
-    for n, line in enumerate(lines()):
+    typed = lines()
+    for n, line in enumerate(typed):
         if line.startswith("/"):
             if line.split()[0] == "/quit":
                 return
-            conversation = obey(line, conversation)
+            conversation = obey(line, conversation, typed)
         elif line.strip():
             # Another seed for each answer, or all would draw the same numbers.
             seed = {"seed": chosen["seed"] + n} if "seed" in chosen else {}
@@ -73,10 +77,14 @@ def run(options: argparse.Namespace) -> None:
 
 def lines() -> Iterator[str]:
     """Read messages: with a prompt, history and editing from a terminal, else one a line."""
-    terminal = sys.stdin is not None and sys.stdin.isatty()
+    terminal = at_terminal()
     if terminal:
+        say("Type a message, or /help for the commands.")
         with suppress(ImportError):  # Windows has its own
-            import readline  # noqa: F401  # input() then has history and editing
+            import readline  # input() then has history and editing
+
+            # GNU readline then returns pasted lines as one; libedit cannot, and ignores this.
+            readline.parse_and_bind("set enable-bracketed-paste on")
     prompt = "> " if terminal and sys.stdout.isatty() else ""  # not into a file
     encoding = "utf-8-sig"  # the first line may begin with a byte order mark
     while sys.stdin is not None:
@@ -85,7 +93,7 @@ def lines() -> Iterator[str]:
                 line = input(prompt) if terminal else sys.stdin.buffer.readline().decode(encoding)
         except KeyboardInterrupt:
             write("\n")
-            continue
+            line = "\n"
         except EOFError:
             write("\n")
             return
@@ -94,7 +102,15 @@ def lines() -> Iterator[str]:
         if not line and not terminal:
             return
         encoding = "utf-8"
-        yield arguments.decode(line).rstrip("\r\n")
+        line = arguments.decode(line).rstrip("\r\n")
+        if terminal and line.strip() in ("exit", "quit"):
+            return
+        yield line
+
+
+def at_terminal() -> bool:
+    """Return whether somebody types the messages."""
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def answer(conversation: Conversation, message: str, chosen: dict[str, Any]) -> None:
@@ -108,7 +124,7 @@ def answer(conversation: Conversation, message: str, chosen: dict[str, Any]) -> 
     write("\n")
 
 
-def obey(line: str, conversation: Conversation) -> Conversation:
+def obey(line: str, conversation: Conversation, typed: Iterator[str]) -> Conversation:
     """Run a command, a line that begins with /, and return the conversation to continue."""
     from tinymistral.chat import Conversation
 
@@ -116,22 +132,36 @@ def obey(line: str, conversation: Conversation) -> Conversation:
     rest = words[0].strip() if words else ""
     if command in ("/reset", "/system"):
         system = conversation.system if command == "/reset" else rest or None
+        said = f"with the system prompt: {one_line(system, 60)}" if system else "no system prompt"
+        say(f"a new conversation, {said}")
         return Conversation(conversation.model, conversation.tokenizer, system)
     if command == "/stats":
         say(stats(conversation))
     elif command == "/save" and rest:
-        try:
-            conversation.save(Path(rest))
-            say(f"saved {len(conversation.messages)} messages in {rest}")
-        except OSError as error:
-            say(f"not saved in {rest}: {error.strerror}")
+        save(conversation, Path(rest), typed)
     elif command == "/save":
         say("/save: expected a file, such as /save talk.json")
     elif command == "/help":
         say(EPILOG.rstrip())
     else:
-        say(f"{line[:40]}: expected /reset, /system TEXT, /save FILE, /stats, /help or /quit")
+        expected = "/reset, /system TEXT, /save FILE, /stats, /help or /quit"
+        say(f"{one_line(line, 40)}: expected {expected}")
     return conversation
+
+
+def save(conversation: Conversation, file: Path, typed: Iterator[str]) -> None:
+    """Write the messages; ask before a file is replaced, and where nobody can answer, do not."""
+    try:
+        if file.is_file():
+            if not at_terminal():
+                raise ValueError("it is there already; give another name")
+            say(f"{file} is there already; replace it? y or n")
+            if next(typed, "").strip().lower() not in ("y", "yes"):
+                raise ValueError("it stays as it is")
+        conversation.save(file)
+        say(f"saved {len(conversation.messages)} messages in {file}")
+    except (OSError, ValueError) as error:
+        say(f"not saved in {file}: {getattr(error, 'strerror', None) or error}")
 
 
 def stats(conversation: Conversation) -> str:

@@ -21,13 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from tinymistral.files import JSON_LIMIT, parse_json, read_bytes
+from tinymistral.files import CheckpointError, read_json
 from tinymistral.files.safetensors import read_file
 from tinymistral.golden.compare import layouts
-from tinymistral.golden.compare.places import axes_of, shape_problem, token_too_many
+from tinymistral.golden.compare.places import shape_problem, token_too_many
 from tinymistral.golden.files import AnotherShapeError, Arrays, npy_shape, read_npy
 from tinymistral.golden.manifest import TEXT_KINDS, Case
-from tinymistral.golden.suite import CaseArrays, Suite
+from tinymistral.golden.shapes import axes_of
+from tinymistral.golden.suite import DOCUMENT_LIMIT, CaseArrays, Suite
 from tinymistral.text import one_line
 
 MANIFEST = "manifest.json"
@@ -113,7 +114,7 @@ class Candidate:
         try:
             given.arrays[name] = self._array(source, *shapes)
         except AnotherShapeError as error:
-            axes = axes_of(case, self.suite.manifest.stages, name, len(shapes[0]))
+            axes = axes_of(case, self.suite.manifest.stages, name)
             given.problems[name] = shape_problem(case, name, axes, error.shape, shapes[0])
             if token_too_many(axes, error.shape, shapes[0]):
                 with suppress(ValueError):
@@ -162,15 +163,11 @@ class Candidate:
         except ValueError:
             return ()
 
-    def _document(self, case: Case) -> Any:
+    def _document(self, case: Case) -> dict[str, Any]:
         paths = [path for path in self.files.get(case.id, ()) if path.suffix == ".json"]
         if not paths:
             raise ValueError(f"{self.path}: expected the texts of {case.id} in {case.id}.json")
-        content = read_bytes(self._inside(paths[0]), JSON_LIMIT)
-        try:
-            return parse_json(content)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{paths[0]}: not valid JSON: {one_line(error)}") from None
+        return read_json(self._inside(paths[0]), DOCUMENT_LIMIT)
 
     def _inside(self, path: Path) -> Path:
         """Return the path; ValueError if it is a link that leads out of the folder."""
@@ -186,6 +183,11 @@ class Candidate:
 def open_candidate(path: str | Path, suite: Suite, layout: str = "auto") -> Candidate:
     """Find what a dump holds; ValueError if nothing of it belongs to the suite."""
     path, cases = Path(path), suite.manifest.cases
+    example = next(iter(cases), "CASE")
+    expected = (
+        f"expected a folder with {example}.safetensors or {example}/NAME.npy, "
+        f"or a .safetensors file with tensors {example}/NAME"
+    )
     files: dict[str, list[Path]] = {}
     arrays: dict[str, Arrays] = {}
     if _is_folder(path):
@@ -198,21 +200,21 @@ def open_candidate(path: str | Path, suite: Suite, layout: str = "auto") -> Cand
     elif path.stem in cases:
         files[path.stem] = [path]
     else:
-        for name, array in read_file(path).items():
+        try:
+            tensors = read_file(path)
+        except CheckpointError as error:
+            raise ValueError(f"{error}; as CANDIDATE, {expected}") from None
+        for name, array in tensors.items():
             case, _, rest = name.partition("/")
             arrays.setdefault(case, {})[rest] = array
     unknown = nearest((name for name in (*files, *arrays) if name not in cases), cases)
     candidate = Candidate(path, suite, layout, files, arrays, unknown)
     if not candidate.cases:
-        example, text = next(iter(cases), "CASE"), "no output of any case"
+        text = "no output of any case"
         for name, near in list(unknown.items())[:1]:
             text += f": there is no case {one_line(name, 80)!r}"
             text += f", is it {near!r}?" if near else ""
-        raise ValueError(
-            f"{path}: {text}; expected a folder with {example}.safetensors or {example}/NAME.npy, "
-            f"or a .safetensors file with tensors {example}/NAME; `tinymistral golden list` lists "
-            "the cases"
-        )
+        raise ValueError(f"{path}: {text}; {expected}; `tinymistral golden list` lists the cases")
     return candidate
 
 
