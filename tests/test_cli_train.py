@@ -149,7 +149,7 @@ def test_an_empty_folder_is_written_to(corpus: str, tmp_path: Path) -> None:
         ("OUT --resume --steps 5", "--steps is for a new run"),
         ("OUT --resume --from DEMO", "--from is for a new run"),
         ("OUT --from DEMO --vocabulary 300", "--vocabulary is for a new tokenizer"),
-        ("OUT --from OTHER", "has no tokenizer.model"),
+        ("OUT --from OTHER", "holds no checkpoint"),
         ("OUT --from missing", "is no folder"),
         ("OUT --steps 0", "--steps: expected 1 to 2147483647, got 0"),
         ("OUT --steps many", "--steps: expected an integer"),
