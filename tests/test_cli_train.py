@@ -232,7 +232,7 @@ def test_a_corpus_that_has_changed_is_not_gone_on_with(
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"steps": "3"}, "steps is '3' (str), expected such as 3600"),
+        ({"steps": "3"}, "steps is '3' (str), expected such as 8000"),
         ({"learning_rate": float("inf")}, "learning_rate is inf"),
         ({"batch_tokens": 0}, "batch_tokens is 0"),
         ({"seed": None}, "seed is None"),
@@ -333,7 +333,7 @@ def test_progress_stays_on_one_line_of_a_terminal(corpus: str, tmp_path: Path, w
     assert finish(process)[0] == 0
     lines = [line.strip() for line in shown if line.strip()]
     expected = [
-        "preparing the tokenizer and the model",
+        "preparing the tokenizer",
         *(f"step {n} of 3, loss" for n in (1, 2, 3)),
     ]
     for line, beginning in zip(lines, expected, strict=True):

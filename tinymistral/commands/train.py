@@ -188,7 +188,7 @@ def begin(options: argparse.Namespace, locks: ExitStack) -> Run:
             locks.enter_context(only_writer(inside))
         return resume(options.out)
     recipe = recipe_of(options)
-    with Progress("preparing the tokenizer and the model") as progress:
+    with Progress("preparing the tokenizer") as progress:
         progress()
         if options.base is not None:
             training = fine_tuning(recipe, options.base, options.window)
