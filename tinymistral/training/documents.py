@@ -23,6 +23,7 @@ from tinymistral.tokenizer import FILE_NAME, MistralTokenizer
 from tinymistral.training.stories import Story, game, story
 
 HELD_OUT = 32  # documents at most
+GAMES_FIRST = 12_000  # documents
 HELD_OUT_SEEDS = 2**32  # those of held-out stories begin here; training uses the seeds below
 LARGEST_CORPUS = 2_000_000_000  # bytes; all of it is in memory
 SEPARATOR = re.compile(r"^<\|endoftext\|>$", re.MULTILINE)  # as in the files of TinyStories
@@ -31,7 +32,12 @@ TOKENIZER_CHARACTERS = 2_000_000  # of text that the tokenizer is trained on
 
 
 class Stories:
-    """Generated stories, and after each a memory game. Runs of different seeds begin elsewhere."""
+    """First memory games, then stories, with a game after each.
+
+    Games alone teach a model to look for what it has read within a million tokens; mixed with
+    stories from the start they had not after five, since there is so much else to learn in these.
+    Runs of different seeds begin elsewhere.
+    """
 
     def __init__(self, seed: int) -> None:
         # 2654435761 is odd, so that seeds below 2**32 all begin elsewhere (Knuth, TAOCP 3, 6.4).
@@ -39,12 +45,12 @@ class Stories:
         self.held_out = [told.text for told in held_out_stories(HELD_OUT)]
 
     def __getitem__(self, n: int) -> str:
-        tell = game if n % 2 else lambda seed: story(seed).text
+        tell = game if n < GAMES_FIRST or n % 2 else lambda seed: story(seed).text
         return tell((self.start + n) % HELD_OUT_SEEDS)
 
     def each_once(self) -> Iterator[str]:
-        """Return story after story, for the tokenizer; they never end."""
-        return map(self.__getitem__, count())
+        """Return stories and games in turn, for the tokenizer; they never end."""
+        return map(self.__getitem__, count(GAMES_FIRST))
 
 
 def held_out_stories(count: int) -> list[Story]:

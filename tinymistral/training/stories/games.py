@@ -57,7 +57,7 @@ def game(seed: int) -> str:
     def one(options: Sequence[Any]) -> Any:
         return options[int(random() * len(options))]
 
-    return " ".join([BEGINNING, *(turns(one) if random() < 0.25 else rounds(one))])
+    return " ".join([BEGINNING, *(turns(one) if random() < 0.4 else rounds(one))])
 
 
 def turns(one: Draw) -> list[str]:
