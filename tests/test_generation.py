@@ -272,6 +272,7 @@ def test_an_end_that_never_comes_does_not_fill(tmp_path):
         ({"eos_token_id": ["</s>"]}, "eos_token_id"),
         ({"eos_token_id": {"id": 2}}, "eos_token_id"),
         ({"num_return_sequences": 2}, "num_return_sequences"),
+        ({"do_sample": True, "num_return_sequences": 10**9}, "num_return_sequences: .* to 1024,"),
     ],
 )
 def test_a_wrong_value_of_the_file_is_named_and_can_be_overruled(entries, message, tmp_path):
@@ -353,6 +354,7 @@ def test_ids_that_end_a_row_may_be_a_tuple_or_an_array(eos):
         ({"seed": -1}, "seed"),
         ({"do_sample": 1}, "do_sample"),
         ({"num_return_sequences": 2}, "do_sample=True"),
+        ({"num_return_sequences": 1025, "do_sample": True}, "num_return_sequences: .* to 1024,"),
         ({"stop": ["a"]}, "tokenizer"),
     ],
 )

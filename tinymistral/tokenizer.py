@@ -49,9 +49,10 @@ class MistralTokenizer:
         self.processor = sentencepiece.SentencePieceProcessor()
         try:
             self.processor.load_from_serialized_proto(self._model)
-        except RuntimeError as error:
+            self.processor.id_to_piece(list(range(self.processor.vocab_size())))
+        except (RuntimeError, UnicodeDecodeError) as error:
             raise ValueError(
-                f"{model_file} ({len(self._model)} bytes) is not a SentencePiece model, "
+                f"{model_file} ({len(self._model)} bytes) is not a SentencePiece model in UTF-8, "
                 f"expected the {FILE_NAME} of a Mistral checkpoint; download it again"
             ) from error
         self.vocab_size: int = self.processor.vocab_size()

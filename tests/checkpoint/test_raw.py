@@ -13,6 +13,7 @@ from tinymistral import MistralConfig, MistralForCausalLM, MistralModel, Mistral
 from tinymistral.checkpoint import find_checkpoint, is_raw, load_checkpoint, read_tensors
 from tinymistral.checkpoint.tensors import rotate_halves
 from tinymistral.config import PARAMS_NAMES
+from tinymistral.files.pth import read_pth
 
 MODELS, RAW = FIXTURES / "models", FIXTURES / "raw"
 TWINS = ["half", "no_window", "tied"]
@@ -219,6 +220,18 @@ def test_safetensors_are_preferred_to_the_pth(twin):
     shutil.copy(RAW / "half" / "consolidated.safetensors", twin)
     shutil.copy(RAW / "half" / "params.json", twin)
     assert MistralForCausalLM.from_pretrained(twin).config.hidden_size == 33
+
+
+def test_the_weights_are_opened_once(twin, monkeypatch):
+    opened = []
+
+    def read(path):
+        opened.append(path)
+        return read_pth(path)
+
+    monkeypatch.setattr("tinymistral.files.pth.read_pth", read)
+    load_checkpoint(twin)
+    assert opened == [twin / "consolidated.00.pth"]
 
 
 def test_weights_in_several_parts_are_refused(twin):

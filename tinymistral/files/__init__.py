@@ -6,16 +6,17 @@ The modules beside this one read checkpoints' files to tensors; none knows of a 
 from __future__ import annotations
 
 import json
+import mmap
 import operator
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import IO, Any
 
 try:
     import fcntl
@@ -49,6 +50,42 @@ def check_is_file(path: Path) -> None:
     raise ValueError("there is no such file")
 
 
+class MappedFile(mmap.mmap):
+    """An open file, mapped for reading; arrays that are views of it keep it open.
+
+    The file may be replaced or deleted meanwhile. But if it is cut, the system ends a process that
+    reads what was cut off (SIGBUS), and what is written into it shows in the arrays. `check` comes
+    before each use of many: what happens between a check and the end of that use is not noticed,
+    and neither is a change that keeps the length.
+    """
+
+    def __new__(cls, file: IO[bytes]) -> MappedFile:
+        """Map the whole file. Raises OSError, and ValueError for an empty one."""
+        return super().__new__(cls, file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.path = file.name
+
+    def check(self) -> None:
+        """Raise a CheckpointError if the file's length is not that with which it was opened."""
+        if self.size() != len(self):
+            raise CheckpointError(
+                f"{self.path} was {len(self)} bytes when it was opened, and has become "
+                f"{self.size()}; open it again once it is complete"
+            )
+
+
+def mapped_files(arrays: Iterable[Any]) -> set[MappedFile]:
+    """Return the mapped files that NumPy arrays are views of."""
+    bases = set()
+    for array in arrays:
+        while (base := getattr(array, "base", None)) is not None:
+            array = base
+        if isinstance(array, MappedFile):
+            bases.add(array)
+    return bases
+
+
 def is_named(path: Path) -> bool:
     """Return whether a path exists; a link to nothing counts too."""
     return path.is_symlink() or path.exists()
@@ -58,10 +95,11 @@ def read_bytes(path: Path, limit: int) -> bytes:
     """Read a regular file of at most `limit` bytes; ValueError in one line for anything else."""
     try:
         check_is_file(path)
-        size = path.stat().st_size
-        if size > limit:
-            raise ValueError(f"it is {size} bytes, expected {limit} at most; download it again")
-        return path.read_bytes()
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise ValueError(f"it is {size} bytes, expected {limit} at most; download it again")
+            return file.read(size)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{path}: cannot be read: {reason}") from None
