@@ -20,10 +20,11 @@ import sentencepiece
 from tinymistral.files import read_bytes
 from tinymistral.text import decode_file
 from tinymistral.tokenizer import FILE_NAME, MistralTokenizer
-from tinymistral.training.stories import Story, game, story
+from tinymistral.training.stories import Story, growing_list, rounds, story
 
 HELD_OUT = 32  # documents at most
-GAMES_FIRST = 12_000  # documents
+LISTS_FIRST = 12_000  # documents
+STORIES_FROM = 17_000  # the number of the first story
 HELD_OUT_SEEDS = 2**32  # those of held-out stories begin here; training uses the seeds below
 LARGEST_CORPUS = 2_000_000_000  # bytes; all of it is in memory
 SEPARATOR = re.compile(r"^<\|endoftext\|>$", re.MULTILINE)  # as in the files of TinyStories
@@ -32,9 +33,9 @@ TOKENIZER_CHARACTERS = 2_000_000  # of text that the tokenizer is trained on
 
 
 class Stories:
-    """First memory games, then stories, with a game after each.
+    """First memory games alone, lists and then rounds; then stories, with a round after each.
 
-    Games alone teach a model to look for what it has read within a million tokens; mixed with
+    Lists alone teach a model to look for what it has read within a million tokens; mixed with
     stories from the start they had not after five, since there is so much else to learn in these.
     Runs of different seeds begin elsewhere.
     """
@@ -45,12 +46,14 @@ class Stories:
         self.held_out = [told.text for told in held_out_stories(HELD_OUT)]
 
     def __getitem__(self, n: int) -> str:
-        tell = game if n < GAMES_FIRST or n % 2 else lambda seed: story(seed).text
-        return tell((self.start + n) % HELD_OUT_SEEDS)
+        seed = (self.start + n) % HELD_OUT_SEEDS
+        if n < LISTS_FIRST:
+            return growing_list(seed)
+        return rounds(seed) if n < STORIES_FROM or n % 2 else story(seed).text
 
     def each_once(self) -> Iterator[str]:
-        """Return stories and games in turn, for the tokenizer; they never end."""
-        return map(self.__getitem__, count(GAMES_FIRST))
+        """Return stories and rounds in turn, for the tokenizer; they never end."""
+        return map(self.__getitem__, count(STORIES_FROM))
 
 
 def held_out_stories(count: int) -> list[Story]:

@@ -9,7 +9,7 @@ games.py      memory games, from which a model learns to copy
 parser.py     which sentences the grammar can say, and what a text recalls in them
 """
 
-from tinymistral.training.stories.games import game
+from tinymistral.training.stories.games import growing_list, rounds
 from tinymistral.training.stories.grammar import Fact, Story, story
 from tinymistral.training.stories.parser import Recall, closes, recalls, sentences, well_formed
 
@@ -18,8 +18,9 @@ __all__ = [
     "Recall",
     "Story",
     "closes",
-    "game",
+    "growing_list",
     "recalls",
+    "rounds",
     "sentences",
     "story",
     "well_formed",

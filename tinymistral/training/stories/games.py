@@ -2,9 +2,9 @@
 
 A story says much that is new for each thing that it says again, so a model learns from stories
 alone to write whole sentences long before it recalls who they were about. A *list* grows by one
-thing a turn, and is said from its start each time: most of it can be copied. A *round* says the
-same facts again and again, in another order and other words: of each kind, such as a colour or
-a day, there is one to look for, as in a story.
+thing a turn, and is said from its start each time: most of it can be copied. *Rounds* say the same
+facts again and again, in another order and other words: of each kind, such as a colour or a day,
+there is one to look for, as in a story.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,21 +47,10 @@ ROUND = {
 }
 POOLS = {**WORDS, "animal": ANIMALS, "name": NAMES}
 
-Draw = Callable[[Sequence[Any]], Any]  # one of a sequence
 
-
-def game(seed: int) -> str:
-    """Return the game of this seed, the same on every machine and Python."""
-    random = Random(seed).random  # the one call that no Python version changes
-
-    def one(options: Sequence[Any]) -> Any:
-        return options[int(random() * len(options))]
-
-    return " ".join([BEGINNING, *(turns(one) if random() < 0.4 else rounds(one))])
-
-
-def turns(one: Draw) -> list[str]:
-    """Return the turns of a list that grows."""
+def growing_list(seed: int) -> str:
+    """Return the list that grows of this seed, the same on every machine and Python."""
+    one = _draw(seed)
 
     def coloured() -> str:
         return f"{article(one(WORDS['colour']))} {one(THINGS)}"
@@ -73,26 +62,32 @@ def turns(one: Draw) -> list[str]:
             ("At the party I met", lambda: one(NAMES)),
             ("In the meadow I saw", lambda: f"{one(WORDS['number'])} {one(WORDS['colour'])} kites"),
             ("On the bridge I met", lambda: article(one(ANIMALS))),
-            ("It rained on", lambda: one(WORDS["day"])),
-            ("For supper there was", lambda: one(WORDS["food"])),
         )
     )
     items = [draw() for _ in range(one(range(3, MOST_TURNS + 1)))]
-    return [f"{begin} {_listed(items[: n + 1])}." for n in range(len(items))]
+    turns = (f"{begin} {_listed(items[: n + 1])}." for n in range(len(items)))
+    return " ".join([BEGINNING, *turns])
 
 
-def rounds(one: Draw) -> list[str]:
-    """Return rounds of the same facts."""
+def rounds(seed: int) -> str:
+    """Return the rounds of this seed, the same on every machine and Python."""
+    one = _draw(seed)
     slots = list(ROUND)
     slots = [slots.pop(one(range(len(slots)))) for _ in range(one(range(4, 13)))]
     words = {slot: one(POOLS[slot]) for slot in slots}
-    said = []
+    said = [BEGINNING]
     for _ in range(one(range(2, 5))):
         left = list(slots)
         while left:
             slot = left.pop(one(range(len(left))))
             said.append(one(ROUND[slot]).format(words[slot]))
-    return said
+    return " ".join(said)
+
+
+def _draw(seed: int) -> Callable[[Sequence[Any]], Any]:
+    """Return a function that draws one of a sequence."""
+    random = Random(seed).random  # the one call that no Python version changes
+    return lambda options: options[int(random() * len(options))]
 
 
 def _listed(items: Sequence[str]) -> str:
