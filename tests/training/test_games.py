@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from tinymistral.training.documents import LISTS_FIRST, STORIES_FROM, Stories
+from tinymistral.training.documents import LISTS_FIRST, Stories
 from tinymistral.training.stories import growing_list, rounds, story
 from tinymistral.training.stories.games import BEGINNING, POOLS, ROUND
 
@@ -57,14 +57,13 @@ def test_a_fact_is_said_in_each_round_and_always_with_the_same_word() -> None:
     assert seen == ROUND.keys()
 
 
-def test_lists_come_first_then_rounds_then_stories_with_a_round_after_each() -> None:
-    documents, lists, first = Stories(seed=0), LISTS_FIRST, STORIES_FROM
-    begin = {n: growing_list(n) for n in (0, 1, lists - 1)}
-    begin |= {n: rounds(n) for n in (lists, first - 1)}
-    then = [story(first).text, rounds(first + 1), story(first + 2).text]
-    assert {n: documents[n] for n in begin} == begin
-    assert [documents[n] for n in range(first, first + 3)] == then
-    assert [text for _, text in zip(range(3), documents.each_once(), strict=False)] == then
+def test_lists_come_first_then_stories_with_a_list_and_rounds_after_each() -> None:
+    documents, first = Stories(seed=0), LISTS_FIRST
+    for n in (0, 1, 2, first - 1):
+        assert documents[n] == growing_list(n)
+    then = [story(first).text, growing_list(first + 1), rounds(first + 2), story(first + 3).text]
+    assert [documents[n] for n in range(first, first + 4)] == then
+    assert [text for _, text in zip(range(4), documents.each_once(), strict=False)] == then
 
 
 def test_no_story_begins_as_a_game_and_no_game_is_held_out() -> None:

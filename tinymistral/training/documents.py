@@ -23,8 +23,7 @@ from tinymistral.tokenizer import FILE_NAME, MistralTokenizer
 from tinymistral.training.stories import Story, growing_list, rounds, story
 
 HELD_OUT = 32  # documents at most
-LISTS_FIRST = 12_000  # documents
-STORIES_FROM = 17_000  # the number of the first story
+LISTS_FIRST = 12_000  # documents: a multiple of 3
 HELD_OUT_SEEDS = 2**32  # those of held-out stories begin here; training uses the seeds below
 LARGEST_CORPUS = 2_000_000_000  # bytes; all of it is in memory
 SEPARATOR = re.compile(r"^<\|endoftext\|>$", re.MULTILINE)  # as in the files of TinyStories
@@ -33,7 +32,7 @@ TOKENIZER_CHARACTERS = 2_000_000  # of text that the tokenizer is trained on
 
 
 class Stories:
-    """First memory games alone, lists and then rounds; then stories, with a round after each.
+    """First lists alone; then stories, with a list and rounds after each.
 
     Lists alone teach a model to look for what it has read within a million tokens; mixed with
     stories from the start they had not after five, since there is so much else to learn in these.
@@ -47,13 +46,13 @@ class Stories:
 
     def __getitem__(self, n: int) -> str:
         seed = (self.start + n) % HELD_OUT_SEEDS
-        if n < LISTS_FIRST:
+        if n % 3 == 1 or n < LISTS_FIRST:
             return growing_list(seed)
-        return rounds(seed) if n < STORIES_FROM or n % 2 else story(seed).text
+        return rounds(seed) if n % 3 == 2 else story(seed).text
 
     def each_once(self) -> Iterator[str]:
-        """Return stories and rounds in turn, for the tokenizer; they never end."""
-        return map(self.__getitem__, count(STORIES_FROM))
+        """Return stories and games in turn, for the tokenizer; they never end."""
+        return map(self.__getitem__, count(LISTS_FIRST))
 
 
 def held_out_stories(count: int) -> list[Story]:

@@ -1,4 +1,4 @@
-"""Memory games, between stories: from them a model learns to look for what it has read.
+"""Memory games, from which a model learns to look for what it has read.
 
 A story says much that is new for each thing that it says again, so a model learns from stories
 alone to write whole sentences long before it recalls who they were about. A *list* grows by one
