@@ -214,6 +214,8 @@ GREEDY = goldens("gqa.float64", "greedy")  # 7 tokens, and what transformers con
         ({"eos_token_id": [2, 99]}, {}),
         ({"eos_token_id": [-1, 67]}, {}),
         ({"eos_token_id": 99}, {}),
+        ({"pad_token_id": 67, "eos_token_id": 67}, {}),
+        ({}, {"eos_token_id": [67]}),
         ({"temperature": None, "top_k": None, "eos_token_id": None}, {}),
     ],
 )
@@ -233,6 +235,17 @@ def test_an_end_that_never_comes_does_not_fill(tmp_path):
     assert new[0].tolist() == [9, 21, 21, 21]
 
 
+def test_a_padding_outside_the_vocabulary_is_an_error_where_a_row_is_padded(tmp_path):
+    model = with_file(tmp_path, {"pad_token_id": 67})
+    says = "^generation_config.json: pad_token_id: 67 is not in the vocabulary"
+    with pytest.raises(ValueError, match=says):
+        model.generate([GREEDY["input_ids"][0], [5] * 7], max_new_tokens=4)
+    with pytest.raises(ValueError, match=says):
+        model.generate([[5]], do_sample=True, num_return_sequences=2)
+    rows = model.generate([GREEDY["input_ids"][0], [5] * 7], max_new_tokens=4, pad_token_id=3)
+    assert rows.shape == (2, 11)
+
+
 @pytest.mark.parametrize(
     "entries, message",
     [
@@ -242,7 +255,6 @@ def test_an_end_that_never_comes_does_not_fill(tmp_path):
         ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"max_new_tokens": -1}, "max_new_tokens"),
         ({"max_length": "20"}, "max_length"),
-        ({"pad_token_id": 67}, "pad_token_id: 67 is not in the vocabulary"),
         ({"eos_token_id": ["</s>"]}, "eos_token_id"),
         ({"eos_token_id": {"id": 2}}, "eos_token_id"),
         ({"num_return_sequences": 2}, "num_return_sequences"),

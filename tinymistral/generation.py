@@ -86,7 +86,7 @@ def generate_stream(
     are not computed again; at the end it holds all tokens but the last new one.
     """
     ids = check_ids(input_ids, model.config.vocab_size)
-    config = settle(model, options, prompt_length=ids.shape[1])
+    config = settle(model, options, prompt_length=ids.shape[1], rows=len(ids))
     prompts = unpadded(ids, attention_mask)
     stoppers: list[Stopper] = []
     if stop is not None and stop != []:

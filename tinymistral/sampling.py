@@ -177,13 +177,14 @@ class GenerationConfig:
 
 
 def settle(
-    model: MistralForCausalLM, options: dict[str, Any], prompt_length: int = 0
+    model: MistralForCausalLM, options: dict[str, Any], prompt_length: int = 0, rows: int = 1
 ) -> GenerationConfig:
     """Return the settings: from options, else generation_config.json, else the model's config.
 
     If `max_new_tokens` is not given, it follows from `max_length` for prompts of `prompt_length`
-    tokens, padding included. Raises ValueError for a wrong value, one in the file only if it would
-    be used, and TypeError for an unknown option.
+    tokens, padding included. Of several rows, `rows` times `num_return_sequences`, those that end
+    first are padded. Raises ValueError for a wrong value, one in the file only if it would be used,
+    and TypeError for an unknown option.
     """
     fields = {field.name for field in dataclasses.fields(GenerationConfig)}
     known = fields | {"stop", "tokenizer", "past_key_values", "progress"}
@@ -194,14 +195,17 @@ def settle(
         )
     explicit = {n: v for n, v in options.items() if n in fields and v is not None}
     file = _used_defaults(model, explicit)
+    ends = GenerationConfig(eos_token_id=model.config.eos_token_id).eos_ids
     model_ids = {
-        "eos_token_id": model.config.eos_token_id,
+        "eos_token_id": [i for i in ends if i < model.config.vocab_size],
         "pad_token_id": model.config.pad_token_id,
     }
     values = model_ids | file | explicit
     try:
         config = GenerationConfig(**values)
-        for name, ids in (("eos_token_id", config.eos_ids), ("pad_token_id", [config.fill_id])):
+        pads = rows * config.num_return_sequences > 1 or "pad_token_id" in explicit
+        fill = [config.fill_id] if pads else []
+        for name, ids in (("eos_token_id", config.eos_ids), ("pad_token_id", fill)):
             if max(ids, default=0) >= model.config.vocab_size:
                 raise ValueError(
                     f"{name}: {max(ids)} is not in the vocabulary; "
