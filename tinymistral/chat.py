@@ -176,7 +176,7 @@ def _official_ids(
         if role == "user":
             ids += _user_ids(tokenizer, tags, text, system if i == system_at else None)
         else:
-            ids += tokenizer.encode(text if tags is None else text.rstrip(" "), False)
+            ids += _plain_ids(tokenizer, text if tags is None else text.rstrip(" "))
             ids += [eos]
     return ids[:-1] if left_open else ids
 
@@ -208,8 +208,8 @@ def _user_ids(
 ) -> list[int]:
     text = f"{system}\n\n{content}" if system else content
     if tags is None:
-        return tokenizer.encode(f"[INST] {text} [/INST]", False)
-    return [tags[0], *tokenizer.encode(text, False), tags[1]]
+        return _plain_ids(tokenizer, f"[INST] {text} [/INST]")
+    return [tags[0], *_plain_ids(tokenizer, text), tags[1]]
 
 
 def _hf_ids(tokenizer: MistralTokenizer, messages: list[Message], left_open: bool) -> list[int]:
@@ -238,9 +238,14 @@ def _hf_ids(tokenizer: MistralTokenizer, messages: list[Message], left_open: boo
         elif left_open and i == len(messages) - 1:
             text += content
         else:
-            ids += [*tokenizer.encode(text + content, False), eos]
+            ids += [*_plain_ids(tokenizer, text + content), eos]
             text = " "  # the template writes a space after every </s>
-    return ids + tokenizer.encode(text, False)
+    return ids + _plain_ids(tokenizer, text)
+
+
+def _plain_ids(tokenizer: MistralTokenizer, text: str) -> list[int]:
+    """Return the ids of a text in which added tokens are plain text too."""
+    return tokenizer.encode(text, False, split_special_tokens=True)
 
 
 def _control_tags(tokenizer: MistralTokenizer) -> tuple[int, int] | None:
@@ -255,7 +260,7 @@ def _control_tags(tokenizer: MistralTokenizer) -> tuple[int, int] | None:
 
 
 def _control_id(tokenizer: MistralTokenizer, piece: str) -> int | None:
-    token_id = tokenizer.convert_tokens_to_ids(piece)
+    token_id: int = tokenizer.processor.piece_to_id(piece)
     return token_id if tokenizer.processor.is_control(token_id) else None
 
 

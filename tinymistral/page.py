@@ -61,6 +61,11 @@ def build_page(name_or_path: str | Path = DEMO, text: str = "", chapters: str | 
         )
     tokenizer = MistralTokenizer.from_pretrained(folder)
     tokenizer.check_vocabulary(config.vocab_size)
+    if len(tokenizer) != tokenizer.vocab_size or config.vocab_size != len(tokenizer):
+        raise ValueError(
+            f"{folder}: the page reads tokenizer.model alone, whose {tokenizer.vocab_size} pieces "
+            f"are not all of the {config.vocab_size} in the vocabulary; choose another model"
+        )
     stride = max(tensor.itemsize for tensor in tensors.values())
     about = {
         "about": describe(folder),

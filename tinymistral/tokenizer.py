@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -10,8 +11,10 @@ from typing import Any, overload
 import numpy as np
 import sentencepiece
 
+from tinymistral.added_tokens import AddedTokens
 from tinymistral.chat import chat_ids
-from tinymistral.files import is_named, make_folder, read_bytes, whole_file
+from tinymistral.files import is_named, make_folder, read_bytes, read_json, whole_file
+from tinymistral.files.consolidated import CONFIG_FILE, PARAMS_FILE
 from tinymistral.files.hub import find_checkpoint
 from tinymistral.streaming import StreamDecoder
 from tinymistral.text import check_text, shown
@@ -20,6 +23,11 @@ FILE_NAME = "tokenizer.model"
 # In a raw checkpoint the name may end with the version of the vocabulary.
 FILE_NAMES = (FILE_NAME, *(f"{FILE_NAME}.{version}" for version in ("v3", "v2", "v1")))
 LARGEST_FILE = 100_000_000  # bytes; that of v0.1 is half a million
+# Embeddings are often padded to a multiple of 8 to 256; more ids than that are another tokenizer's.
+MOST_PADDING = 255
+NO_PIECE = "<no piece>"  # what is shown for an id of such padding
+# Appended to a SentencePiece model it replaces one field: normalizer_spec.add_dummy_prefix = false.
+NO_SPACE_BEFORE_TEXT = b"\x1a\x02\x18\x00"
 Ids = Sequence[int] | np.ndarray  # integers, one dimension
 
 
@@ -39,11 +47,22 @@ class MistralTokenizer:
     model_file: the path of a `tokenizer.model`.
     pad_token_id: the id that pads the shorter rows of a batch. Mistral has none; then </s> is
         used, and the attention mask marks the padding.
+    added: tokens beside those of the model, such as <|im_start|>. `from_pretrained` reads them.
+    model_vocab_size: ids from `len(self)` up to here have an embedding, but no piece: they decode
+        to no text.
 
-    Control tokens such as <s> are not recognized in a text; there they are plain text.
+    Added tokens are recognized in a text. Control tokens of the model file, such as <s>, are not;
+    there they are plain text.
     """
 
-    def __init__(self, model_file: str | Path, *, pad_token_id: int | None = None) -> None:
+    def __init__(
+        self,
+        model_file: str | Path,
+        *,
+        pad_token_id: int | None = None,
+        added: AddedTokens | None = None,
+        model_vocab_size: int = 0,
+    ) -> None:
         self._model = read_bytes(Path(model_file), LARGEST_FILE)
         self.processor = sentencepiece.SentencePieceProcessor()
         try:
@@ -55,14 +74,34 @@ class MistralTokenizer:
             ) from error
         self.vocab_size: int = self.processor.vocab_size()
         # SentencePiece returns -1 if there is no such token.
-        self.bos_token_id = _none_if_negative(self.processor.bos_id())
-        self.eos_token_id = _none_if_negative(self.processor.eos_id())
         self.unk_token_id = _none_if_negative(self.processor.unk_id())
+        self.added = AddedTokens() if added is None else added
+        self.added.settle(self.vocab_size, self._find_piece, self._is_control)
+        self._length = max([self.vocab_size, *(i + 1 for i in self.added.by_id)])
+        padded = model_vocab_size if model_vocab_size - len(self) <= MOST_PADDING else 0
+        self.model_vocab_size = max(len(self), padded)
+        self.bos_token_id = self._id_of("bos_token", self.processor.bos_id())
+        self.eos_token_id = self._id_of("eos_token", self.processor.eos_id())
         self.pad_token_id = (
-            _none_if_negative(self.processor.pad_id())
+            self._id_of("pad_token", self.processor.pad_id())
             if pad_token_id is None
             else self.check_id(pad_token_id)
         )
+
+    def _is_control(self, token_id: int) -> bool:
+        """Return whether a piece of the vocabulary is a control token or <unk>."""
+        return bool(self.processor.is_control(token_id) or self.processor.is_unknown(token_id))
+
+    def _find_piece(self, piece: str) -> int | None:
+        token_id: int = self.processor.piece_to_id(piece)
+        found = self.processor.id_to_piece(token_id) == piece
+        return token_id if found else None
+
+    def _id_of(self, role: str, otherwise: int) -> int | None:
+        """Return the id of the token that a checkpoint's files give a role, such as eos_token."""
+        if role in self.added.roles:
+            return self.convert_tokens_to_ids(self.added.roles[role])
+        return _none_if_negative(otherwise)
 
     @classmethod
     def from_pretrained(
@@ -83,23 +122,35 @@ class MistralTokenizer:
                 f"hf download mistralai/Mistral-7B-v0.1 {FILE_NAME} --local-dir {folder}; "
                 "for v0.3 from mistralai/Mistral-7B-v0.3"
             )
-        return cls(found[0], pad_token_id=pad_token_id)
+        return cls(
+            found[0],
+            pad_token_id=pad_token_id,
+            added=AddedTokens.read(folder),
+            model_vocab_size=_vocab_size_of_model(folder),
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `tokenizer.model` into the folder, with the bytes that were read."""
+        """Write `tokenizer.model`, and the files of added tokens, with the bytes that were read."""
         folder = Path(folder)
         make_folder(folder)
-        with whole_file(folder / FILE_NAME) as temporary:
-            temporary.write_bytes(self._model)
+        for name, content in (self.added.files | {FILE_NAME: self._model}).items():
+            with whole_file(folder / name) as temporary:
+                temporary.write_bytes(content)
 
     def __len__(self) -> int:
-        return self.vocab_size
+        return self._length
 
     @cached_property
     def all_special_ids(self) -> list[int]:
-        """The ids that stand for no text: control tokens and <unk>."""
-        is_control, is_unknown = self.processor.is_control, self.processor.is_unknown
-        return [i for i in range(self.vocab_size) if is_control(i) or is_unknown(i)]
+        """The ids that stand for no text: control tokens, <unk>, and special added tokens."""
+        ids = {*range(self.vocab_size), *self.added.by_id}
+        return [i for i in sorted(ids) if self.is_special(i)]
+
+    def is_special(self, token_id: int) -> bool:
+        """Return whether an id stands for no text: a control token, <unk>, a special added one."""
+        if token_id in self.added.by_id:
+            return self.added.by_id[token_id].special
+        return token_id < self.vocab_size and self._is_control(token_id)
 
     def __call__(
         self,
@@ -142,12 +193,32 @@ class MistralTokenizer:
         candidates = (self.pad_token_id, self.eos_token_id, 0)
         return next(i for i in candidates if i is not None)
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Return the ids of a text, after <s> unless `add_special_tokens` is false."""
-        ids: list[int] = self.processor.encode(check_text(text))
+    def encode(
+        self, text: str, add_special_tokens: bool = True, *, split_special_tokens: bool = False
+    ) -> list[int]:
+        """Return the ids of a text, after <s> unless `add_special_tokens` is false.
+
+        With `split_special_tokens` added tokens in the text are plain text too.
+        """
+        ids: list[int] = []
+        check_text(text)
+        for part, token in [(text, None)] if split_special_tokens else self.added.split(text):
+            if part:
+                ids += (self._later if ids else self.processor).encode(part)
+            if token is not None:
+                ids.append(token)
         if add_special_tokens and self.bos_token_id is not None:
             return [self.bos_token_id, *ids]
         return ids
+
+    @cached_property
+    def _later(self) -> sentencepiece.SentencePieceProcessor:
+        """What encodes a part of a text that follows an added token."""
+        if self.added.space_after_tokens:
+            return self.processor
+        processor = sentencepiece.SentencePieceProcessor()
+        processor.load_from_serialized_proto(self._model + NO_SPACE_BEFORE_TEXT)
+        return processor
 
     def decode(self, ids: Ids, skip_special_tokens: bool = False) -> str:
         """Return the text of a sequence of ids.
@@ -202,8 +273,13 @@ class MistralTokenizer:
     def convert_ids_to_tokens(self, ids: int | Ids) -> str | list[str]:
         """Return the piece of an id, or of each; U+2581 in a piece stands for a space."""
         if isinstance(ids, (int, np.integer)):
-            return str(self.processor.id_to_piece(self.check_id(ids)))
-        return [self.processor.id_to_piece(self.check_id(i)) for i in _one_dimensional(ids)]
+            return self._piece(self.check_id(ids))
+        return [self._piece(self.check_id(i)) for i in _one_dimensional(ids)]
+
+    def _piece(self, token_id: int) -> str:
+        if token_id in self.added.by_id:
+            return self.added.by_id[token_id].content
+        return self.processor.id_to_piece(token_id) if token_id < self.vocab_size else NO_PIECE
 
     @overload
     def convert_tokens_to_ids(self, tokens: str) -> int: ...
@@ -212,28 +288,29 @@ class MistralTokenizer:
     def convert_tokens_to_ids(self, tokens: str | list[str] | tuple[str, ...]) -> int | list[int]:
         """Return the id of a piece, or of each; that of <unk> if it is not in the vocabulary."""
         if isinstance(tokens, str):
-            return int(self.processor.piece_to_id(check_text(tokens)))
+            added = self.added.id_of(check_text(tokens))
+            return int(self.processor.piece_to_id(tokens)) if added is None else added
         if not isinstance(tokens, (list, tuple)):
             raise ValueError(f"tokens is {shown(tokens)}, expected a piece or a list of pieces")
-        return [self.processor.piece_to_id(check_text(token)) for token in tokens]
+        return [self.convert_tokens_to_ids(check_text(token)) for token in tokens]
 
     def check_id(self, token_id: int) -> int:
-        """Return the id as a Python int; raise a ValueError unless it is in the vocabulary."""
+        """Return the id as a Python int; raise a ValueError unless the model can have it."""
         if not isinstance(token_id, (int, np.integer)) or isinstance(token_id, bool):
             raise ValueError(f"a token id is {shown(token_id)}, expected an integer")
-        if not 0 <= token_id < self.vocab_size:
+        if not 0 <= token_id < self.model_vocab_size:
             raise ValueError(
-                f"token id {token_id} is out of range, expected 0 to {self.vocab_size - 1}"
+                f"token id {token_id} is out of range, expected 0 to {self.model_vocab_size - 1}"
             )
         return int(token_id)
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Raise a ValueError unless the model's `vocab_size` is that of the tokenizer.
+        """Raise a ValueError unless a model's `vocab_size` fits the tokenizer.
 
-        If the tokenizer's is larger, ids may have no embedding; if the model's is, generated ids
-        may have no text.
+        It may end before the added tokens, if no text contains them, and after them by what the
+        embedding is padded with.
         """
-        if vocab_size != self.vocab_size:
+        if not self.vocab_size <= vocab_size <= self.model_vocab_size:
             raise ValueError(
                 f"the tokenizer has {self.vocab_size} pieces and the model a vocabulary of "
                 f"{vocab_size}, expected the same; take the {FILE_NAME} of the model's own folder"
@@ -242,6 +319,16 @@ class MistralTokenizer:
 
 def _none_if_negative(token_id: int) -> int | None:
     return token_id if token_id >= 0 else None
+
+
+def _vocab_size_of_model(folder: Path) -> int:
+    """Return what a checkpoint's configuration says, or 0: a tokenizer needs none."""
+    for name in (CONFIG_FILE, PARAMS_FILE):
+        if is_named(folder / name):
+            with suppress(ValueError):  # opening the model says what is wrong with the file
+                size = read_json(folder / name).get("vocab_size")
+                return size if isinstance(size, int) else 0
+    return 0
 
 
 def _one_dimensional(ids: Ids) -> Sequence[int]:
