@@ -34,7 +34,9 @@ PARAMS_NAMES = {  # field of a raw checkpoint's params.json -> field of config.j
     "sliding_window": "sliding_window",
 }
 _OPTIONAL_PARAMS = ("head_dim", "n_kv_heads", "rope_theta", "sliding_window")
-_IGNORED_PARAMS = ("max_batch_size", "max_seq_len", "model_type")  # these do not change results
+# These do not change results. mistral-finetune writes `lora` when it has merged the adapters too;
+# where they are not merged, their tensors are refused.
+_IGNORED_PARAMS = ("max_batch_size", "max_seq_len", "model_type", "model_parallel", "lora")
 
 
 @dataclass(frozen=True)

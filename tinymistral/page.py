@@ -59,6 +59,9 @@ def build_page(name_or_path: str | Path = DEMO, text: str = "", chapters: str | 
             f"{folder}: its weights are {size / 1e6:,.0f} MB, and a page holds at most "
             f"{LARGEST / 1e6:.0f} MB; choose a smaller model"
         )
+    # The page reads numbers of at most 32 bits.
+    narrow = {n: t.astype(np.float32) for n, t in tensors.items() if t.dtype == np.float64}
+    tensors |= narrow
     tokenizer = MistralTokenizer.from_pretrained(folder)
     tokenizer.check_vocabulary(config.vocab_size)
     if len(tokenizer) != tokenizer.vocab_size or config.vocab_size != len(tokenizer):

@@ -78,7 +78,9 @@ class PreTrainedModel(Generic[AnyOutput]):
         wide = self.backend.dtype in ("float32", "float64")
         as_stored = large and wide and self.backend.narrow_weights
         dtypes = {  # None: as it is stored
-            name: None if as_stored and array.ndim > 1 else self.backend.dtype
+            name: None
+            if as_stored and array.ndim > 1 and array.dtype != np.float64
+            else self.backend.dtype
             for name, array in self.tensors.items()
         }
         self.backend.check_memory(
