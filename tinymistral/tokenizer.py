@@ -21,7 +21,9 @@ from tinymistral.text import check_text, shown
 
 FILE_NAME = "tokenizer.model"
 # In a raw checkpoint the name may end with the version of the vocabulary.
-FILE_NAMES = (FILE_NAME, *(f"{FILE_NAME}.{version}" for version in ("v3", "v2", "v1")))
+FILE_NAMES = (FILE_NAME, *(f"{FILE_NAME}.{version}" for version in ("v7", "v3", "v2", "v1")))
+# The version by the newest control token that a vocabulary has; v1 has none of these.
+VERSIONS = {"[SYSTEM_PROMPT]": "v7", "[PREFIX]": "v3", "[INST]": "v2"}
 LARGEST_FILE = 100_000_000  # bytes; that of v0.1 is half a million
 # Embeddings are often padded to a multiple of 8 to 256; more ids than that are another tokenizer's.
 MOST_PADDING = 255
@@ -129,11 +131,21 @@ class MistralTokenizer:
             model_vocab_size=_vocab_size_of_model(folder),
         )
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `tokenizer.model`, and the files of added tokens, with the bytes that were read."""
+    def save_pretrained(self, folder: str | Path, *, raw: bool = False) -> None:
+        """Write `tokenizer.model`, and the files of added tokens, with the bytes that were read.
+
+        `raw`: the name ends with the version, such as .v3, unless that is v1. mistral-inference and
+        mistral-common, which read raw checkpoints, know the version by nothing else.
+        """
         folder = Path(folder)
         make_folder(folder)
-        for name, content in (self.added.files | {FILE_NAME: self._model}).items():
+        versions = [
+            version
+            for control, version in VERSIONS.items()
+            if raw and self.processor.is_control(self.processor.piece_to_id(control))
+        ]
+        file_name = ".".join([FILE_NAME, *versions[:1]])
+        for name, content in (self.added.files | {file_name: self._model}).items():
             with whole_file(folder / name) as temporary:
                 temporary.write_bytes(content)
 

@@ -1,5 +1,6 @@
 """Conversion, compared with fixtures that have the same model in both formats."""
 
+import importlib.resources
 import json
 import os
 import shutil
@@ -13,6 +14,9 @@ import numpy as np
 import pytest
 from cli_runner import copy_of_demo
 from goldens import DEMO, FIXTURES, MODELS
+from mistral_common.protocol.instruct.request import ChatCompletionRequest
+from mistral_common.tokens.tokenizers.mistral import MistralTokenizer as MistralCommonTokenizer
+from mistral_common.tokens.tokenizers.sentencepiece import get_spm_version
 
 from tinymistral import (
     MistralConfig,
@@ -173,6 +177,35 @@ def test_the_tokenizer_is_written_under_one_name(tmp_path, raw, version):
     convert(raw, tmp_path / "hf")
     found = {path.name: path.read_bytes() for path in (tmp_path / "hf").glob("tokenizer*")}
     assert found == {"tokenizer.model": (DEMO / "tokenizer.model").read_bytes()}
+
+
+@LOSES
+@pytest.mark.parametrize(
+    ("vocabulary", "name"),
+    [
+        ("tokenizer.model.v1", "tokenizer.model"),
+        ("mistral_instruct_tokenizer_240216.model.v2", "tokenizer.model.v2"),
+        ("mistral_instruct_tokenizer_240323.model.v3", "tokenizer.model.v3"),
+        ("mistral_instruct_tokenizer_241114.model.v7", "tokenizer.model.v7"),
+    ],
+)
+def test_the_name_of_a_raw_tokenizer_says_its_version_as_mistral_common_reads_it(
+    tmp_path, vocabulary, name
+):
+    source, data = save(tmp_path / "hf"), importlib.resources.files("mistral_common") / "data"
+    (source / "tokenizer.model").write_bytes((data / vocabulary).read_bytes())
+    convert(source, tmp_path / "raw", to="raw")
+    assert [path.name for path in (tmp_path / "raw").glob("tokenizer*")] == [name]
+    version = vocabulary.rpartition(".")[2]
+    assert get_spm_version(tmp_path / "raw" / name).value == version
+    messages = [{"role": "user", "content": "Hello"}]
+    if version != "v7":  # whose chat format is refused
+        theirs = MistralCommonTokenizer.from_file(str(tmp_path / "raw" / name))
+        request = ChatCompletionRequest(messages=messages)
+        ours = MistralTokenizer.from_pretrained(tmp_path / "raw").apply_chat_template(messages)
+        assert ours == theirs.encode_chat_completion(request).tokens
+    convert(tmp_path / "raw", tmp_path / "again")
+    assert (tmp_path / "again" / "tokenizer.model").read_bytes() == (data / vocabulary).read_bytes()
 
 
 def test_fields_that_params_json_does_not_have_are_a_warning(tmp_path):

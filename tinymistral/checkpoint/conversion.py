@@ -92,7 +92,7 @@ def convert(
             named = {raw_name(name): tensor for name, tensor in tensors.items()}
             write_file(folder / SAFETENSORS_FILE, named, prepare)
             write_json(folder / PARAMS_FILE, params_of(config))
-        tokenizer.save_pretrained(folder)
+        tokenizer.save_pretrained(folder, raw=to == "raw")
 
     try:
         _make_whole(target, write)
