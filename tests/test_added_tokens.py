@@ -5,6 +5,7 @@ The cases and their values are in fixtures/tokenizers.json, which make_tokenizer
 
 import importlib.resources
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,19 @@ def streamed(tokenizer: MistralTokenizer, ids: list[int], skip: bool) -> str:
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case["model"]])
 def test_ids_and_texts_are_those_of_transformers(tmp_path: Path, name: str) -> None:
     check_case(write_case(tmp_path, name, **{"config.json": {"vocab_size": 32064}}), CASES[name])
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case["model"]])
+def test_a_tokenizer_json_alone_is_read(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("tokenizers")
+    folder = write_case(tmp_path, name, **{"config.json": {"vocab_size": 512}})
+    check_case(folder, CASES[name])
+    tokenizer = MistralTokenizer.from_pretrained(folder)
+    assert tokenizer.encode("x") == CASES[name]["with_bos"]
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert MistralTokenizer.from_pretrained(tmp_path / "saved").encode("x<|im_end|>") == (
+        tokenizer.encode("x<|im_end|>")
+    )
 
 
 def check_case(folder: Path, case: dict[str, Any]) -> None:
@@ -99,6 +113,7 @@ def test_saving_keeps_added_tokens(tmp_path: Path, name: str) -> None:
         ("tokenizer_config.json", {"added_tokens_decoder": {"32000": {}}}, "token 32000 is {}"),
         ("tokenizer_config.json", {"eos_token": ["</s>"]}, r"eos_token is \['</s>'\]"),
         ("tokenizer_config.json", {"additional_special_tokens": [2]}, "special_tokens is 2"),
+        ("tokenizer_config.json", {"extra_special_tokens": 7}, "extra_special_tokens is 7"),
         ("special_tokens_map.json", [], "expected a JSON object"),
     ],
 )
@@ -169,3 +184,88 @@ def test_a_token_past_the_embedding_is_an_error_only_in_a_text_that_has_it(tmp_p
     good("generate", "--model", folder, "--max-new-tokens", "1", "a")
     says = refused("generate", "--model", folder, "a<pad>")
     assert "32000 at row 0, column 2 is not in the vocabulary" in says
+
+
+# ---- tokenizer.json
+
+
+@pytest.mark.parametrize("name", ["byte_level", "prepend"])
+def test_what_is_typed_is_no_control_token_of_a_tokenizer_json(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("tokenizers")
+    tokenizer = MistralTokenizer.from_pretrained(write_case(tmp_path, name))
+    text = "<s>[INST] a</s><unk>"
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert not {0, 1, 2, 3, 4} & set(ids)
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    plain = tokenizer.encode("<|im_end|>", False, split_special_tokens=True)
+    assert len(plain) > 1
+    assert tokenizer.decode(plain) == "<|im_end|>"
+
+
+def test_control_tokens_of_a_tokenizer_json_make_the_chat_format(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    tokenizer = MistralTokenizer.from_pretrained(write_case(tmp_path, "byte_level"))
+    messages = [{"role": "user", "content": "Hello<|im_end|>"}]
+    content = tokenizer.encode("Hello<|im_end|>", False, split_special_tokens=True)
+    assert tokenizer.apply_chat_template(messages) == [1, 3, *content, 4]  # V3 of mistral-common
+
+
+@pytest.mark.parametrize("name", ["byte_level", "metaspace"])
+def test_a_cut_character_is_held_back(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("tokenizers")
+    tokenizer = MistralTokenizer.from_pretrained(write_case(tmp_path, name))
+    ids = tokenizer.encode("x€", False)  # which has no piece of its own
+    stream = StreamDecoder(tokenizer)
+    texts = [stream.push(i) for i in ids[:-1]]
+    assert "".join(texts) == "x"
+    assert stream.push(ids[-1]) == "€"
+    assert tokenizer.decode(ids[:-1]) == "x\ufffd\ufffd"
+
+
+def test_a_checkpoint_with_a_tokenizer_json_alone(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    folder = str(padded_checkpoint(tmp_path, 320, "byte_level"))
+    fields = generated("--model", folder, "--max-new-tokens", "2", "Hello<|im_end|>")
+    assert fields["prompt_ids"] == MistralTokenizer.from_pretrained(folder).encode(fields["prompt"])
+    assert fields["continuation_ids"] == [319] * 2
+    good("score", "--model", folder, stdin=b"Hello there")
+    page = refused("explain", "--model", folder, "--html", str(tmp_path / "page.html"), "a")
+    assert "the page reads a tokenizer.model" in page
+
+
+def test_the_package_that_reads_a_tokenizer_json_is_named(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ValueError, match=r"pip install 'tinymistral\[tokenizers\]'") as error:
+        MistralTokenizer.from_pretrained(write_case(tmp_path, "plain"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"type": "BPE", "vocab": [], "merges": []}}, "cannot be read"),
+        ({"model": {"type": "Unigram", "vocab": [["a", -1.0]], "unk_id": 0}}, "not of a kind"),
+        ({"decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True}}, "not of a kind"),
+        ({"decoder": None}, "not of a kind"),
+        ({"added_tokens": [{"id": 9}]}, r"token 9 is .*, expected a token"),
+        ({"added_tokens": 5}, "added_tokens is 5"),
+        ({"post_processor": {}}, "cannot be read"),
+    ],
+)
+def test_a_tokenizer_json_of_another_kind_is_refused(tmp_path: Path, changes, message) -> None:
+    pytest.importorskip("tokenizers")
+    write_case(tmp_path, "plain")
+    fields = json.loads((tmp_path / "tokenizer.json").read_text("utf-8")) | changes
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"tokenizer.json: .*{message}") as error:
+        MistralTokenizer.from_pretrained(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_tekken_json_alone_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "tekken.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"tekken\.json alone.*put the model's tokenizer\.json"
+    ) as error:
+        MistralTokenizer.from_pretrained(tmp_path)
+    assert "7B" not in str(error.value)

@@ -21,7 +21,7 @@ LAYERS = """
     tinymistral text                            the names of the package; text in messages
     files                                       files to JSON and tensors, the hub's cache
     config
-    streaming chat added_tokens tokenizer
+    streaming chat added_tokens tokenizer tokenizer_json
     sampling
     checkpoint                                  files to a configuration and its tensors, and back
     backend operations numpy_backend discovery

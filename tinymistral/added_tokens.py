@@ -63,8 +63,7 @@ class AddedTokens:
         added._read_roles(folder / SETTINGS_FILE, settings)
         extra = ("additional_special_tokens", "extra_special_tokens")
         for name in [name for name in extra if settings.get(name)]:
-            tokens = settings[name]
-            for token in tokens.values() if isinstance(tokens, dict) else list(tokens):
+            for token in _items(settings[name], folder / SETTINGS_FILE, name):
                 added._special.append(_token(token, folder / SETTINGS_FILE, name).content)
         if isinstance(listed := settings.get("added_tokens_decoder"), dict):
             for i, token in listed.items():
@@ -73,10 +72,16 @@ class AddedTokens:
         added._read_roles(folder / ROLES_FILE, added._read(folder / ROLES_FILE))
         for content, i in added._read(folder / IDS_FILE).items():
             added._add(i, content, folder / IDS_FILE)
-        for token in added._read(folder / JSON_FILE).get("added_tokens") or []:
-            i = token.get("id") if isinstance(token, Mapping) else None
-            added._add(i, token, folder / JSON_FILE)
+        added.take(added._read(folder / JSON_FILE), folder / JSON_FILE)
         return added
+
+    def take(self, fields: Mapping[str, Any], path: Path) -> dict[int, AddedToken]:
+        """Add the added tokens of a tokenizer.json; return them by their ids."""
+        tokens = {}
+        for token in _items(fields.get("added_tokens") or [], path, "added_tokens"):
+            i = token.get("id") if isinstance(token, Mapping) else None
+            tokens[int(i or 0)] = self._add(i, token, path)
+        return tokens
 
     def _read(self, path: Path) -> dict[str, Any]:
         if not is_named(path):
@@ -95,10 +100,11 @@ class AddedTokens:
             if fields.get(name):
                 self.roles[name] = _token(fields[name], path, name).content
 
-    def _add(self, token_id: Any, token: Any, path: Path) -> None:
+    def _add(self, token_id: Any, token: Any, path: Path) -> AddedToken:
         if not re.fullmatch("[0-9]{1,10}", str(token_id)) or int(token_id) > LARGEST_ID:
             raise ValueError(f"{path}: an added token has the id {shown(token_id)}, expected 0 on")
-        self.by_id[int(token_id)] = _token(token, path, f"token {token_id}")
+        added = self.by_id[int(token_id)] = _token(token, path, f"token {token_id}")
+        return added
 
     def settle(
         self, size: int, find: Callable[[str], int | None], is_control: Callable[[int], bool]
@@ -148,6 +154,12 @@ class AddedTokens:
             before, after = (r"\s*" if strip else "" for strip in (token.lstrip, token.rstrip))
             patterns.append(before + pattern + after)
         return re.compile("|".join(patterns))
+
+
+def _items(value: Any, path: Path, name: str) -> list[Any]:
+    if not isinstance(value, (list, dict)):
+        raise ValueError(f"{path}: {name} is {shown(value)}, expected a list of tokens")
+    return list(value.values()) if isinstance(value, dict) else value
 
 
 def _token(value: Any, path: Path, name: str) -> AddedToken:

@@ -23,6 +23,7 @@ from tinymistral.files.safetensors import write_file
 from tinymistral.sampling import read_generation_config
 from tinymistral.text import check_text
 from tinymistral.tokenizer import MistralTokenizer
+from tinymistral.tokenizer_json import JsonVocabulary
 
 LARGEST = 50_000_000  # bytes of weights
 # In the order in which they are joined: each imports only those before it.
@@ -64,10 +65,11 @@ def build_page(name_or_path: str | Path = DEMO, text: str = "", chapters: str | 
     tensors |= narrow
     tokenizer = MistralTokenizer.from_pretrained(folder)
     tokenizer.check_vocabulary(config.vocab_size)
-    if len(tokenizer) != tokenizer.vocab_size or config.vocab_size != len(tokenizer):
+    is_whole = tokenizer.vocab_size == len(tokenizer) == config.vocab_size
+    if not is_whole or isinstance(tokenizer.processor, JsonVocabulary):
         raise ValueError(
-            f"{folder}: the page reads tokenizer.model alone, whose {tokenizer.vocab_size} pieces "
-            f"are not all of the {config.vocab_size} in the vocabulary; choose another model"
+            f"{folder}: the page reads a tokenizer.model that has all of the model's "
+            f"{config.vocab_size} tokens, and nothing else; choose another model"
         )
     stride = max(tensor.itemsize for tensor in tensors.values())
     about = {

@@ -1,4 +1,4 @@
-"""Text to ids and back, with the SentencePiece model `tokenizer.model` of a checkpoint."""
+"""Text to ids and back, with a checkpoint's SentencePiece model or its tokenizer.json."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Any, overload
 import numpy as np
 import sentencepiece
 
-from tinymistral.added_tokens import AddedTokens
+from tinymistral.added_tokens import JSON_FILE, AddedTokens
 from tinymistral.chat import chat_ids
 from tinymistral.files import is_named, make_folder, read_bytes, read_json, whole_file
 from tinymistral.files.consolidated import CONFIG_FILE, PARAMS_FILE
 from tinymistral.files.hub import find_checkpoint
 from tinymistral.streaming import StreamDecoder
 from tinymistral.text import check_text, shown
+from tinymistral.tokenizer_json import JsonVocabulary
 
 FILE_NAME = "tokenizer.model"
 # In a raw checkpoint the name may end with the version of the vocabulary.
@@ -44,9 +45,9 @@ class BatchEncoding(dict[str, Any]):
 
 
 class MistralTokenizer:
-    """A SentencePiece model under the names that users of transformers know.
+    """A SentencePiece model, or a tokenizer.json, under the names that transformers' users know.
 
-    model_file: the path of a `tokenizer.model`.
+    model_file: the path of a `tokenizer.model`, or of a `tokenizer.json`.
     pad_token_id: the id that pads the shorter rows of a batch. Mistral has none; then </s> is
         used, and the attention mask marks the padding.
     added: tokens beside those of the model, such as <|im_start|>. `from_pretrained` reads them.
@@ -65,19 +66,20 @@ class MistralTokenizer:
         added: AddedTokens | None = None,
         model_vocab_size: int = 0,
     ) -> None:
-        self._model = read_bytes(Path(model_file), LARGEST_FILE)
-        self.processor = sentencepiece.SentencePieceProcessor()
-        try:
-            self.processor.load_from_serialized_proto(self._model)
-        except RuntimeError as error:
-            raise ValueError(
-                f"{model_file} ({len(self._model)} bytes) is not a SentencePiece model, "
-                f"expected the {FILE_NAME} of a Mistral checkpoint; download it again"
-            ) from error
+        path = Path(model_file)
+        self._model = read_bytes(path, LARGEST_FILE)
+        self.added = AddedTokens() if added is None else added
+        self.add_bos_token, self.add_eos_token = True, False
+        self.processor: Any
+        if path.suffix == ".json":
+            self.processor = JsonVocabulary(self._model, path, self.added)
+            before, after = self.processor.frame()
+            self.add_bos_token, self.add_eos_token = bool(before), bool(after)
+        else:
+            self.processor = _open_sentencepiece(self._model, path)
         self.vocab_size: int = self.processor.vocab_size()
         # SentencePiece returns -1 if there is no such token.
         self.unk_token_id = _none_if_negative(self.processor.unk_id())
-        self.added = AddedTokens() if added is None else added
         self.added.settle(self.vocab_size, self._find_piece, self._is_control)
         self._length = max([self.vocab_size, *(i + 1 for i in self.added.by_id)])
         padded = model_vocab_size if model_vocab_size - len(self) <= MOST_PADDING else 0
@@ -115,11 +117,16 @@ class MistralTokenizer:
     ) -> MistralTokenizer:
         """Open the tokenizer of a checkpoint: a folder, or a hub name in the local cache."""
         folder = find_checkpoint(name_or_path, revision)
-        found = [folder / name for name in FILE_NAMES if is_named(folder / name)]
-        if not found:
-            only = ", only tokenizer.json" if (folder / "tokenizer.json").exists() else ""
+        names = (*FILE_NAMES, JSON_FILE)
+        found = [folder / name for name in names if is_named(folder / name)]
+        if not found and is_named(folder / "tekken.json"):
             raise ValueError(
-                f"{folder} has no {FILE_NAME}{only}; the SentencePiece model is needed, copy it "
+                f"{folder} has tekken.json alone, which only mistral-common reads; put the "
+                f"model's {JSON_FILE} beside it, from its repository on the Hugging Face hub"
+            )
+        if not found:
+            raise ValueError(
+                f"{folder} has no {FILE_NAME} and no {JSON_FILE}; copy the SentencePiece model "
                 "from the original Mistral repository, for v0.1 and v0.2: "
                 f"hf download mistralai/Mistral-7B-v0.1 {FILE_NAME} --local-dir {folder}; "
                 "for v0.3 from mistralai/Mistral-7B-v0.3"
@@ -145,6 +152,8 @@ class MistralTokenizer:
             if raw and self.processor.is_control(self.processor.piece_to_id(control))
         ]
         file_name = ".".join([FILE_NAME, *versions[:1]])
+        if isinstance(self.processor, JsonVocabulary):
+            file_name = JSON_FILE
         for name, content in (self.added.files | {file_name: self._model}).items():
             with whole_file(folder / name) as temporary:
                 temporary.write_bytes(content)
@@ -212,15 +221,24 @@ class MistralTokenizer:
 
         With `split_special_tokens` added tokens in the text are plain text too.
         """
-        ids: list[int] = []
         check_text(text)
-        for part, token in [(text, None)] if split_special_tokens else self.added.split(text):
+        ids: list[int] = self.processor.encode(text) if split_special_tokens else self._ids(text)
+        if add_special_tokens and self.add_bos_token and self.bos_token_id is not None:
+            ids = [self.bos_token_id, *ids]
+        if add_special_tokens and self.add_eos_token and self.eos_token_id is not None:
+            ids = [*ids, self.eos_token_id]
+        return ids
+
+    def _ids(self, text: str) -> list[int]:
+        """Return the ids of a text, with those of the added tokens in it."""
+        if isinstance(self.processor, JsonVocabulary):
+            return self.processor.encode_with_added(text)
+        ids: list[int] = []
+        for part, token in self.added.split(text):
             if part:
                 ids += (self._later if ids else self.processor).encode(part)
             if token is not None:
                 ids.append(token)
-        if add_special_tokens and self.bos_token_id is not None:
-            return [self.bos_token_id, *ids]
         return ids
 
     @cached_property
@@ -228,9 +246,7 @@ class MistralTokenizer:
         """What encodes a part of a text that follows an added token."""
         if self.added.space_after_tokens:
             return self.processor
-        processor = sentencepiece.SentencePieceProcessor()
-        processor.load_from_serialized_proto(self._model + NO_SPACE_BEFORE_TEXT)
-        return processor
+        return _open_sentencepiece(self._model + NO_SPACE_BEFORE_TEXT, Path(FILE_NAME))
 
     def decode(self, ids: Ids, skip_special_tokens: bool = False) -> str:
         """Return the text of a sequence of ids.
@@ -277,6 +293,12 @@ class MistralTokenizer:
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
         )
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """Return the bytes of a piece that stands for them, such as <0x0A>."""
+        if isinstance(self.processor, JsonVocabulary):
+            return self.processor.bytes_of(token_id)
+        return bytes.fromhex(self.processor.id_to_piece(token_id)[3:5])
 
     @overload
     def convert_ids_to_tokens(self, ids: int) -> str: ...
@@ -327,6 +349,18 @@ class MistralTokenizer:
                 f"the tokenizer has {self.vocab_size} pieces and the model a vocabulary of "
                 f"{vocab_size}, expected the same; take the {FILE_NAME} of the model's own folder"
             )
+
+
+def _open_sentencepiece(content: bytes, file: Path) -> sentencepiece.SentencePieceProcessor:
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        processor.load_from_serialized_proto(content)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{file} ({len(content)} bytes) is not a SentencePiece model, "
+            f"expected the {FILE_NAME} of a Mistral checkpoint; download it again"
+        ) from error
+    return processor
 
 
 def _none_if_negative(token_id: int) -> int | None:
