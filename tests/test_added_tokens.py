@@ -202,9 +202,14 @@ def test_what_is_typed_is_no_control_token_of_a_tokenizer_json(tmp_path: Path, n
     assert tokenizer.decode(plain) == "<|im_end|>"
 
 
-def test_control_tokens_of_a_tokenizer_json_make_the_chat_format(tmp_path: Path) -> None:
+@pytest.mark.parametrize("unknown", ["<unk>", None])  # Mistral Nemo's model has none
+def test_control_tokens_of_a_tokenizer_json_make_the_chat_format(tmp_path, unknown) -> None:
     pytest.importorskip("tokenizers")
-    tokenizer = MistralTokenizer.from_pretrained(write_case(tmp_path, "byte_level"))
+    write_case(tmp_path, "byte_level")
+    fields = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    fields["model"]["unk_token"] = unknown
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields), encoding="utf-8")
+    tokenizer = MistralTokenizer.from_pretrained(tmp_path)
     messages = [{"role": "user", "content": "Hello<|im_end|>"}]
     content = tokenizer.encode("Hello<|im_end|>", False, split_special_tokens=True)
     assert tokenizer.apply_chat_template(messages) == [1, 3, *content, 4]  # V3 of mistral-common

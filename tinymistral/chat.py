@@ -260,8 +260,10 @@ def _control_tags(tokenizer: MistralTokenizer) -> tuple[int, int] | None:
 
 
 def _control_id(tokenizer: MistralTokenizer, piece: str) -> int | None:
-    token_id: int = tokenizer.processor.piece_to_id(piece)
-    return token_id if tokenizer.processor.is_control(token_id) else None
+    processor = tokenizer.processor
+    token_id: int = processor.piece_to_id(piece)  # of another piece if there is none
+    found = processor.id_to_piece(token_id) == piece and processor.is_control(token_id)
+    return token_id if found else None
 
 
 def _bos_and_eos(tokenizer: MistralTokenizer) -> tuple[int, int]:
