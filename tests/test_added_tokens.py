@@ -267,6 +267,15 @@ def test_a_tokenizer_json_of_another_kind_is_refused(tmp_path: Path, changes, me
     assert "\n" not in str(error.value)
 
 
+def test_a_larger_vocabulary_is_not_sent_to_the_7b_s_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"vocab_size": 131072}', encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"no tokenizer\.model and no tokenizer\.json; copy"
+    ) as error:
+        MistralTokenizer.from_pretrained(tmp_path)
+    assert "7B" not in str(error.value)
+
+
 def test_tekken_json_alone_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "tekken.json").write_text("{}", encoding="utf-8")
     with pytest.raises(

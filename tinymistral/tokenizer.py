@@ -124,18 +124,21 @@ class MistralTokenizer:
                 f"{folder} has tekken.json alone, which only mistral-common reads; put the "
                 f"model's {JSON_FILE} beside it, from its repository on the Hugging Face hub"
             )
+        size = _vocab_size_of_model(folder)
         if not found:
-            raise ValueError(
-                f"{folder} has no {FILE_NAME} and no {JSON_FILE}; copy the SentencePiece model "
-                "from the original Mistral repository, for v0.1 and v0.2: "
-                f"hf download mistralai/Mistral-7B-v0.1 {FILE_NAME} --local-dir {folder}; "
-                "for v0.3 from mistralai/Mistral-7B-v0.3"
-            )
+            remedy = "copy that of the repository which the model comes from"
+            if size in (0, 32000, 32768):  # not known, or a Mistral 7B's
+                remedy = (
+                    "copy the SentencePiece model from the original Mistral repository, for v0.1 "
+                    f"and v0.2: hf download mistralai/Mistral-7B-v0.1 {FILE_NAME} --local-dir "
+                    f"{folder}; for v0.3 from mistralai/Mistral-7B-v0.3"
+                )
+            raise ValueError(f"{folder} has no {FILE_NAME} and no {JSON_FILE}; {remedy}")
         return cls(
             found[0],
             pad_token_id=pad_token_id,
             added=AddedTokens.read(folder),
-            model_vocab_size=_vocab_size_of_model(folder),
+            model_vocab_size=size,
         )
 
     def save_pretrained(self, folder: str | Path, *, raw: bool = False) -> None:
