@@ -24,9 +24,20 @@ class Result(NamedTuple):
     err: str
 
 
-def run(*arguments: str, stdin: bytes | None = None) -> Result:
+class Terminal(io.TextIOWrapper):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def run(
+    *arguments: str,
+    stdin: bytes | None = None,
+    kind: type[io.TextIOWrapper] = io.TextIOWrapper,
+) -> Result:
     """Run a command on streams of a console that knows ASCII; no `stdin`: it is closed."""
-    streams = [io.TextIOWrapper(io.BytesIO(), "ascii", newline="\n") for _ in range(2)]
+    streams = [kind(io.BytesIO(), "ascii", newline="\n") for _ in range(2)]
     source = None if stdin is None else io.TextIOWrapper(io.BytesIO(stdin), "ascii")
     with redirect_stdout(streams[0]), redirect_stderr(streams[1]), patch("sys.stdin", source):
         code = main(arguments)

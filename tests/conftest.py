@@ -5,7 +5,9 @@ ones, many more, and prints how to reproduce a failure.
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from hypothesis import settings
@@ -21,6 +23,13 @@ settings.load_profile("default")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run fast tests before slow ones."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Leave out `os.fsync`: no test loses power, and on a slow disk it takes most of the time."""
+    with patch("os.fsync", lambda handle: None):
+        yield
 
 
 @pytest.fixture(scope="session")

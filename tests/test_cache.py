@@ -38,8 +38,8 @@ def feed(cache, *pieces):
     """Take in pieces of positions, the same for all rows; each is its own serial number."""
     for piece in pieces:
         positions = np.tile(np.array(piece), (len(cache.count), 1))
-        write(cache, cache.admit(positions), positions)
-        cache.commit(positions)
+        cache.admit(positions)
+        write(cache, cache.slots, positions)
 
 
 # Examples
@@ -70,13 +70,11 @@ def test_a_new_cache_is_empty():
 
 def test_padding_takes_no_slot():
     cache = new_cache(2, window=3, chunk=3)
-    slots = cache.admit(positions := np.array([[-1, -1, 0], [0, -1, 1]]))
-    cache.commit(positions)
-    assert slots.tolist() == [[-1, -1, 0], [0, -1, 1]]
+    cache.admit(np.array([[-1, -1, 0], [0, -1, 1]]))
+    assert cache.slots.tolist() == [[-1, -1, 0], [0, -1, 1]]
     assert cache.key_positions.tolist() == [[0, -1], [0, 1]]
-    slots = cache.admit(positions := np.array([[-1, -1, -1], [2, 3, 4]]))
-    cache.commit(positions)
-    assert slots.tolist() == [[-1, -1, -1], [2, 3, 4]]
+    cache.admit(np.array([[-1, -1, -1], [2, 3, 4]]))
+    assert cache.slots.tolist() == [[-1, -1, -1], [2, 3, 4]]
     assert cache.count.tolist() == [1, 5]
     assert cache.last.tolist() == [0, 4]
 
@@ -158,7 +156,6 @@ def test_weights_are_put_in_the_order_of_tokens():
 def test_selected_rows_are_copies():
     cache = new_cache(3, window=3, chunk=2)
     cache.admit(np.array([[0, 1], [-1, 0], [-1, -1]]))
-    cache.commit(np.array([[0, 1], [-1, 0], [-1, -1]]))
     chosen = cache.select(np.array([1, 0, 1]))
     assert chosen.key_positions.tolist() == [[0, -1], [0, 1], [0, -1]]
     assert chosen.count.tolist() == [1, 2, 1]
@@ -233,8 +230,10 @@ class CacheAgainstList(RuleBasedStateMachine):
     def take_in(self, n, positions, serials):
         cache, rows, mask = self.branches[n]
         cache.reserve(positions.shape[1])
-        write(cache, cache.admit(positions), serials)
-        cache.commit(positions)
+        call = cache.begin()
+        call.admit(positions)
+        write(call, call.slots, serials)
+        call.commit()
         for row, *new in zip(rows, positions, serials, strict=True):
             row.add(*new)
         self.branches[n] = cache, rows, np.hstack([mask, positions >= 0])
@@ -285,11 +284,10 @@ class CacheAgainstList(RuleBasedStateMachine):
         n = self.draw_branch(data)
         cache, rows, _ = self.branches[n]
         positions, serials = self.draw_piece(data, [row.last + 1 for row in rows])
-        cache.reserve(positions.shape[1])
-        slots = cache.admit(positions)
+        call = cache.begin()
+        call.admit(positions)
         if data.draw(st.booleans()):
-            write(cache, slots, -serials)
-        cache.withdraw(slots)
+            write(call, call.slots, -serials)
         for row, new in zip(rows, positions, strict=True):
             row.most = max(row.most, len(row.tokens) + np.count_nonzero(new >= 0))
 

@@ -9,8 +9,10 @@ import io
 import json
 import re
 import shlex
+import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tinymistral
-from tinymistral import commands
+from tinymistral import commands, generation
 from tinymistral.cli import main
 from tinymistral.commands import generate, tokenize
 from tinymistral.commands.generate import Report, continuation
@@ -192,16 +194,40 @@ def test_stats_are_one_line_on_standard_error() -> None:
 
 
 @pytest.mark.filterwarnings("default")  # as outside of pytest
-def test_a_warning_is_one_line_after_the_text(tmp_path: Path) -> None:
-    model = copy_of_demo(tmp_path / "model", max_position_embeddings=4)
+@pytest.mark.parametrize("command", [["generate", "Once", "--max-new-tokens", "9"], ["score"]])
+def test_a_warning_is_one_line_before_a_long_run(command: list[str], tmp_path: Path) -> None:
+    model = copy_of_demo(tmp_path / "model", max_position_embeddings=6)
+    last = 1 + len(REFERENCE.encode("Once")) + 9 - 2  # the last new token is not computed with
+    if command == ["score"]:
+        (tmp_path / "text").write_text("Once upon a time there was a king", "utf-8")
+        command = ["score", str(tmp_path / "text")]
+        last = len(REFERENCE.encode("Once upon a time there was a king")) - 1
     console = io.TextIOWrapper(io.BytesIO(), "utf-8", newline="\n")
     with redirect_stdout(console), redirect_stderr(console):
-        assert (
-            main(["generate", "Once upon a time", "--max-new-tokens", "9", "--model", model]) == 0
-        )
+        assert main([*command, "--model", model]) == 0
     shown = console.buffer.getvalue().decode("utf-8")
-    assert re.fullmatch(r"Once upon a time[^\0]*\ntinymistral: warning: position .+\n", shown)
+    assert re.fullmatch(
+        rf"tinymistral: warning: position {last} is past .+\n(Once|tokens) [^\0]+", shown
+    )
     assert shown.count("tinymistral") == 1
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_in_the_middle_of_a_text_comes_after_it() -> None:
+    def step(*arguments: object) -> np.ndarray:
+        warnings.warn("overflow", stacklevel=1)
+        return next_step(*arguments)
+
+    next_step = generation.step
+    console = io.TextIOWrapper(io.BytesIO(), "utf-8", newline="\n")
+    with (
+        redirect_stdout(console),
+        redirect_stderr(console),
+        patch("tinymistral.generation.step", step),
+    ):
+        assert main(["generate", "Once", "--greedy", "--max-new-tokens", "9"]) == 0
+    shown = console.buffer.getvalue().decode("utf-8")
+    assert re.fullmatch(r"Once [^\0]+\ntinymistral: warning: overflow\n", shown)
 
 
 def test_help(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,8 +107,8 @@ def test_lost_settings_are_a_warning_after_success(out: str, tmp_path: Path) -> 
         ("RAW RAW", "input's own folder"),
         ("RAW RAW/hf", "input's own folder"),
         ("OUT RAW", "neither an existing folder nor a name"),
-        ("RAW OTHER", "is there already; give another folder, or --force"),
-        ("RAW OTHER --force", "holds no checkpoint, so nothing replaces it"),
+        ("RAW OTHER", "is there already; give another folder\n"),
+        ("RAW OTHER --force", "holds 'file', which no conversion wrote, so it is not replaced"),
         ("RAW OTHER/file", "is a file"),
         ("RAW OTHER/file/hf", "cannot be written"),
     ],
@@ -127,7 +127,7 @@ def test_mistakes_are_reported_in_one_line(raw: str, out: str, command: str, say
 @pytest.mark.parametrize("force", [(), ("--force",)])
 def test_ctrl_c_leaves_nothing_behind(raw: str, out: str, force: tuple[str, ...]) -> None:
     if force:
-        shutil.copytree(DEMO, out)
+        good("convert", raw, out)
     code = """
 import os
 from tinymistral.checkpoint import conversion
@@ -141,7 +141,7 @@ conversion.rotate_halves = interrupted
     there = {path.name for path in Path(out).parent.iterdir()}
     assert there == ({"raw", "out"} if force else {"raw"})
     if force:
-        assert read_tensors(Path(out)).keys() == read_tensors(DEMO).keys()
+        assert read_tensors(Path(out)).keys() == read_tensors(TWIN).keys()
 
 
 @posix

@@ -219,8 +219,14 @@ def test_junit(dump: Path, tmp_path: Path) -> None:
         (("check", "v7", "DUMP"), "there is no suite 'v7'; expected v1, or a folder"),
         (("list", "v7"), "there is no suite 'v7'"),
         (("check", "v1", "nowhere"), "there is no such file"),
+        (("check", "v1", "TEXT"), "it is text, which begins '# A dump"),
+        (("check", "v1", "TEXT"), "; as CANDIDATE, expected a folder with embedding.safetensors"),
+        (("check", "TEXT"), "CANDIDATE; expected: tinymistral golden check SUITE CANDIDATE"),
         (("check", "v1", "EMPTY"), "no output of any case"),
-        (("check", "v1", "DUMP", "--case", "x"), "there is no case 'x' in suite 'v1'"),
+        (("check", "v1", "DUMP", "--case", "x"), "there is no case 'x' in suite 'v1'; its cases"),
+        (("check", "v1", "DUMP", "--case", "plian"), "in suite 'v1'; did you mean plain?"),
+        (("run", "transformer", "-o", "x"), "did you mean transformers?"),
+        (("chek", "v1", "DUMP"), "did you mean check?"),
         (("check", "v1", "DUMP", "--case", "rope"), "no output of case rope, only of rms"),
         (("check", "v1", "DUMP", "--dtype", "int8"), "bfloat16"),
         (("check", "v1", "DUMP", "--junit", "EMPTY/no/report.xml"), "cannot be written"),
@@ -232,7 +238,8 @@ def test_junit(dump: Path, tmp_path: Path) -> None:
 )
 def test_a_mistake_is_reported_in_one_line(dump: Path, arguments: tuple, says: str) -> None:
     (dump / "empty").mkdir()
-    places = {"DUMP": str(dump), "EMPTY": str(dump / "empty")}
+    (dump / "README.md").write_text("# A dump\n", "utf-8")
+    places = {"DUMP": str(dump), "EMPTY": str(dump / "empty"), "TEXT": str(dump / "README.md")}
     given = [places.get(a, a.replace("EMPTY", places["EMPTY"])) for a in arguments]
     assert says in refused("golden", *given)
 

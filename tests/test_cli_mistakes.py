@@ -19,7 +19,28 @@ NONE = Path(__file__).parent / "no such folder"
 IN_ONE_LINE = [
     # the command line itself
     ("sing", "sing"),
-    ("generate x --prompt y", "unknown argument --prompt"),
+    ("genrate x", "unknown 'genrate'; did you mean generate?"),
+    ("convert --to hff a b", "--to: unknown 'hff'; did you mean hf?"),
+    ("convert --to gguf a b", "--to: unknown 'gguf'; expected hf, raw"),
+    ("generate x --prompt y", "unknown argument --prompt; did you mean --prompt-file?"),
+    *(
+        (
+            f"generate x {given}",
+            f"unknown argument {given.split('=')[0].split()[0]}; did you {hint}",
+        )
+        for given, hint in {
+            "--modle x": "mean --model?",
+            "--modle=x": "mean --model?",
+            "-model x": "mean --model?",
+            "--max_new_tokens 5": "mean --max-new-tokens?",
+            "--temprature 1": "mean --temperature?",
+        }.items()
+    ),
+    ("generate x --wild", "unknown argument --wild; see tinymistral generate --help"),
+    ("backends foo", "unknown argument foo; see tinymistral backends --help"),
+    ("score a b", "unknown argument b; see tinymistral score --help"),
+    ("--model x generate y", "--model before the command; expected: tinymistral COMMAND"),
+    ("--vresion", "unknown argument --vresion; did you mean --version?"),
     ("generate Once upon", "quotes"),
     ("generate Once 'upon\na'", "quotes"),
     ("generate -once", "after --"),
@@ -32,13 +53,16 @@ IN_ONE_LINE = [
     *((f"generate x --{name} wild", f"--{name}: expected a number") for name in ("top-p", "min-p")),
     *((f"generate x --top-k {value}", "--top-k: expected an integer") for value in ("1.5", "''")),
     *(
-        (f"generate x --{name} {value}", name.replace("-", "_"))
+        (f"generate x --{name} {value}", f"error: --{name}: expected a number from ")
         for name in ("temperature", "top-p", "min-p", "repetition-penalty")
         for value in ("nan", "inf", "-1", "1e999")
     ),
-    *((f"generate x --{name} -1", name.replace("-", "_")) for name in ("top-k", "seed")),
-    ("generate x --max-new-tokens -1", "max_new_tokens"),
-    ("generate x --repetition-penalty 0", "repetition_penalty"),
+    *(
+        (f"generate x --{name} -1", f"error: --{name}: expected an integer from 0 on, got -1")
+        for name in ("top-k", "seed", "max-new-tokens")
+    ),
+    ("generate x --temperature -1", "got -1.0; 0 is the same as --greedy"),
+    ("generate x --repetition-penalty 0", "error: --repetition-penalty: expected a number from"),
     ("generate x --threads 0", "--threads: expected 1 to"),
     (f"generate x --threads {10**30}", "--threads: expected 1 to"),
     ("generate x --threads 2", "NumPy has started already"),
@@ -54,7 +78,13 @@ IN_ONE_LINE = [
     # files
     (f"generate x --model '{NONE}'", "no such folder"),
     (f"generate x --model '{__file__}'", "is a file"),
-    (f"generate x --model '{Path(__file__).parent}'", "tokenizer.model"),
+    *(
+        (
+            f"{command} --model '{Path(__file__).parent}'",
+            "holds no checkpoint: it has no config.json",
+        )
+        for command in ("generate x", "tokenize x", "golden record --prompt x -o x")
+    ),
     ("generate x --model nobody/nothing", "hf download nobody/nothing"),
     (f"generate --prompt-file '{NONE}'", "cannot be read"),
     (f"generate --prompt-file '{Path(__file__).parent}'", "cannot be read"),
@@ -75,14 +105,24 @@ def test_a_mistake_is_reported_in_one_line(command: str, said: str) -> None:
     assert said in refused(*shlex.split(command))
 
 
-def test_a_terminal_is_not_read_as_the_prompt() -> None:
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("generate", "no prompt: expected as an argument, in quotes, or on standard input"),
+        ("score", "no text: expected in a file, FILE, or on standard input"),
+        ("tokenize", "no text: expected as an argument, in quotes, or on standard input"),
+        ("tokenize --decode", "no ids to decode: expected after --decode, or on standard input"),
+        ("golden record -o x", "no prompt: expected with --prompt, or on standard input"),
+    ],
+)
+def test_a_terminal_is_not_read_but_the_text_asked_for(command: str, says: str) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
 
     with patch("sys.stdin", Terminal()), redirect_stderr(io.StringIO()) as err:
-        assert main(["generate"]) == 2
-    assert "no prompt" in err.getvalue()
+        assert main(command.split()) == 2
+    assert err.getvalue() == f"tinymistral: error: {says}\n"
 
 
 def test_standard_input_that_is_no_text() -> None:
@@ -110,6 +150,28 @@ def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
     result = refused("generate", "x", "--model", model)
     assert "32000" in result
     assert "2048" in result
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "generate x --model",
+        "chat --model",
+        "golden record --prompt x -o {} --model",
+        "train {} --from",
+        "convert --to raw {} --input_dir",
+    ],
+)
+def test_another_model_is_named_before_anything_about_its_tokenizer(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which `train` sets before NumPy is imported
+    model = copy_of_demo(tmp_path / "model", model_type="mixtral")
+    words = [*command.format(tmp_path / "out").split(), model]
+    (tmp_path / "model" / "tokenizer.model").unlink()
+    result = refused(*words)
+    assert "model_type: 'mixtral' is not supported; expected 'mistral'" in result
+    assert "tokenizer" not in result
 
 
 @pytest.mark.parametrize("error", [TypeError, IndexError, AssertionError])

@@ -4,6 +4,7 @@ import importlib.resources
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tinymistral.commands.console import fitted
+
 REPOSITORY = Path(str(importlib.resources.files("tinymistral"))).parent
-ENDLESS = ("--ignore-eos", "--max-new-tokens", "1000000")
+ENDLESS = ("--ignore-eos", "--max-new-tokens", "4000")  # within the positions of the demo model
 CLOSED_LOCALE = {
     "LC_ALL": "C",
     "PYTHONUTF8": "0",
@@ -120,11 +123,19 @@ def test_a_reader_that_leaves_is_no_error(command: list[str]) -> None:
 
 
 @posix
-def test_standard_output_that_is_closed_from_the_start() -> None:
-    """As by `>&-`."""
-    code = "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-    process = start("-m", "tinymistral", "generate", "x", "--max-new-tokens", "2", code=code)
-    assert finish(process) == (0, b"", b"")
+@pytest.mark.parametrize("closed", [[1], [2], [1, 2]])
+def test_standard_output_or_error_that_is_closed_from_the_start(closed: list[int]) -> None:
+    """As by `>&-` and `2>&-`."""
+    code = "import os, sys; [os.close(n) for n in CLOSED]; "
+    code += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    code = code.replace("CLOSED", str(closed))
+    process = start("-m", "tinymistral", "generate", "x", "--max-new-tokens", "0", code=code)
+    error = b"standard output is closed; direct it to a file, or to /dev/null"
+    assert finish(process) == (
+        2 if 1 in closed else 0,
+        b"" if 1 in closed else b"x\n",
+        b"" if 2 in closed else b"tinymistral: error: %b\n" % error,
+    )
 
 
 def test_text_is_utf_8_whatever_the_locale() -> None:
@@ -134,12 +145,21 @@ def test_text_is_utf_8_whatever_the_locale() -> None:
 
 
 @posix
-def test_a_long_prompt_shows_its_progress_on_a_terminal(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("columns", "second"),
+    [(0, "prompt: 512 of 702 tokens"), (24, "512 of 702 tokens")],  # 0: it does not say
+)
+def test_a_long_prompt_shows_its_progress_on_a_terminal(
+    tmp_path: Path, columns: int, second: str
+) -> None:
+    import fcntl
     import pty
+    import termios
 
     prompt = "a " * 700  # a token each and the last space: two pieces of at most 512
     (tmp_path / "prompt.txt").write_text(prompt, "utf-8")
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
     process = start(
         *("generate", "--prompt-file", str(tmp_path / "prompt.txt"), "--max-new-tokens", "2"),
         *("--stats", "--greedy", "--ignore-eos"),
@@ -151,7 +171,7 @@ def test_a_long_prompt_shows_its_progress_on_a_terminal(tmp_path: Path) -> None:
     *progress, text = shown.decode().removesuffix("\r\n").replace("\r\n", "\n").split("\r")
     steps = [part.strip() for part in progress if part.strip()]
     assert steps[0] == "prompt: 0 of 702 tokens"
-    assert steps[1] == "prompt: 512 of 702 tokens"
+    assert steps[1] == second
     assert progress[-1] == " " * len(steps[1])  # cleared
     story, stats = text.split("\n")
     assert story.startswith(prompt)
@@ -199,6 +219,21 @@ def test_a_conversation_at_a_terminal(tmp_path: Path) -> None:
     assert b"> " not in read_terminal(ours)
     assert finish(process)[0] == 0
     assert json.loads(file.read_text("utf-8"))["messages"][0]["content"] == "Who\nare you?"
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("prompt: 131072 of 262144 tokens", "131072 of 262144 tokens"),
+        ("converted: 14,483.1 of 14,483.1 MB", "14,483.1 of 14,483.1 MB"),
+        ("step 3599 of 3600, loss 2.345, 1,234 tokens/s, 40 s left", "step 3599 of 3600"),
+        ("step 3 of 9, loss 2.345, 1,234 tokens/s, 40 s left", "step 3 of 9, loss 2.345"),
+        ("half the window: 120 of 200", "the window: 120 of 200"),
+        ("x" * 30, "x" * 23),
+    ],
+)
+def test_a_line_of_progress_in_24_columns_keeps_its_numbers_whole(line: str, shown: str) -> None:
+    assert fitted(line, 24 - 1) == shown
 
 
 def test_help_and_usage_errors_do_not_import_numpy() -> None:

@@ -16,6 +16,7 @@ from tinymistral import MistralForCausalLM, MistralTokenizer
 from tinymistral.checkpoint import read_tensors
 from tinymistral.cli import THREAD_VARIABLES
 from tinymistral.files.safetensors import read_file, write_file
+from tinymistral.training import run as runs
 
 TEXTS = [f"{a} saw a {b} ball.\nIt was {b}." for a in ("Mia", "Tom") for b in ("red", "blue")]
 FAST = ("--batch-tokens", "40", "--length", "32", "--vocabulary", "290")
@@ -140,7 +141,7 @@ def test_an_empty_folder_is_written_to(corpus: str, tmp_path: Path) -> None:
     ("command", "says"),
     [
         ("", "OUT"),
-        ("OTHER", "is there already; give another folder, or --resume"),
+        ("OTHER", "is there already; give another folder\n"),
         ("OTHER/file", "is a file"),
         ("OTHER/file/out --corpus CORPUS --vocabulary 290", "cannot be made"),
         ("OTHER --resume", "no training run to resume"),
@@ -176,6 +177,42 @@ def test_mistakes_are_reported_in_one_line(
     assert says in refused("train", *words)
     assert not (tmp_path / "out").exists()
     assert [path.name for path in other.iterdir()] == ["file"]
+
+
+@posix
+def test_two_processes_in_one_folder(
+    corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one trains, neither a new run nor the same one begins there."""
+    out, said = tmp_path / "out", []
+    new = ("train", str(out), "--corpus", corpus, "--steps", "1", *FAST)
+    save = runs.save
+
+    def save_beside_others(training: runs.Run, folder: Path) -> None:
+        said.append(refused(*new))
+        with monkeypatch.context() as patch:
+            patch.setattr("tinymistral.commands.train.check", lambda options: None)
+            said.append(refused(*new))  # as if both had begun at once
+        said.append(refused("train", str(out), "--resume"))
+        save(training, folder)
+
+    monkeypatch.setattr(runs, "save", save_beside_others)
+    assert run(*new).code == 0
+    busy = f"{out / 'training'}: another process is writing to it; wait until that has ended\n"
+    assert [text.partition("error: ")[2] for text in said] == [
+        *(f"{out}: is there already; give another folder\n", busy, busy),  # before the first save
+        *(f"{out}: is there already; give another folder, or --resume\n", busy, busy),
+    ]
+
+
+def test_a_folder_that_was_filled_meanwhile_is_left_as_it_is(
+    corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinymistral.commands.train.check", lambda options: None)
+    (tmp_path / "thesis").touch()
+    says = refused("train", str(tmp_path), "--corpus", corpus, "--steps", "1", *FAST)
+    assert says.endswith("is there already; give another folder\n")
+    assert not (tmp_path / "config.json").exists()
 
 
 def test_a_corpus_that_has_changed_is_not_gone_on_with(

@@ -12,6 +12,7 @@ from strategies import config, tiny_model
 
 from tinymistral import MistralForCausalLM, MistralTokenizer, RollingCache
 from tinymistral.sampling import GenerationConfig
+from tinymistral.scoring import score
 
 GENERATE = read_json("generate.json")
 
@@ -84,16 +85,41 @@ def test_a_cache_is_continued_and_only_what_it_lacks_is_computed(monkeypatch):
         model.generate([[5], [6]], past_key_values=cache)
 
 
-@pytest.mark.parametrize("do_sample", [True, False])
+SCORING = {
+    "greedy": lambda model: model.generate([[1, 2]], do_sample=False),
+    "sampling": lambda model: model.generate([[1, 2]], do_sample=True),
+    "scoring": lambda model: score(model, [[1, 2]]),
+}
+
+
+@pytest.mark.parametrize("use", SCORING.values(), ids=SCORING)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_logits_that_are_not_finite_are_an_error(value, do_sample):
+def test_logits_that_are_not_finite_are_an_error(value, use):
     model = open_model("gqa")
     tensors = dict(model.tensors)
     head = tensors["lm_head.weight"] = tensors["lm_head.weight"].copy()
     head[7] = value
     broken = MistralForCausalLM(model.config, tensors=tensors)
     with pytest.raises(ValueError, match="not finite"), np.errstate(invalid="ignore"):
-        broken.generate([[1, 2]], do_sample=do_sample)
+        use(broken)
+
+
+@pytest.mark.parametrize("use", SCORING.values(), ids=SCORING)
+def test_logits_that_are_all_minus_infinity_are_an_error(use):
+    # Finite weights: every token is all ones, from the embedding to the last norm.
+    model = open_model("gqa")
+    tensors = {
+        name: np.full(x.shape, name.endswith(("norm.weight", "embed_tokens.weight")), x.dtype)
+        for name, x in model.tensors.items()
+    }
+    tensors["lm_head.weight"][:] = -3e38
+    broken = MistralForCausalLM(model.config, tensors=tensors, dtype="float32")
+    with pytest.raises(ValueError, match="not finite"), np.errstate(over="ignore"):
+        use(broken)
+    tensors["lm_head.weight"][3] = 1  # -inf for the others: they never come
+    one = MistralForCausalLM(model.config, tensors=tensors, dtype="float32")
+    with np.errstate(over="ignore"):
+        assert one.generate([[1]], max_new_tokens=2).tolist() == [[1, 3, 3]]
 
 
 def test_stop_strings_need_the_tokenizer_of_the_model():

@@ -324,6 +324,12 @@ def test_the_base_model_opens_the_checkpoint_of_a_head_and_is_saved_without_pref
         type(headed).from_pretrained(tmp_path)
 
 
+def test_a_language_model_says_which_other_head_a_checkpoint_has():
+    says = r"is missing \(lm_head\.weight\).* it has score\.weight: open the checkpoint with"
+    with pytest.raises(ValueError, match=says):
+        MistralForCausalLM.from_pretrained(FIXTURES / "heads" / "sequence")
+
+
 @pytest.mark.parametrize("kind", HEADED[1:])
 def test_a_head_is_not_made_up_for_a_language_model(kind):
     with pytest.raises(ValueError, match=f"{kind.__name__} is missing .*open .*class") as caught:

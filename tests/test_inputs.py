@@ -349,6 +349,14 @@ def test_a_warning_of_far_positions_points_at_the_callers_line():
         assert [warning.filename for warning in caught] == [__file__]
 
 
+def test_generate_warns_of_far_positions_before_it_computes():
+    model = tiny_model(config(max_position_embeddings=6))
+    prompts = {"input_ids": [[1, 1, 1], [0, 1, 1]], "attention_mask": [[1, 1, 1], [0, 1, 1]]}
+    model.generate_stream(**prompts, max_new_tokens=4)  # positions 0 to 5; a warning is an error
+    with pytest.warns(UserWarning, match="position 6 is past max_position_embeddings, 6"):
+        model.generate_stream(**prompts, max_new_tokens=5)
+
+
 # Caches, and masks of the tokens in them
 
 

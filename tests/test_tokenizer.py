@@ -357,11 +357,16 @@ def test_a_version_in_the_name_of_the_model(tmp_path: Path, names: list[str], op
     assert len(MistralTokenizer.from_pretrained(tmp_path)) == opened
 
 
-def test_a_folder_without_a_tokenizer_says_what_is_missing(tmp_path: Path) -> None:
+def test_a_folder_without_a_tokenizer_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match=r"has no tokenizer\.model.*hf download") as error:
         MistralTokenizer.from_pretrained(tmp_path)
-    assert "mistralai/Mistral-7B-v0.1" in str(error.value)
+    assert "pip install -U huggingface_hub, then: hf download mistralai/Mistral-7B-v0.1" in str(
+        error.value
+    )
     assert "mistralai/Mistral-7B-v0.3" in str(error.value)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 
@@ -28,13 +26,17 @@ class RollingCache:
 
     Storage grows to S before anything wraps, and no further; without a window it grows on.
     Padding is never written. A piece may go back to an earlier position: the row's tokens from
-    there on are dropped, so up to C tokens that were guessed
-    ahead and rejected need no clean-up.
+    there on are dropped, so up to C tokens that were guessed ahead and rejected need no clean-up.
+
+    A call of a model works on what `begin` returns. Its tokens count only once `commit` adds them
+    to the cache, by one assignment. So an error or an interrupt, wherever it falls, leaves whole
+    pieces, and `count` says how many tokens they are. Only what a piece replaces is gone once it
+    has begun.
 
     Attributes: `k[n]`, `v[n]` (B, storage, K, d) of layer n, on the backend; on the host
     `positions` (B, storage), -1 in an empty slot; `count` (B,), each row's number of tokens, and
-    `last` (B,), the position of the last one, -1 before the first. While a piece goes through
-    (`piece`), `slots` (B, T) is where it is written, -1 for padding.
+    `last` (B,), the position of the last one, -1 before the first. `slots` (B, T) is where the
+    piece that is going through the layers is written, -1 for padding.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class RollingCache:
         self.columns = 0
         self.mask = np.empty((rows, 0), dtype=bool)
         self.slots = np.empty((rows, 0), dtype=np.int64)
+        self.origin: RollingCache | None = None  # the cache that `begin` was called on
 
     @property
     def capacity(self) -> int | None:
@@ -81,25 +84,22 @@ class RollingCache:
         for arrays in (self.k, self.v):
             for layer, old in enumerate(arrays):
                 grown = self.backend.zeros(shape, self.backend.dtype)
-                # An earlier call that ran out of memory may have left more room than `have`.
+                # A call that was broken off may have left more room than `have`.
                 arrays[layer] = self.backend.scatter(grown, slots, old[:, :have]) if have else grown
         empty = np.full((rows, need - have), -1, dtype=np.int64)
         self.positions = np.concatenate([self.positions, empty], axis=1)
 
-    @contextmanager
-    def piece(self, positions: np.ndarray) -> Iterator[None]:
-        """Add a piece at positions (B, T), rising in each row, while it goes through the layers.
+    def begin(self) -> RollingCache:
+        """Return a cache for one call: it shares keys and values with this one, nothing else."""
+        call = copy.copy(self)
+        call.origin = self
+        return call
 
-        Each layer calls `update` meanwhile. After an error or an interrupt the piece is removed
-        again.
-        """
-        self.slots = self.admit(positions)
-        try:
-            yield
-        except BaseException:
-            self.withdraw(self.slots)
-            raise
-        self.commit(positions)
+    def commit(self) -> None:
+        """Let the cache that `begin` was called on hold what this one holds."""
+        if self.origin is not None:
+            # One operation, written in C, which no interrupt divides.
+            vars(self.origin).update(vars(self) | {"origin": None, "slots": self.slots[:, :0]})
 
     def update(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
         """Write the piece's rotated keys and values (B, T, K, d) -> `read(layer)`."""
@@ -107,34 +107,37 @@ class RollingCache:
         self.v[layer] = self.backend.scatter(self.v[layer], self.slots, v)
         return self.read(layer)
 
-    def admit(self, positions: np.ndarray) -> np.ndarray:
-        """Assign a piece's positions (B, T), rising in a row, to slots (B, T), -1 for padding."""
+    def admit(self, positions: np.ndarray) -> None:
+        """Assign a piece's positions (B, T), rising in a row, to `slots`, -1 for padding."""
         self.take_back(positions)
         new = positions >= 0
         order = self.count[:, None] + np.cumsum(new, axis=1) - 1
         self.reserve(int(order.max()) + 1 - int(self.count.max()))
-        slots = np.where(new, order if self.capacity is None else order % self.capacity, -1)
+        self.slots = np.where(new, order if self.capacity is None else order % self.capacity, -1)
+        self.evict(self.slots)
         b, t = np.nonzero(new)
-        np.maximum.at(self.evicted, b, self.positions[b, slots[b, t]])
-        self.positions[b, slots[b, t]] = positions[b, t]
-        self.count += new.sum(axis=1)
-        return slots
-
-    def commit(self, positions: np.ndarray) -> None:
-        """Record that the piece at positions (B, T), padding included, has gone through."""
+        self.positions[b, self.slots[b, t]] = positions[b, t]
+        self.count = self.count + new.sum(axis=1)
         self.last = np.maximum(self.last, positions.max(axis=1))
-        mask = positions >= 0
-        if not mask.all():
-            ones = np.ones((len(mask), self.columns - self.mask.shape[1]), dtype=bool)
-            columns = np.concatenate([self.mask, ones, mask], axis=1)
-            self.mask = columns[:, : np.flatnonzero(~columns.all(axis=0))[-1] + 1]
-        self.columns += mask.shape[1]
+        self.add_to_mask(new)
 
-    def withdraw(self, slots: np.ndarray) -> None:
-        """Undo `admit` of an interrupted piece: its slots are empty."""
+    def evict(self, slots: np.ndarray) -> None:
+        """Empty the slots (B, T) that a piece will overwrite, which cannot be undone: commit it."""
         b, t = np.nonzero(slots >= 0)
-        self.positions[b, slots[b, t]] = -1
-        self.count -= (slots >= 0).sum(axis=1)
+        at = b, slots[b, t]
+        self.evicted, self.positions = self.evicted.copy(), self.positions.copy()
+        np.maximum.at(self.evicted, b, self.positions[at])
+        self.positions[at] = -1
+        self.commit()
+        self.positions = self.positions.copy()  # the committed array stays as it is
+
+    def add_to_mask(self, columns: np.ndarray) -> None:
+        """Remember columns (B, T) of the attention mask."""
+        if not columns.all():
+            ones = np.ones((len(columns), self.columns - self.mask.shape[1]), dtype=bool)
+            mask = np.concatenate([self.mask, ones, columns], axis=1)
+            self.mask = mask[:, : np.flatnonzero(~mask.all(axis=0))[-1] + 1]
+        self.columns += columns.shape[1]
 
     def take_back(self, positions: np.ndarray) -> None:
         """Drop each row's tokens from the first of its positions (B, T) on."""
@@ -150,8 +153,8 @@ class RollingCache:
                 "new cache"
             )
         stale = self.positions >= first[:, None]
-        self.positions[stale] = -1
-        self.count -= stale.sum(axis=1)
+        self.positions = np.where(stale, -1, self.positions)
+        self.count = self.count - stale.sum(axis=1)
         self.last = np.minimum(self.last, first - 1)
 
     def read(self, layer: int) -> tuple[Array, Array]:

@@ -308,41 +308,44 @@ class Conversation:
         """Add a user's message, and yield the text of the answer as it is generated.
 
         The options are those of `generate`. If the caller stops reading, or an exception is raised,
-        the answer ends there and the conversation can go on. Before the first token, the message is
-        removed again.
+        the answer ends there and the conversation can go on. Before the first token, the
+        conversation is as if the message had not been given.
         """
         first = not self.ids
         new = user_turn(self.tokenizer, content, self.system if first else None, first=first)
         eos = self.model.config.eos_token_id
         ends = eos if isinstance(eos, list) else [eos]
+        ids, cache = self.ids + new, self.cache
         steps = self.model.generate_stream(
-            [self.ids + new], past_key_values=self.cache, progress=progress, **options
+            [ids], past_key_values=cache, progress=progress, **options
         )
-        self.messages.append({"role": "user", "content": content})
-        self.ids += new
-        decoder, answer = StreamDecoder(self.tokenizer), ""
-        self.new_tokens, start = 0, time.perf_counter()
+        decoder, start = StreamDecoder(self.tokenizer), time.perf_counter()
+        said: list[tuple[int, str]] = []  # each token, and the text that it completes
+        rest = ""
+        # Whatever happens to the cache until there is an answer: an empty one is right, only slow.
+        self.cache = self.model.new_cache(rows=1)
         try:
             for step in steps:
                 token = int(step.tokens[0])
-                self.ids.append(token)
-                self.new_tokens += 1
-                text = decoder.push(token)
-                answer += text
-                yield text
-            text = decoder.flush()
-            answer += text
-            yield text
+                said.append((token, decoder.push(token)))
+                yield said[-1][1]
+            rest = decoder.flush()
+            yield rest
         finally:
-            self.seconds = time.perf_counter() - start
-            if self.new_tokens:
-                if self.ids[-1] not in ends:
-                    self.ids.append(self.tokenizer.eos_token_id or 0)
-                self.messages.append({"role": "assistant", "content": answer})
-            else:  # the cache may hold part of the message: compute the conversation again
-                self.messages.pop()
-                del self.ids[len(self.ids) - len(new) :]
-                self.cache = self.model.new_cache(rows=1)
+            if said:
+                tokens, texts = zip(*said, strict=True)
+                end = [] if tokens[-1] in ends else [self.tokenizer.eos_token_id or 0]
+                turns = [
+                    {"role": "user", "content": content},
+                    {"role": "assistant", "content": "".join(texts) + rest},
+                ]
+                vars(self).update(  # at once, so that an interrupt leaves no half of a turn
+                    messages=self.messages + turns,
+                    ids=[*ids, *tokens, *end],
+                    cache=cache,
+                    seconds=time.perf_counter() - start,
+                    new_tokens=len(tokens),
+                )
 
     def save(self, file: Path) -> None:
         """Write the messages as JSON; the file appears complete or not at all."""

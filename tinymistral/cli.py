@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tinymistral import __version__, commands
+from tinymistral.commands import console
 from tinymistral.commands.arguments import Parser, add_commands, check_range
 from tinymistral.commands.console import say, settle_streams, write
 
@@ -28,9 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     traceback under `python -X dev`); 130 for Ctrl-C; 141, as in a shell, if the reader of the
     output left early.
     """
-    settle_streams()
-    with _warnings_at_the_end():
+    with _warnings_between_lines():
         try:
+            settle_streams()
             return _run(arguments)
         except BrokenPipeError:
             return 141
@@ -69,11 +70,18 @@ def _set_threads(threads: int) -> None:
 
 
 @contextmanager
-def _warnings_at_the_end() -> Iterator[None]:
-    """Keep warnings until a command is done, so that none is printed in the middle of a text."""
+def _warnings_between_lines() -> Iterator[None]:
+    """Report warnings at once, but those in the middle of a line of text when the command ends."""
     kept: list[Any] = []
+
+    def show(message: Any, *_: Any, **__: Any) -> None:
+        if console.at_line_start:
+            _report("warning", message)
+        else:
+            kept.append(message)
+
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: kept.append(message)
+        warnings.showwarning = show
         try:
             yield
         finally:

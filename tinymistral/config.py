@@ -12,6 +12,7 @@ from typing import Any
 from tinymistral.files import CheckpointError, make_folder, read_json, write_json
 from tinymistral.files.consolidated import CONFIG_FILE, PARAMS_FILE, is_raw, read_consolidated
 from tinymistral.files.hub import find_checkpoint
+from tinymistral.files.recognition import OTHER_PARAMS, QUANTIZED, refuse_fields, refuse_folder
 from tinymistral.text import listed, quoted, shorten
 
 # What an absent field means in transformers, where that is not the value of Mistral-7B-v0.1
@@ -19,7 +20,7 @@ from tinymistral.text import listed, quoted, shorten
 ABSENT = {"max_position_embeddings": 131072, "rms_norm_eps": 1e-6}
 
 # Fields of other models, and of other Mistrals, that change what is computed.
-UNSUPPORTED = ("layer_types", "quantization_config", "attention_bias", "mlp_bias")
+UNSUPPORTED = ("layer_types", "attention_bias", "mlp_bias")
 
 PARAMS_NAMES = {  # field of a raw checkpoint's params.json -> field of config.json
     "dim": "hidden_size",
@@ -217,6 +218,7 @@ class MistralConfig:
             raise ValueError(
                 f"model_type: {_short(fields['model_type'])} is not supported; expected 'mistral'"
             )
+        refuse_fields(fields, QUANTIZED)
         for name in UNSUPPORTED:
             if fields.get(name) not in (None, False):
                 raise ValueError(f"{name}: {_short(fields[name])} is not supported; remove it")
@@ -262,6 +264,7 @@ class MistralConfig:
                 f"model_type: {quoted(params['model_type'])} is not supported; "
                 "expected 'transformer'"
             )
+        refuse_fields(params, QUANTIZED | OTHER_PARAMS)
         known = (*PARAMS_NAMES, *_IGNORED_PARAMS)
         unknown = [
             n for n, value in params.items() if n not in known and value not in (None, False)
@@ -298,6 +301,8 @@ class MistralConfig:
         folder = find_checkpoint(name_or_path, revision)
         raw = is_raw(folder)
         path = folder / (PARAMS_FILE if raw else CONFIG_FILE)
+        if not path.exists():
+            refuse_folder(folder)
         fields = read_json(path)
         try:
             config = cls.from_params(fields) if raw else cls.from_dict(fields)

@@ -83,7 +83,8 @@ def generate_stream(
     `progress(done, total)` is called with the number of prompt tokens computed so far. Rows are in
     the order of the prompts, each `num_return_sequences` times. With `past_key_values`, for one
     row, `input_ids` begin with the tokens that the cache holds (which is not checked), and these
-    are not computed again; at the end it holds all tokens but the last new one.
+    are not computed again (but for the last, if there is no other); at the end it holds all tokens
+    but the last new one.
     """
     ids = check_ids(input_ids, model.config.vocab_size)
     config = settle(model, options, prompt_length=ids.shape[1], rows=len(ids))
@@ -100,11 +101,13 @@ def generate_stream(
         if len(prompts) * config.num_return_sequences * len(past_key_values.count) != 1:
             raise ValueError("past_key_values: generate continues one row, and returns one")
         held = int(past_key_values.count[0])
-        if held >= len(prompts[0]):
+        if held > len(prompts[0]):
             raise ValueError(
                 f"past_key_values: holds {held} tokens, but input_ids are {len(prompts[0])}; "
-                "they must begin with those that it holds, and add at least one"
+                "they must begin with those that it holds"
             )
+    if config.max_new_tokens:  # the last new token is not computed with
+        model.warn_of_far_positions(max(map(len, prompts)) + config.max_new_tokens - 2)
     return decode(model, prompts, config, stoppers, past_key_values, progress)
 
 
@@ -199,37 +202,49 @@ def prefill(
 
     Only the last column becomes logits: for all of a 32k prompt they would take 4 GB.
     """
-    new = [prompt[held:] for prompt, held in zip(prompts, cache.count, strict=True)]
+    # Where the cache holds all of them, the last is computed again: its logits are wanted.
+    held = np.minimum(cache.count, [len(prompt) - 1 for prompt in prompts])
+    new = [prompt[n:] for prompt, n in zip(prompts, held, strict=True)]
+    first = cache.last + 1 - (cache.count - held)  # the position of each row's first new token
     width = max(len(row) for row in new)
     ids = np.zeros((len(new), width), dtype=np.int64)
     positions = np.full((len(new), width), -1, dtype=np.int64)
     for n, row in enumerate(new):  # padded on the left, so that all end in the last column
         ids[n, width - len(row) :] = row
-        positions[n, width - len(row) :] = cache.last[n] + 1 + np.arange(len(row), dtype=np.int64)
+        positions[n, width - len(row) :] = first[n] + np.arange(len(row), dtype=np.int64)
     cache.reserve(width + min(max_new_tokens, MOST_RESERVED))
-    done = 0
-    for hidden in model.run(Inputs(ids, None, positions, cache)):
+    call, done = cache.begin(), 0
+    for hidden in model.run(Inputs(ids, None, positions, call)):
         done += hidden.shape[1]
         if progress is not None:
             progress(done, width)
-    return last_logits(model, hidden)
+    logits = finite_logits(model, hidden[:, -1:])[:, 0]
+    call.commit()
+    return logits
 
 
 def step(model: MistralForCausalLM, cache: RollingCache, tokens: np.ndarray) -> np.ndarray:
     """Compute one more token (B,) of each row -> logits (B, V)."""
-    (hidden,) = model.run(Inputs(tokens[:, None], None, cache.last[:, None] + 1, cache))
-    return last_logits(model, hidden)
+    call = cache.begin()
+    (hidden,) = model.run(Inputs(tokens[:, None], None, cache.last[:, None] + 1, call))
+    logits = finite_logits(model, hidden[:, -1:])[:, 0]
+    call.commit()
+    return logits
 
 
-def last_logits(model: MistralForCausalLM, hidden: Any) -> np.ndarray:
-    """Map the last column of hidden states (B, T, D) to logits (B, V), float32 at least."""
-    logits = model.backend.to_numpy(model.logits(hidden[:, -1:]))[:, 0]
-    if np.isnan(logits).any() or np.isposinf(logits).any():
+def finite_logits(model: MistralForCausalLM, hidden: Any) -> np.ndarray:
+    """Map hidden states (B, T, D) to logits (B, T, V) on the host, float32 at least.
+
+    ValueError where they are no scores: where one is NaN or inf, or all are -inf.
+    """
+    logits = model.backend.to_numpy(model.logits(hidden))
+    logits = logits if logits.dtype == np.float64 else logits.astype(np.float32)
+    if not np.isfinite(logits.max(axis=-1)).all():
         raise ValueError(
             "the model's logits are not finite: its weights are damaged (download them again), or "
             f"its numbers overflow in {model.backend.dtype} (take another dtype)"
         )
-    return logits if logits.dtype == np.float64 else logits.astype(np.float32)
+    return logits
 
 
 def random_streams(seed: int | None, rows: int) -> list[np.random.Generator]:

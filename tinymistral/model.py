@@ -115,10 +115,10 @@ def forward(
     """
     eps = config.rms_norm_eps
     table = backend.rope_table(positions, config.rope_theta, config.head_dim)
-    with cache.piece(positions):
-        for n, layer in enumerate(weights.layers):
-            normed = backend.rms_norm(x, layer.input_layernorm.weight, eps)
-            x = x + attention(normed, layer.self_attn, n, positions, table, cache, config, backend)
-            normed = backend.rms_norm(x, layer.post_attention_layernorm.weight, eps)
-            x = x + mlp(normed, layer.mlp, backend)
-        return backend.rms_norm(x, weights.norm.weight, eps)
+    cache.admit(positions)
+    for n, layer in enumerate(weights.layers):
+        normed = backend.rms_norm(x, layer.input_layernorm.weight, eps)
+        x = x + attention(normed, layer.self_attn, n, positions, table, cache, config, backend)
+        normed = backend.rms_norm(x, layer.post_attention_layernorm.weight, eps)
+        x = x + mlp(normed, layer.mlp, backend)
+    return backend.rms_norm(x, weights.norm.weight, eps)

@@ -122,7 +122,8 @@ class PreTrainedModel(Generic[AnyOutput]):
         `attention_mask` (B, T), or for all tokens so far, has 0 for padding; `position_ids`
         (B, T) are used as they are. `past_key_values`, which an earlier call returned, is
         continued, and written to; going back to a position drops the tokens from there on (the
-        mask then is that of the new tokens alone). `tap(name, array)` is called with every stage
+        mask then is that of the new tokens alone). After an error or an interrupt it holds the
+        pieces before the last one that was begun. `tap(name, array)` is called with every stage
         of `tap.STAGES`; the input then goes through in one piece. `head` explains further
         arguments, such as `labels`. Raises ValueError for inputs that do not fit.
         """
@@ -141,6 +142,7 @@ class PreTrainedModel(Generic[AnyOutput]):
             inputs_embeds=inputs_embeds,
             in_one_piece=tap is not None or output_attentions,
         )
+        cache, inputs.cache = inputs.cache, inputs.cache.begin()
         backend: Any = self.backend
         if tap is not None or output_hidden_states or output_attentions:
             arrays, wanted = flat(self.weights), (tap, output_hidden_states, output_attentions)
@@ -148,16 +150,20 @@ class PreTrainedModel(Generic[AnyOutput]):
             backend = Tapped(self.backend, inputs.cache, bias, *wanted)
         output = self.head(self.run(inputs, backend), inputs, backend, **head_arguments)
         if self.config.use_cache if use_cache is None else use_cache:
-            output.past_key_values = inputs.cache
+            output.past_key_values = cache
         if isinstance(backend, Tapped):
             output.hidden_states, output.attentions = backend.hidden_states(), backend.attentions()
+        inputs.cache.commit()
         return output
 
     def run(self, inputs: Inputs, backend: Backend | None = None) -> Iterator[Array]:
-        """Run inputs through the layers, piece by piece -> (B, at most C, D), normed."""
+        """Run inputs through the layers, piece by piece -> (B, at most C, D), normed.
+
+        The caller commits `inputs.cache`, made by `begin`, once it has used the last piece.
+        """
         backend = self.backend if backend is None else backend
         cache, (_, T) = inputs.cache, inputs.positions.shape
-        self._warn_of_far_positions(inputs.positions)
+        self.warn_of_far_positions(int(inputs.positions.max()))
         cache.reserve(T)
         for start in range(0, T, cache.chunk):
             part = slice(start, start + cache.chunk)
@@ -196,16 +202,20 @@ class PreTrainedModel(Generic[AnyOutput]):
     def save_pretrained(self, folder: str | Path, max_shard_size: int | str = "5GB") -> None:
         """Write config.json, generation_config.json and model.safetensors (or shards of it).
 
-        Each file appears complete or not at all; the weights keep their dtype. A shard's size is
-        in bytes, or a text such as "500MB", see `files.parse_size`.
+        The weights keep their dtype. A shard's size is in bytes, or a text such as "500MB", see
+        `files.parse_size`. At every moment the folder opens as an earlier save, as this one, or
+        not at all, see `write_tensors`.
         """
         size = parse_size(max_shard_size)
         folder = Path(folder)
         make_folder(folder)
-        write_tensors(folder, self.tensors, max_shard_size=size)
-        self.config.save_pretrained(folder, type(self).__name__)
         ids = {"bos_token_id": self.config.bos_token_id, "eos_token_id": self.config.eos_token_id}
-        write_json(folder / "generation_config.json", ids | self.generation_config)
+
+        def beside(new: Path) -> None:
+            self.config.save_pretrained(new, type(self).__name__)
+            write_json(new / "generation_config.json", ids | self.generation_config)
+
+        write_tensors(folder, self.tensors, size, beside)
 
     def num_parameters(self) -> int:
         """Count the weights; tied ones once."""
@@ -228,13 +238,13 @@ class PreTrainedModel(Generic[AnyOutput]):
         """
         return RollingCache(self.config, self.backend, rows, chunk)
 
-    def _warn_of_far_positions(self, positions: np.ndarray) -> None:
-        """Warn, once, of positions past max_position_embeddings."""
+    def warn_of_far_positions(self, last: int) -> None:
+        """Warn, once, if the last position of a run is past max_position_embeddings."""
         limit = self.config.max_position_embeddings
-        if not self._warned_of_far_positions and (positions >= limit).any():
+        if not self._warned_of_far_positions and last >= limit:
             self._warned_of_far_positions = True
             warnings.warn(
-                f"position {positions.max()} is past max_position_embeddings, {limit}: the model "
+                f"position {last} is past max_position_embeddings, {limit}: the model "
                 "was not made for texts this long, and its output may get worse",
                 stacklevel=_caller(),
             )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinymistral.generation import finite_logits
 from tinymistral.inputs import Inputs, check_ids
 from tinymistral.sampling import log_softmax
 
@@ -61,8 +62,8 @@ def score(
     done = 0
     for hidden in model.run(Inputs(ids[:, :-1], None, positions, cache)):
         for start in range(0, hidden.shape[1], COLUMNS_AT_ONCE):
-            logits = model.logits(hidden[:, start : start + COLUMNS_AT_ONCE])
-            logprobs = log_softmax(model.backend.to_numpy(logits)[0])
+            logits = finite_logits(model, hidden[:, start : start + COLUMNS_AT_ONCE])
+            logprobs = log_softmax(logits[0])
             next_ids = ids[0, done + 1 : done + 1 + len(logprobs)]
             parts.append(logprobs[np.arange(len(logprobs)), next_ids])
             done += len(logprobs)

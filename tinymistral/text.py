@@ -29,6 +29,15 @@ def listed(items: Iterable[str], limit: int = 8) -> str:
     return ", ".join(items[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a question with a known name that begins as a wrong one or is like it, or ""."""
+    from difflib import get_close_matches  # not for --help, which does not wait for it
+
+    known = list(known)
+    near = [n for n in known if name and n.startswith(name)] or get_close_matches(name, known, 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def table(
     rows: Sequence[Sequence[str]], justify: Callable[[str, int], str] = str.ljust
 ) -> list[str]:

@@ -15,7 +15,8 @@ from tinymistral.added_tokens import JSON_FILE, AddedTokens
 from tinymistral.chat import chat_ids
 from tinymistral.files import is_named, make_folder, read_bytes, read_json, whole_file
 from tinymistral.files.consolidated import CONFIG_FILE, PARAMS_FILE
-from tinymistral.files.hub import find_checkpoint
+from tinymistral.files.hub import download_command, find_checkpoint
+from tinymistral.files.recognition import refuse_folder
 from tinymistral.streaming import StreamDecoder
 from tinymistral.text import check_text, shown
 from tinymistral.tokenizer_json import JsonVocabulary
@@ -126,12 +127,14 @@ class MistralTokenizer:
             )
         size = _vocab_size_of_model(folder)
         if not found:
+            refuse_folder(folder)
             remedy = "copy that of the repository which the model comes from"
             if size in (0, 32000, 32768):  # not known, or a Mistral 7B's
+                download = f"mistralai/Mistral-7B-v0.1 {FILE_NAME} --local-dir {folder}"
                 remedy = (
                     "copy the SentencePiece model from the original Mistral repository, for v0.1 "
-                    f"and v0.2: hf download mistralai/Mistral-7B-v0.1 {FILE_NAME} --local-dir "
-                    f"{folder}; for v0.3 from mistralai/Mistral-7B-v0.3"
+                    f"and v0.2: {download_command(download)}; for v0.3 from "
+                    "mistralai/Mistral-7B-v0.3"
                 )
             raise ValueError(f"{folder} has no {FILE_NAME} and no {JSON_FILE}; {remedy}")
         return cls(

@@ -142,8 +142,9 @@ picture(figure, "07_ring", "Slots of a ring after each piece; with one slot too 
 show(RollingCache.capacity.fget, RollingCache.admit, RollingCache.update)
 
 # %% [markdown]
-# The `%` in the middle of `admit` is the ring. (`take_back` and `evicted` serve callers who go back
-# to an earlier token; `reserve` makes the storage grow up to S slots, and no further.)
+# The `%` in the middle of `admit` is the ring. (`take_back` and `evict` serve callers who go back
+# to an earlier token, `add_to_mask` those who pad; `reserve` makes the storage grow up to S slots,
+# and no further.)
 #
 # ## Experiment: twenty windows
 #
@@ -245,8 +246,8 @@ def check(answer) -> str:
         small = dataclasses.replace(config, sliding_window=window)
         cache = RollingCache(small, model.backend, 1, chunk)
         for n in range(60):
-            with cache.piece(np.array([[n]])):
-                expected = int(np.flatnonzero(cache.positions[0] == n)[0])
+            cache.admit(np.array([[n]]))
+            expected = int(np.flatnonzero(cache.positions[0] == n)[0])
             if (got := answer(n, window, chunk)) != expected:
                 hint = "the ring has S slots, and begins again at slot 0 after the last"
                 if got == n % window:

@@ -206,6 +206,19 @@ def test_the_name_of_a_raw_tokenizer_says_its_version_as_mistral_common_reads_it
         assert ours == theirs.encode_chat_completion(request).tokens
     convert(tmp_path / "raw", tmp_path / "again")
     assert (tmp_path / "again" / "tokenizer.model").read_bytes() == (data / vocabulary).read_bytes()
+    convert(tmp_path / "again", tmp_path / "raw", to="raw", force=True)
+
+
+@LOSES
+def test_the_files_of_added_tokens_are_written_along_and_replaced(tmp_path):
+    source = save(tmp_path / "hf")
+    names = {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
+    for name in names:
+        (source / name).write_text("{}", "utf-8")
+    (source / "tokenizer.json").write_text('{"added_tokens": []}', "utf-8")
+    for force in (False, True):
+        convert(source, tmp_path / "raw", to="raw", force=force)
+        assert content_of(tmp_path / "raw").keys() >= names | {"tokenizer.json"}
 
 
 def test_fields_that_params_json_does_not_have_are_a_warning(tmp_path):
@@ -270,10 +283,10 @@ def test_the_folder_is_made_beside_its_target_on_the_same_file_system(tmp_path, 
     convert(
         raw,
         tmp_path / "a" / "hf",
-        progress=lambda *_: seen.update(path.name for path in tmp_path.iterdir()),
+        progress=lambda *_: seen.update(path.name for path in (tmp_path / "a").iterdir()),
     )
-    assert len(seen) == 2
-    assert any(name.startswith(".converting-") for name in seen)
+    assert len(seen) == 1
+    assert seen.pop().startswith(".hf.unfinished-")
 
 
 class Stop(BaseException):
@@ -320,43 +333,39 @@ def stop_at(monkeypatch, method: str, step: int) -> None:
 
 def test_what_is_replaced_survives_any_failure(tmp_path, raw, monkeypatch):
     target = save(tmp_path / "target")
-    (target / "notes").mkdir()
     before = content_of(tmp_path)
     with pytest.raises(Stop):
         convert(raw, target, force=True, progress=fails_after(5))
     assert content_of(tmp_path) == before
-    calls = 0
-    for step in range(1, 20):
+    for step in range(1, 4):  # the small files; the folder is not renamed, but exchanged
         with monkeypatch.context() as patch:
             stop_at(patch, "replace", step)
-            try:
+            with pytest.raises(Stop):
                 convert(raw, target, force=True)
-            except Stop:
-                calls = step
-            else:
-                break
         assert content_of(tmp_path) == before
-    assert calls == 5  # three small files, then the old folder out and the new one in
+    convert(raw, target, force=True)
     assert MistralConfig.from_pretrained(target).vocab_size == 67
-    assert not (target / "notes").exists()
     assert not list(tmp_path.glob(".*"))
 
 
-def test_ctrl_c_while_the_old_folder_is_removed_leaves_nothing_of_it(tmp_path, raw, monkeypatch):
+def test_ctrl_c_while_the_old_files_are_removed_leaves_them_to_the_next_run(
+    tmp_path, raw, monkeypatch
+):
     target = save(tmp_path / "target")
-    unlink, stopped = os.unlink, []
+    unlink = Path.unlink
 
-    def stops(path, *arguments, **options):
-        if not stopped and Path(path).name == "config.json":
-            stopped.append(path)
+    def stops(path, **options):
+        if path.name == "config.json":
             raise Stop
-        unlink(path, *arguments, **options)
+        unlink(path, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "unlink", stops)
+        patch.setattr(Path, "unlink", stops)
         with pytest.raises(Stop):
             convert(raw, target, force=True)
     assert MistralConfig.from_pretrained(target).vocab_size == 67
+    assert len(list(tmp_path.glob(".target.unfinished-*"))) == 1
+    convert(raw, target, force=True)
     assert {path.name for path in tmp_path.iterdir()} == {"raw", "target"}
 
 
@@ -413,14 +422,109 @@ def test_targets_whose_replacement_would_lose_data_are_refused(tmp_path, raw, mo
         assert "is a file" in refuses(raw, file, force=force)
         refuses(raw, file / "hf", force=force)
         refuses(raw, tmp_path / "loop", force=force)
-    assert "old: is there already" in refuses(raw, old)
-    assert "other: is there already" in refuses(raw, other)
-    assert "other: holds no checkpoint" in refuses(raw, other, force=True)
+    assert refuses(raw, old).endswith("old: is there already; give another folder, or --force")
+    assert refuses(raw, other).endswith("other: is there already; give another folder")
     monkeypatch.chdir(old)
     assert "is in use" in refuses(raw, ".", force=True)
     monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == other)
     assert "is in use" in refuses(raw, other, force=True)
     assert content_of(tmp_path) == before
+
+
+def test_a_folder_with_anything_but_a_checkpoint_is_never_replaced(tmp_path, raw):
+    """It is named, whatever else there is: a web project, for example, has a config.json too."""
+    for path in ("index.html", ".git/HEAD", "README.md", "consolidated.00.pth", "config.json"):
+        project = tmp_path / "project"
+        save(project)
+        (project / path).unlink(missing_ok=True)
+        (project / path).parent.mkdir(exist_ok=True)
+        (project / path).write_text("mine", "utf-8")
+        before = content_of(tmp_path)
+        if path == "config.json":  # its content is not looked at
+            convert(raw, project, force=True)
+            continue
+        named = f"project: holds '{path.partition('/')[0]}', which no conversion wrote"
+        assert named in refuses(raw, project, force=True)
+        assert "--force" not in refuses(raw, project)
+        assert content_of(tmp_path) == before
+        shutil.rmtree(project)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="symbolic links need a privilege there")
+def test_a_link_or_a_folder_with_the_name_of_a_weights_file_is_not_removed(tmp_path, raw):
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "model.safetensors").symlink_to(raw / "params.json")
+    assert "holds 'model.safetensors'" in refuses(raw, target, force=True)
+    (target / "model.safetensors").unlink()
+    (target / "model.safetensors").mkdir()
+    assert "holds 'model.safetensors'" in refuses(raw, target, force=True)
+
+
+# Two at once, and what appears while a conversion is at work
+
+
+def once(function):
+    """A `progress` that calls a function the first time."""
+    calls = iter([function])
+    return lambda done, total: next(calls, lambda: None)()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_appears_meanwhile_is_left_as_it_is(tmp_path, raw, force):
+    def appear() -> None:
+        (tmp_path / "hf").mkdir()
+        (tmp_path / "hf" / "thesis").write_text("mine", "utf-8")
+
+    before = content_of(tmp_path)
+    message = refuses(raw, tmp_path / "hf", force=force, progress=once(appear))
+    assert message.endswith(
+        "hf: something has appeared there meanwhile, and is left as it is; give another folder"
+    )
+    assert content_of(tmp_path) == before | {"hf": b"", "hf/thesis": b"mine"}
+
+
+def test_what_appears_in_a_folder_that_is_replaced_stops_it(tmp_path, raw):
+    target = save(tmp_path / "target")
+    before = content_of(tmp_path)
+    thesis = target / "thesis"
+    message = refuses(
+        raw, target, force=True, progress=once(lambda: thesis.write_text("mine", "utf-8"))
+    )
+    assert message.endswith(
+        "target: has changed meanwhile, and is left as it is; give another folder"
+    )
+    assert content_of(tmp_path) == before | {"target/thesis": b"mine"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="without locks the later one is refused")
+@pytest.mark.parametrize("force", [False, True])
+def test_of_two_conversions_into_one_folder_the_second_is_refused(tmp_path, raw, force):
+    target, said = tmp_path / "target", []
+    if force:
+        save(target)
+    convert(
+        raw,
+        target,
+        force=force,
+        progress=once(lambda: said.append(refuses(raw, target, force=force))),
+    )
+    assert said == [f"{target}: another process is writing to it; wait until that has ended"]
+    assert MistralConfig.from_pretrained(target).vocab_size == 67
+    assert {path.name for path in tmp_path.iterdir()} == {"raw", "target"}
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_result_is_not_replaced_by_that_of_an_earlier_start(tmp_path, raw, monkeypatch, force):
+    monkeypatch.setattr("tinymistral.files.fcntl", None)  # as on Windows
+    target = tmp_path / "target"
+    if force:
+        save(target)
+    monkeypatch.setattr("tinymistral.files.saving.leftovers", lambda path: [])  # as if both began
+    first = once(lambda: convert(raw, target, force=force, max_shard_size="20KB"))
+    assert "meanwhile, and is left as it is" in refuses(raw, target, force=force, progress=first)
+    assert (target / "model.safetensors.index.json").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"raw", "target"}
 
 
 @LOSES

@@ -18,6 +18,7 @@ OTHER = "0" * 39 + "1"
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "hub"
 
@@ -122,6 +123,14 @@ def test_the_error_for_a_missing_download_has_the_command_for_it(cache):
     )
     download(cache, "org/name")
     assert error_of("org/name", "v2").endswith("run: hf download org/name --revision v2")
+
+
+def test_where_there_is_no_hf_the_error_has_the_command_that_installs_it(cache, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    says = "run: pip install -U huggingface_hub, then: hf download org/name"
+    assert error_of("org/name").endswith(says)
+    (download(cache, "org/name") / "config.json").unlink()
+    assert error_of("org/name").endswith(says)
 
 
 def test_a_reference_without_its_snapshot_counts_as_missing(cache):

@@ -139,7 +139,7 @@ def test_a_7b_checkpoint_opens_at_once_and_takes_no_memory(tmp_path):
     ("present", "says"),
     [
         ([], "it holds no weights"),
-        (["pytorch_model.bin", "config.json"], "it holds 'pytorch_model.bin', which"),
+        (["training_args.bin", "config.json"], "it holds 'training_args.bin', which"),
         (["consolidated.00.pth"], "it holds 'consolidated.00.pth', which"),
         (["consolidated.safetensors"], "it holds 'consolidated.safetensors', which"),
         ([f"{i}.bin" for i in range(10)], "'7.bin' and 2 more, which"),

@@ -1,8 +1,10 @@
 """The training loop on a tiny model: its gradients, its bits, and that it learns."""
 
 import platform
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +12,10 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from kills import kills
 
 from tinymistral import DEMO, MistralConfig, MistralForCausalLM, MistralTokenizer
-from tinymistral.checkpoint import read_tensors
+from tinymistral.checkpoint import load_checkpoint, read_tensors
 from tinymistral.training import run as runs
 from tinymistral.training.documents import Corpus, train_tokenizer
 from tinymistral.training.gradients import loss_and_gradients
@@ -144,6 +147,36 @@ def test_a_save_that_fails_leaves_the_one_before(
     monkeypatch.setattr(runs, "open_documents", lambda recipe: (run.documents, recipe))
     assert bits(resume(tmp_path)) == before
     assert not [path.name for path in tmp_path.rglob("*") if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_killed_save_leaves_the_run_of_then_or_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    """Both the run to resume and the checkpoint; a killed first save may leave neither."""
+    out, old, new = tmp_path / "out", new_run(), new_run()
+    stop_after(new, 1)
+    monkeypatch.setattr(runs, "open_documents", lambda recipe: (new.documents, recipe))
+
+    def restore() -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        if not first:
+            save(old, out)
+
+    def found(read: Callable[[Path], object]) -> object:
+        try:
+            return read(out)
+        except ValueError:
+            return None
+
+    before = (None, None) if first else (bits(old), old.weights["model.norm.weight"].tolist())
+    after = (bits(new), new.weights["model.norm.weight"].tolist())
+    for _ in kills(out, restore, lambda: save(new, out)):
+        assert found(lambda folder: bits(resume(folder))) in (before[0], after[0])
+        norm = found(lambda folder: load_checkpoint(folder)[1]["model.norm.weight"].tolist())
+        assert norm in (before[1], after[1])
+        save(new, out)
+        assert not list(out.rglob(".*"))
 
 
 def test_the_loss_falls_and_is_measured_on_held_out_documents() -> None:

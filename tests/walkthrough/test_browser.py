@@ -185,8 +185,7 @@ def test_the_ring_is_a_rolling_cache(page: Page, model: MistralForCausalLM) -> N
     for _ in range(3):
         tokens = len(ids_in(page))
         for position in range(int(cache.count[0]), tokens):
-            with cache.piece(np.array([[position]], dtype=np.int64)):
-                pass
+            cache.admit(np.array([[position]], dtype=np.int64))
         shown = page.run("[...document.querySelectorAll('#ring [data-slot]')]"
                          ".map((slot) => Number(slot.dataset.position))")  # fmt: skip
         assert shown == cache.positions[0].tolist()

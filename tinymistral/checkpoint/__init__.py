@@ -5,7 +5,8 @@ from tinymistral.checkpoint.tensors import check_tensors, layer_count
 from tinymistral.files import CheckpointError
 from tinymistral.files.consolidated import is_raw
 from tinymistral.files.hub import find_checkpoint
-from tinymistral.files.safetensors import read_tensors, write_tensors
+from tinymistral.files.safetensors import read_tensors
+from tinymistral.files.saving import write_tensors
 
 __all__ = [
     "CheckpointError",

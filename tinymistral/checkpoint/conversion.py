@@ -6,7 +6,6 @@ import dataclasses
 import math
 import os
 import re
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,9 +20,11 @@ from tinymistral.config import PARAMS_NAMES, MistralConfig
 from tinymistral.files import CheckpointError, parse_size, write_json
 from tinymistral.files.consolidated import CONFIG_FILE, PARAMS_FILE, SAFETENSORS_FILE, is_raw
 from tinymistral.files.hub import find_checkpoint
+from tinymistral.files.recognition import refuse_folder
 from tinymistral.files.safetensors import write_file, write_shards
+from tinymistral.files.saving import strangers, whole_folder
 from tinymistral.sampling import read_generation_config
-from tinymistral.text import listed
+from tinymistral.text import listed, quoted
 from tinymistral.tokenizer import MistralTokenizer
 
 REORDERED = ("q_proj.weight", "k_proj.weight", "wq.weight", "wk.weight")
@@ -53,11 +54,12 @@ def convert(
     source: a folder, or a hub name in the local cache, in the other format.
     model_size: such as 7B; compared with the checkpoint.
     max_shard_size: as in `write_tensors`, bytes or such as "5GB"; a raw checkpoint is one file.
-    force: replace a checkpoint that is already in `target`, and everything else in that folder.
+    force: replace a checkpoint that is already in `target`, if that folder holds nothing else.
     progress: called with the bytes that are written and their total.
 
     Each weight keeps its dtype and its bits; at most one is in memory. The folder appears complete
-    or not at all. A warning lists the fields that `params.json` does not have. Raises ValueError.
+    or not at all, see `whole_folder`. A warning lists the fields that `params.json` does not have.
+    Raises ValueError.
     """
     source, given = find_checkpoint(source), target
     target = Path(os.path.realpath(target))  # which accepts a loop of links
@@ -82,20 +84,18 @@ def convert(
         done += tensor.nbytes
         return reorder(tensor, config.head_dim) if name.endswith(REORDERED) else tensor
 
-    def write(folder: Path) -> None:
-        if to == "hf":
-            write_shards(folder, tensors, shard_size, prepare)
-            config.save_pretrained(folder)
-            ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
-            write_json(folder / "generation_config.json", ids)
-        else:
-            named = {raw_name(name): tensor for name, tensor in tensors.items()}
-            write_file(folder / SAFETENSORS_FILE, named, prepare)
-            write_json(folder / PARAMS_FILE, params_of(config))
-        tokenizer.save_pretrained(folder, raw=to == "raw")
-
     try:
-        _make_whole(target, write)
+        with whole_folder(target, force) as new:
+            if to == "hf":
+                write_shards(new, tensors, shard_size, prepare)
+                config.save_pretrained(new)
+                ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
+                write_json(new / "generation_config.json", ids)
+            else:
+                named = {raw_name(name): tensor for name, tensor in tensors.items()}
+                write_file(new / SAFETENSORS_FILE, named, prepare)
+                write_json(new / PARAMS_FILE, params_of(config))
+            tokenizer.save_pretrained(new, raw=to == "raw")
     except OSError as error:
         raise CheckpointError(f"{given}: cannot be written: {error.strerror or error}") from error
     if lost:
@@ -108,8 +108,8 @@ def _check_formats(source: Path, to: str) -> None:
     if to not in ("hf", "raw"):
         raise ValueError(f"to: expected 'hf' or 'raw', got {to!r}")
     found = PARAMS_FILE if is_raw(source) else CONFIG_FILE
-    if not (source / found).is_file():
-        raise CheckpointError(f"{source} holds no checkpoint: no {PARAMS_FILE}, no {CONFIG_FILE}")
+    if not (source / found).exists():
+        refuse_folder(source)
     if is_raw(source) != (to == "hf"):
         what, other = ("raw", "hf") if to == "raw" else ("in Hugging Face's format", "raw")
         raise CheckpointError(
@@ -118,7 +118,7 @@ def _check_formats(source: Path, to: str) -> None:
 
 
 def _check_target(given: str | Path, target: Path, source: Path, force: bool) -> None:
-    """Refuse to replace a folder that holds no checkpoint, or the one that is read.
+    """Refuse to replace a folder that holds anything but a checkpoint, or the one that is read.
 
     The paths are resolved.
     """
@@ -132,39 +132,18 @@ def _check_target(given: str | Path, target: Path, source: Path, force: bool) ->
             raise ValueError(f"{given}: is a file; give a folder that is not there yet")
         if target in (here, *here.parents) or os.path.ismount(target):
             raise ValueError(f"{given}: is in use, it cannot be replaced; give a folder inside it")
-        if not any(target.iterdir()):
+        others = strangers(target)
+        if not any(target.iterdir()) or (force and not others):
             return
     except OSError as error:
         raise CheckpointError(f"{given}: cannot be opened: {error.strerror or error}") from error
-    if not force:
-        raise ValueError(f"{given}: is there already; give another folder, or --force")
-    if not any((target / name).is_file() for name in (CONFIG_FILE, PARAMS_FILE)):
-        raise ValueError(f"{given}: holds no checkpoint, so nothing replaces it; give another")
-
-
-def _make_whole(target: Path, write: Callable[[Path], None]) -> None:
-    """Call `write` on an empty folder and, once it is complete, rename that to `target`.
-
-    The folder is made beside `target`, on the same file system.
-    """
-    nearest = next(folder for folder in target.parents if folder.exists())
-    with (
-        # Two: if Ctrl-C interrupts removing the inner one, the outer one removes the rest.
-        tempfile.TemporaryDirectory(prefix=".converting-", dir=nearest) as outer,
-        tempfile.TemporaryDirectory(dir=outer) as inner,
-    ):
-        new, old = Path(inner) / "new", Path(inner) / "old"
-        new.mkdir()
-        write(new)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            if target.exists():
-                target.replace(old)
-            new.replace(target)
-        except BaseException:
-            if old.exists() and not target.exists():
-                old.replace(target)
-            raise
+    if force:
+        raise ValueError(
+            f"{given}: holds {listed(map(quoted, others))}, which no conversion wrote, so it is "
+            "not replaced; give another folder"
+        )
+    advice = "" if others else ", or --force"
+    raise ValueError(f"{given}: is there already; give another folder{advice}")
 
 
 def check_size(model_size: str | None, parameters: int) -> None:

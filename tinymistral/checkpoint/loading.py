@@ -17,6 +17,7 @@ from tinymistral.checkpoint.tensors import (
 from tinymistral.config import MistralConfig
 from tinymistral.files import CheckpointError
 from tinymistral.files.consolidated import CONFIG_FILE, PARAMS_FILE, is_raw, read_consolidated
+from tinymistral.files.recognition import refuse_tensors
 from tinymistral.files.safetensors import read_tensors
 from tinymistral.text import listed
 
@@ -44,6 +45,7 @@ def load_checkpoint(
         # Of one layer, since a configuration may claim a billion.
         ignorable = ignorable_names(shapes(dataclasses.replace(config, num_hidden_layers=1)))
         found = read_tensors(folder, ignorable)
+        refuse_tensors(folder, found)
         check_layers(found, config, f"{folder}: {CONFIG_FILE} says num_hidden_layers is")
     expected = shapes(config)
     prefixed = any(name.startswith("model.") for name in expected)
@@ -57,9 +59,12 @@ def load_checkpoint(
         found[embedding] = found.pop("lm_head.weight")
     missing = [name for name in expected if name not in found]
     if missing and all(name in HEADS for name in missing):
+        others = [name for name in HEADS if name in found and name not in expected]
+        instead = f"it has {listed(others)}: " if others else ""
         raise CheckpointError(
             f"{folder}: the head of {model_name} is missing ({listed(missing)}), and not "
-            "drawn at random; open the checkpoint with the class that saved it, or MistralModel"
+            f"drawn at random; {instead}open the checkpoint with the class that saved it, or "
+            "MistralModel"
         )
     if config.tie_word_embeddings and prefixed and "lm_head.weight" in found:
         check_tied(folder, found["lm_head.weight"], found.get("model.embed_tokens.weight"))
@@ -114,6 +119,7 @@ def read_raw(folder: Path) -> tuple[MistralConfig, dict[str, np.ndarray]]:
 def read_raw_unpermuted(folder: Path) -> tuple[MistralConfig, dict[str, np.ndarray]]:
     """Read a raw checkpoint as `read_raw` does, but with all weights in the order of the file."""
     config, tensors = MistralConfig.from_pretrained(folder), read_consolidated(folder)
+    refuse_tensors(folder, tensors)
     check_layers(tensors, config, f"{folder}: {PARAMS_FILE} says n_layers is")
     shapes = causal_lm_shapes(config)
     names = {raw_name(name): name for name in shapes}  # raw name -> Hugging Face's

@@ -8,7 +8,8 @@
   tinymistral tokenize "Once upon a time"
       shows the tokens of a text
 
-`python -m tinymistral` is the same as `tinymistral`. All text is UTF-8.
+`python -m tinymistral` is the same as `tinymistral`. All text is UTF-8; on a
+terminal control characters are shown as symbols.
 """
 
 COMMANDS = (

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tinymistral.commands.console import say, write
 from tinymistral.demo import DEMO
-from tinymistral.text import decode_file, shorten
+from tinymistral.text import decode_file, did_you_mean, shorten
 
 if TYPE_CHECKING:
     from tinymistral.heads import MistralForCausalLM
@@ -36,6 +36,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and where the help is."""
+        needed = [str(a.metavar) for a in self._actions if a.required and not a.option_strings]
+        if needed and "are required" in message:
+            message += f"; expected: {self.prog} {' '.join(needed)}"
         raise ValueError(f"{message}; see {self.prog} --help")
 
     def print_help(self, file: Any = None) -> None:
@@ -47,19 +50,41 @@ class Parser(argparse.ArgumentParser):
         if self.add_arguments is not None:
             add_arguments, self.add_arguments = self.add_arguments, None
             add_arguments(self)
+        if self._subparsers is not None:
+            self._check_order(sys.argv[1:] if args is None else args)
         options, left = super().parse_known_args(args, namespace)
         if left:
-            self.error(_unknown_arguments(left))
+            self.error(self._unknown_arguments(left))
         return options, left
 
+    def _check_order(self, words: Sequence[str]) -> None:
+        """Refuse an option of a command before it, whose value would be taken for the command."""
+        if (
+            len(words) > 1
+            and words[0].startswith("-")
+            and words[0] not in self._option_string_actions
+        ):
+            self.error(
+                f"{words[0]} before the command; expected: {self.prog} COMMAND {words[0]} ..."
+            )
 
-def _unknown_arguments(left: Sequence[str]) -> str:
-    hint = ""
-    if not left[0].startswith("-"):
-        hint = "; put a text of several words in quotes"
-    elif not left[0].startswith("--"):
-        hint = "; a text that begins with - goes last, after --"
-    return f"unknown argument {shorten(' '.join(left), 60)}{hint}"
+    def _unknown_arguments(self, left: Sequence[str]) -> str:
+        option = left[0].partition("=")[0]
+        if left[0].startswith("-") and (hint := did_you_mean(option, self._option_string_actions)):
+            return f"unknown argument {shorten(option, 60)}{hint}"
+        hint = ""
+        if any(action.type is utf8 for action in self._actions if not action.option_strings):
+            if not left[0].startswith("-"):
+                hint = "; put a text of several words in quotes"
+            elif not left[0].startswith("--"):
+                hint = "; a text that begins with - goes last, after --"
+        return f"unknown argument {shorten(' '.join(left), 60)}{hint}"
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse what is no choice, and suggest the one that it resembles."""
+        if action.choices is not None and value not in action.choices:
+            hint = did_you_mean(value, action.choices) or f"; expected {', '.join(action.choices)}"
+            raise argparse.ArgumentError(action, f"unknown {shorten(repr(value), 60)}{hint}")
 
 
 def add_commands(parser: Parser, package: ModuleType) -> None:
@@ -178,16 +203,23 @@ def add_json(parser: argparse._ActionsContainer, text: str = "one JSON object; s
     parser.add_argument("--json", action="store_true", help=text)
 
 
-def read_text(argument: str | None, file: Path | None = None, *, what: str = "text") -> str:
-    """Return the text given as an argument, in a file, or on standard input; `what` names it.
+def read_text(
+    argument: str | None,
+    file: Path | None = None,
+    *,
+    what: str = "text",
+    where: str = "as an argument, in quotes",
+) -> str:
+    """Return the text given as an argument, in a file, or on standard input.
 
     A byte order mark, and a newline at the end of a file or of standard input, are not part of the
-    text; Windows line ends become plain ones. ValueError if there is no text, or not in UTF-8.
+    text; Windows line ends become plain ones. ValueError if there is no text, which names `what` is
+    missing and `where` it may be given, or if it is not in UTF-8.
     """
     if argument is not None:
         return argument
     if file is None and (sys.stdin is None or sys.stdin.isatty()):
-        raise ValueError(f"no {what}; give one as an argument, in quotes, or on standard input")
+        raise ValueError(f"no {what}: expected {where}, or on standard input")
     source = "standard input" if file is None else str(file)
     try:
         raw = sys.stdin.buffer.read() if file is None else file.read_bytes()
@@ -200,14 +232,22 @@ def read_text(argument: str | None, file: Path | None = None, *, what: str = "te
 def open_checkpoint(options: argparse.Namespace) -> tuple[MistralForCausalLM, MistralTokenizer]:
     """Open the model and the tokenizer, and check that they have the same vocabulary."""
     from tinymistral.heads import MistralForCausalLM
-    from tinymistral.tokenizer import MistralTokenizer
 
-    tokenizer = MistralTokenizer.from_pretrained(options.model)
+    tokenizer = open_tokenizer(options.model)
     model = MistralForCausalLM.from_pretrained(
         options.model, backend=options.backend, dtype=options.dtype
     )
     tokenizer.check_vocabulary(model.config.vocab_size)
     return model, tokenizer
+
+
+def open_tokenizer(folder: str) -> MistralTokenizer:
+    """Open the tokenizer, after the configuration: of another model, that is what matters."""
+    from tinymistral.config import MistralConfig
+    from tinymistral.tokenizer import MistralTokenizer
+
+    MistralConfig.from_pretrained(folder)
+    return MistralTokenizer.from_pretrained(folder)
 
 
 def warn_of_base_model(options: argparse.Namespace) -> None:

@@ -1,4 +1,8 @@
-"""The console: UTF-8 output, a line of progress, readers that leave early, and Ctrl-C."""
+"""The console: UTF-8 output, a line of progress, readers that leave early, and Ctrl-C.
+
+Commands print with `write`, `print_json`, `say` and `Progress` alone: what comes from a checkpoint,
+a suite or a file's name must not control the terminal.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +13,45 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TextIO
+
+from tinymistral.text import one_line
+
+# What a terminal would obey, and what it is given instead. C0, except tab and newline: a symbol (␛
+# for ESC). DEL, C1, and the marks that turn the direction of writing for the rest of a line: the
+# escape of JSON, in which these stand as they are, and which so keeps its meaning.
+CONTROLS = {n: chr(0x2400 + n) for n in range(0x20) if chr(n) not in "\t\n"} | {
+    n: f"\\u{n:04x}" for n in (*range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+}
+
+at_line_start = True  # whether standard output is at the start of a line
 
 
 def settle_streams() -> None:
-    """Make standard output and error UTF-8 whatever the locale, and writable if they are closed."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by `>&-`
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
-        stream = getattr(sys, name)
+    """Make standard output and error UTF-8 whatever the locale. ValueError if output is closed."""
+    global at_line_start
+    at_line_start = True
+    if sys.stderr is None:  # closed by `2>&-`
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    if sys.stdout is None:  # closed by `>&-`
+        raise ValueError("standard output is closed; direct it to a file, or to /dev/null")
+
+
+def visible(text: str, stream: TextIO) -> str:
+    """Return the text for this stream: on a terminal, control characters become visible."""
+    return text.translate(CONTROLS) if stream.isatty() else text
 
 
 def write(text: str) -> None:
     """Write to standard output without buffering; BrokenPipeError if the reader has left."""
+    global at_line_start
     try:
-        sys.stdout.write(text)
+        sys.stdout.write(visible(text, sys.stdout))
         sys.stdout.flush()
+        at_line_start = text.endswith("\n") if text else at_line_start
     except OSError as error:
         # What is still buffered must not fail again, with a message, when Python ends.
         with suppress(OSError):
@@ -49,9 +74,10 @@ def finite(x: float) -> float | None:
 
 
 def say(text: str) -> None:
-    """Write a line to standard error; no error if nobody reads it."""
+    """Write a line to standard error, in place of one of progress; no error if nobody reads it."""
+    Progress.clear()
     with suppress(OSError):
-        sys.stderr.write(f"{text}\n")
+        sys.stderr.write(visible(f"{text}\n", sys.stderr))
         sys.stderr.flush()
 
 
@@ -62,32 +88,44 @@ def terminal_columns() -> int:
     return 80
 
 
+def fitted(line: str, columns: int) -> str:
+    """Shorten a line, such as "step 9 of 10, loss 2.1": its last clauses go, then first words."""
+    while len(line) > columns and ", " in line:
+        line = line.rpartition(", ")[0]
+    while len(line) > columns and " " in line:
+        line = line.partition(" ")[2]
+    return line[:columns]
+
+
 class Progress:
     """A line on the terminal that says how far something is, and disappears when it is done.
 
     `text` is a format string for the values that each call gives, such as "case {} of {}".
     """
 
+    _shown = 0  # columns of the line that is there, whichever Progress it is of
+
     def __init__(self, text: str, wanted: bool = True) -> None:
         self.text = text
         self.wanted = wanted and sys.stderr.isatty()
-        self._shown = 0  # columns
 
     def __call__(self, *values: object) -> None:
         """Show the line in place of the one before."""
         if self.wanted:
             # A line that wraps could not be replaced, and one in the last column may.
-            line = self.text.format(*values)[: terminal_columns() - 1]
-            self._write(f"\r{line.ljust(self._shown)}")
-            self._shown = len(line)
+            line = fitted(one_line(self.text.format(*values)), terminal_columns() - 1)
+            self._write(f"\r{line.ljust(Progress._shown)}")
+            Progress._shown = len(line)
 
-    def clear(self) -> None:
+    @staticmethod
+    def clear() -> None:
         """Remove the line, if there is one, so that text can be printed in its place."""
-        if self._shown:
-            self._write(f"\r{' ' * self._shown}\r")
-            self._shown = 0
+        if Progress._shown:
+            Progress._write(f"\r{' ' * Progress._shown}\r")
+            Progress._shown = 0
 
-    def _write(self, text: str) -> None:
+    @staticmethod
+    def _write(text: str) -> None:
         with suppress(OSError):
             sys.stderr.write(text)
             sys.stderr.flush()

@@ -19,7 +19,8 @@ EPILOG = """\
 A raw checkpoint is params.json, consolidated.00.pth or
 consolidated.safetensors, and tokenizer.model, or tokenizer.model.v1, .v2 or
 .v3, which become tokenizer.model, and back. OUT appears once it is complete.
-One weight at a time is in memory; the disk needs room for all of them.
+One weight at a time is in memory; the disk needs room for all of them. What a
+run that is killed leaves beside OUT, .OUT.unfinished-..., the next run removes.
 """
 
 
@@ -36,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "size of a file of weights for --to hf, in bytes or as 200MB (default: 5GB)"
     names = ("--max-shard-size", "--max_shard_size")
     add(*names, type=arguments.checked(_size), metavar="SIZE", help=text)
-    add("--force", action="store_true", help="replace OUT, all of it, if it is a checkpoint")
+    text = "replace OUT, if it holds a checkpoint and nothing else"
+    add("--force", action="store_true", help=text)
 
 
 def run(options: argparse.Namespace) -> None:

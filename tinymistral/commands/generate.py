@@ -144,7 +144,15 @@ def choose(
         chosen["eos_token_id"] = []
     if "max_new_tokens" not in model.generation_config:
         chosen.setdefault("max_new_tokens", max_new_tokens)
-    if settle(model, chosen).do_sample:
+    try:
+        config = settle(model, chosen)
+    except ValueError as error:
+        name, _, says = str(error).partition(":")  # each message begins with the field's name
+        if getattr(options, name, None) is None:
+            raise
+        zero = "; 0 is the same as --greedy" if name == "temperature" else ""
+        raise ValueError(f"--{name.replace('_', '-')}:{says}{zero}") from None
+    if config.do_sample:
         chosen.setdefault("seed", int.from_bytes(os.urandom(4), "little"))  # so it can be reported
     return chosen
 

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> None:
     """Print the log-probability and perplexity of a text."""
     from tinymistral.scoring import score
 
-    text = arguments.read_text(None, options.file)
+    text = arguments.read_text(None, options.file, where="in a file, FILE")
     model, tokenizer = arguments.open_checkpoint(options)
     ids = tokenizer.encode(text)
     if len(ids) < 2:

@@ -40,7 +40,8 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("--no-bos is for a text; --decode leaves out <s> by itself")
     tokenizer = MistralTokenizer.from_pretrained(options.model)
     if decoding:
-        ids = parse_ids(arguments.read_text(" ".join(options.decode) or None, what="ids to decode"))
+        given = " ".join(options.decode) or None
+        ids = parse_ids(arguments.read_text(given, what="ids to decode", where="after --decode"))
         text = tokenizer.decode(ids, skip_special_tokens=True)
     else:
         text = arguments.read_text(options.text)

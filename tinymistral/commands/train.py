@@ -19,6 +19,7 @@ import argparse
 import os
 import time
 from collections import deque
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,8 +102,8 @@ def run(options: argparse.Namespace) -> int:
 
     if options.plot is not None:
         check_picture(options.plot)
-    with stopping() as interrupted:
-        training = begin(options)
+    with stopping() as interrupted, ExitStack() as locks:
+        training = begin(options, locks)
         if options.stop_after is not None and options.stop_after <= training.step:
             raise ValueError(
                 f"--stop-after: {training.step} steps are done, expected more than that"
@@ -159,7 +160,15 @@ def check(options: argparse.Namespace) -> None:
         if options.out.exists() and not options.out.is_dir():
             raise ValueError(f"{options.out}: is a file; give a folder that is not there yet")
         if options.out.is_dir() and any(options.out.iterdir()):
-            raise ValueError(f"{options.out}: is there already; give another folder, or --resume")
+            raise there_already(options.out)
+
+
+def there_already(out: Path) -> ValueError:
+    """Return the error for a new run in a folder that is not empty."""
+    from tinymistral.training.run import FOLDER, RECIPE_FILE
+
+    advice = ", or --resume" if (out / FOLDER / RECIPE_FILE).is_file() else ""
+    return ValueError(f"{out}: is there already; give another folder{advice}")
 
 
 def flag(name: str) -> str:
@@ -168,11 +177,15 @@ def flag(name: str) -> str:
     return names.get(name, f"--{name.replace('_', '-')}")
 
 
-def begin(options: argparse.Namespace) -> Run:
-    """Begin a run and save it, or open the one in OUT."""
-    from tinymistral.training.run import fine_tuning, new_run, resume, save
+def begin(options: argparse.Namespace, locks: ExitStack) -> Run:
+    """Begin a run and save it, or open the one in OUT; no other process writes to it meanwhile."""
+    from tinymistral.files import make_folder, only_writer
+    from tinymistral.training.run import FOLDER, fine_tuning, new_run, resume, save
 
+    inside = options.out / FOLDER
     if options.resume:
+        with suppress(FileNotFoundError):  # `resume` says that there is no run
+            locks.enter_context(only_writer(inside))
         return resume(options.out)
     recipe = recipe_of(options)
     with Progress("preparing the tokenizer and the model") as progress:
@@ -182,6 +195,10 @@ def begin(options: argparse.Namespace) -> Run:
         else:
             sizes = {"vocab_size": options.vocabulary, "window": options.window}
             training = new_run(recipe, **{k: v for k, v in sizes.items() if v is not None})
+        make_folder(inside)
+        locks.enter_context(only_writer(inside))
+        if any(path != inside for path in options.out.iterdir()):  # since `check`
+            raise there_already(options.out)
         save(training, options.out)  # now, so that a folder that cannot be written costs no hours
     return training
 

@@ -26,8 +26,10 @@ def test_the_cache_remembers_what_a_list_would(backend: Backend, case: Stream) -
         heads = (tiny.K * tiny.group, tiny.K, tiny.K)
         q, k, v = (normal(rng, backend.dtype, *positions.shape, h, tiny.d) for h in heads)
         table = backend.rope_table(positions, tiny.theta, tiny.d)
-        with cache.piece(positions):
-            cache.update(0, backend.rope(on(backend, k), table), on(backend, v))
+        call = cache.begin()
+        call.admit(positions)
+        call.update(0, backend.rope(on(backend, k), table), on(backend, v))
+        call.commit()
 
         keys, values = checker.cached(cache, 0, positions)
         real = positions >= 0
@@ -55,8 +57,7 @@ def test_memory_is_constant_past_the_ring(backend: Backend, case: Stream) -> Non
         for step in case.steps:
             T = len(step.masks[0])
             positions = np.tile(np.arange(tokens, tokens + T), (case.rows, 1))
-            with cache.piece(positions):
-                pass
+            cache.admit(positions)
             tokens += T
             slots = cache.k[0].shape[1]
             assert slots == cache.v[0].shape[1] == cache.positions.shape[1]

@@ -10,13 +10,19 @@ import operator
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 JSON_LIMIT = 10_000_000  # bytes: an index of 100,000 tensors, a 7B model has 291
+UNFINISHED_NAME = re.compile(r"\.(.+)\.unfinished-[0-9a-f]{16}", re.DOTALL)  # see `unfinished`
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*(?:([KMGT])(I?)B)?", re.ASCII)
 
 
@@ -96,7 +102,8 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, renamed to it on success and removed on failure.
 
-    A device or a pipe, such as /dev/stdout, is copied to: renaming would replace it by a file.
+    What a killed process left of an earlier try is removed first. A device or a pipe, such as
+    /dev/stdout, is copied to: renaming would replace it by a file.
     """
     if _is_device(path):
         with TemporaryDirectory() as folder:
@@ -105,13 +112,82 @@ def whole_file(path: Path) -> Iterator[Path]:
             with temporary.open("rb") as content, path.open("wb") as device:
                 shutil.copyfileobj(content, device)
         return
+    with suppress(OSError):  # whatever it is, the next line says it
+        for leftover in leftovers(path):
+            with suppress(OSError, ValueError), only_writer(leftover):
+                leftover.unlink()
     temporary = _make_beside(path)
     try:
-        yield temporary
-        temporary.replace(path)
+        with only_writer(temporary):
+            yield temporary
+            move(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def move(
+    finished: Path,
+    path: Path,
+    rename: Callable[[Path, Path], object] = lambda finished, path: finished.replace(path),
+) -> None:
+    """Rename a file or a flat folder to `path`, once all of it is on the disk. All writers end so.
+
+    A file is replaced; of folders, only an empty one. OSError.
+    """
+    for part in [*finished.iterdir(), finished] if finished.is_dir() else [finished]:
+        sync(part)
+    rename(finished, path)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, would survive a loss of power."""
+    if os.name != "posix":  # Windows syncs only what is opened to be written to
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        if not path.is_dir():  # not every file system can sync a folder
+            raise
+    finally:
+        os.close(handle)
+
+
+def unfinished(path: Path) -> Path:
+    """Return a new name beside `path`, which says what it is, for what will be renamed to it."""
+    return path.with_name(f".{path.name}.unfinished-{os.urandom(8).hex()}")
+
+
+def leftovers(path: Path) -> list[Path]:
+    """Return what has a name of `unfinished(path)`: locked or, if its process was killed, not."""
+    found = [(there, UNFINISHED_NAME.fullmatch(there.name)) for there in path.parent.iterdir()]
+    return [there for there, match in found if match and match[1] == path.name]
+
+
+@contextmanager
+def only_writer(path: Path, of: Path | None = None) -> Iterator[None]:
+    """Lock a file or a folder against others that would lock it; ValueError if another has.
+
+    `of` is what `path` will be renamed to, for the error. A process that ends, or is killed, lets
+    go. Windows and some file systems have no such locks.
+    """
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{of or path}: another process is writing to it; wait until that has ended"
+            ) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def _is_device(path: Path) -> bool:
@@ -119,7 +195,7 @@ def _is_device(path: Path) -> bool:
 
 
 def _make_beside(path: Path) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
+    temporary = unfinished(path)
     temporary.open("xb").close()  # with the umask's permissions, unlike mkstemp
     return temporary
 

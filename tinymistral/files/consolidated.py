@@ -31,11 +31,13 @@ def read_consolidated(folder: Path) -> dict[str, np.ndarray]:
     """Map the tensors of a raw checkpoint as they are stored. Raises CheckpointError."""
     # Imported here, so that a configuration alone does not import NumPy.
     from tinymistral.files.pth import read_pth
+    from tinymistral.files.recognition import refuse_files
     from tinymistral.files.safetensors import read_file
 
     if (folder / SAFETENSORS_FILE).exists():
         return read_file(folder / SAFETENSORS_FILE)
     if not (folder / PTH_FILE).exists():
+        refuse_files(folder)
         raise CheckpointError(
             f"{folder} has {PARAMS_FILE}, but no {PTH_FILE} and no {SAFETENSORS_FILE}; "
             "download the weights too"

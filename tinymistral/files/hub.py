@@ -10,9 +10,11 @@ The cache's layout, which is that of huggingface_hub:
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 from tinymistral.files import CheckpointError
+from tinymistral.files.recognition import refuse_files
 from tinymistral.text import quoted
 
 # Names by huggingface_hub's own rules; revisions as git and the hub have them.
@@ -33,6 +35,7 @@ def find_checkpoint(name_or_path: str | os.PathLike[str], revision: str = "main"
         if given and path.is_dir():
             return path
         if path.is_file():
+            refuse_files(path)
             raise CheckpointError(f"{path} is a file; give the folder that holds the checkpoint")
     except OSError as error:
         raise CheckpointError(f"cannot open {quoted(given)}: {error.strerror}") from error
@@ -48,10 +51,16 @@ def find_checkpoint(name_or_path: str | os.PathLike[str], revision: str = "main"
     return _find_snapshot(given, revision)
 
 
+def download_command(arguments: str) -> str:
+    """Return the hub's command for a download, after the one that installs it where it is not."""
+    install = "" if shutil.which("hf") else "pip install -U huggingface_hub, then: "
+    return f"{install}hf download {arguments}"
+
+
 def _find_snapshot(name: str, revision: str) -> Path:
     cache = _cache_folder()
     repository = cache / f"models--{name.replace('/', '--')}"
-    download = f"hf download {name}" + (f" --revision {revision}" if revision != "main" else "")
+    download = download_command(name + (f" --revision {revision}" if revision != "main" else ""))
     try:
         commit = _commit_of(repository, revision)
         snapshot = repository / "snapshots" / (commit or revision)
@@ -62,6 +71,7 @@ def _find_snapshot(name: str, revision: str) -> Path:
             )
         # A raw checkpoint has params.json instead.
         if not any((snapshot / file).is_file() for file in ("config.json", "params.json")):
+            refuse_files(snapshot)
             raise CheckpointError(
                 f"the download of {quoted(name)} is incomplete: no config.json in {snapshot}; "
                 f"to complete it, run: {download}"

@@ -28,7 +28,8 @@ import ml_dtypes
 import numpy as np
 
 from tinymistral.files import CheckpointError, check_is_file
-from tinymistral.files.safetensors import GIT_LFS_POINTER, cannot_read
+from tinymistral.files.recognition import BEGINNINGS, GIT_LFS_POINTER
+from tinymistral.files.safetensors import cannot_read
 from tinymistral.files.unpickling import unpickle
 from tinymistral.text import listed, quoted
 
@@ -138,7 +139,7 @@ class _BoundedFile(io.FileIO):
 
 def _check_beginning(beginning: bytes) -> None:
     if beginning.startswith(GIT_LFS_POINTER):
-        raise ValueError("it is a Git LFS pointer, not the weights; to get them: git lfs pull")
+        raise ValueError(f"it is {BEGINNINGS[GIT_LFS_POINTER]}")
     if beginning.startswith(_BEFORE_TORCH_1_6):
         raise ValueError(
             "it has the format of PyTorch before 1.6; load it with a recent torch and save it again"

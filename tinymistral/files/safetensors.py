@@ -11,7 +11,6 @@ Format: https://github.com/huggingface/safetensors#format
 import json
 import mmap
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from tinymistral.files import (
     read_json,
     write_json,
 )
+from tinymistral.files.recognition import beginning_of, refuse_files
 from tinymistral.text import listed, quoted, shorten
 
 SINGLE_FILE = "model.safetensors"
@@ -54,8 +54,7 @@ DTYPES = {
 WEIGHT_DTYPES = tuple(DTYPES[name] for name in ("F64", "F32", "BF16", "F16"))
 
 _SHARD_NAME = re.compile(r"\w[\w .+-]{0,200}\.safetensors")  # no separator, drive or control code
-_WEIGHTS_NAME = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors(\.index\.json)?")
-GIT_LFS_POINTER = b"version https://git-lfs"  # in place of a large file in a git clone
+WEIGHTS_NAME = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors(\.index\.json)?")
 
 Prepare = Callable[[str, np.ndarray], np.ndarray]  # name, tensor -> what is written in its place
 
@@ -69,7 +68,7 @@ def read_tensors(
     """Map the weights of a checkpoint folder: tensor name -> read-only array.
 
     The arrays are views of the files: nothing is read before it is used, and the files must not be
-    changed while an array lives (replacing them, as `write_tensors` does, is fine). bfloat16 is
+    changed while an array lives (replacing them, as a save does, is fine). bfloat16 is
     `ml_dtypes.bfloat16`; an array need not be aligned.
 
     As in transformers, `model.safetensors` is preferred to the shards that
@@ -85,6 +84,7 @@ def read_tensors(
         return read_file(folder / SINGLE_FILE)
     if INDEX_FILE in present:
         return _read_shards(folder, ignorable)
+    refuse_files(folder)
     weights = [n for n in present if n.endswith((".safetensors", ".bin", ".pth", ".pt", ".gguf"))]
     raise CheckpointError(
         f"no {SINGLE_FILE} and no {INDEX_FILE} in {folder}: it holds "
@@ -145,11 +145,11 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
     try:
         check_is_file(path)
         with path.open("rb") as file:
-            beginning = file.read(len(GIT_LFS_POINTER))
-        if beginning == GIT_LFS_POINTER:
-            raise ValueError("it is a Git LFS pointer, not the weights; to get them: git lfs pull")
+            beginning = file.read(64)
         header_length = int.from_bytes(beginning[:8], "little")
         if header_length > JSON_LIMIT:
+            if what := beginning_of(beginning):
+                raise ValueError(f"it is {what}")
             raise ValueError(
                 f"its header claims {header_length} bytes, over {JSON_LIMIT}; "
                 "the file is damaged, download it again"
@@ -169,7 +169,7 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
         if unreadable:
             raise ValueError(
                 f"tensor {listed(unreadable)}; "
-                "weights are read in F32, F16 or BF16, quantized ones are not"
+                "weights are read in F64, F32, F16 or BF16, quantized ones are not"
             )
         start = 8 + header_length
         return {name: _view(mapped, start, entry) for name, entry in header.items()}
@@ -190,38 +190,6 @@ def cannot_read(path: Path, error: BaseException) -> CheckpointError:
     if isinstance(error, SafetensorError):
         reason += "; the file is damaged, download it again"
     return CheckpointError(f"cannot read {path}: {shorten(reason, 2000)}")
-
-
-def write_tensors(
-    folder: Path, tensors: Mapping[str, np.ndarray], max_shard_size: int = 5_000_000_000
-) -> None:
-    """Write floating-point arrays to `folder`, which is made if it does not exist.
-
-    They become `model.safetensors` or, if they are more than `max_shard_size` bytes,
-    `model-00001-of-0000N.safetensors` ... and `model.safetensors.index.json`. A shard is larger
-    only if it holds a single tensor that is.
-
-    All files are complete before the first is renamed into place, so the arrays may be views of
-    the files that are replaced. An earlier save in the same folder is removed. If this is stopped
-    between two renames, the folder may be refused when it is read; it never reads wrongly.
-    Raises CheckpointError.
-    """
-    folder = Path(folder)
-    _check_writable(tensors, max_shard_size)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
-            names = write_shards(Path(temporary), tensors, max_shard_size)
-            if INDEX_FILE in names:
-                # Without an index no half-replaced set of shards can be read.
-                (folder / INDEX_FILE).unlink(missing_ok=True)
-            for name in names:
-                (Path(temporary) / name).replace(folder / name)
-            for path in list(folder.iterdir()):
-                if _WEIGHTS_NAME.fullmatch(path.name) and path.name not in names:
-                    path.unlink()
-    except OSError as error:
-        raise CheckpointError(f"cannot write the weights to {folder}: {error}") from error
 
 
 def write_shards(
@@ -285,7 +253,8 @@ def _bytes_of(array: np.ndarray) -> memoryview:
     return little.reshape(-1).view(np.uint8).data
 
 
-def _check_writable(tensors: Mapping[str, np.ndarray], max_shard_size: int) -> None:
+def check_writable(tensors: Mapping[str, np.ndarray], max_shard_size: int) -> None:
+    """Raise a CheckpointError for tensors that are no weights, or a size below one byte."""
     if max_shard_size < 1:
         raise CheckpointError(f"max_shard_size is {max_shard_size}, expected 1 byte or more")
     if "__metadata__" in tensors:

@@ -29,6 +29,7 @@ from tinymistral.golden.manifest import (
     check_inputs,
     parse_manifest,
 )
+from tinymistral.text import did_you_mean
 
 __all__ = ["V1", "Case", "CaseArrays", "Model", "Suite", "read_suite"]
 
@@ -54,9 +55,10 @@ class Suite:
     def case(self, name: str) -> Case:
         """Return the case of this id; ValueError if there is none."""
         if name not in self.manifest.cases:
+            cases = self.manifest.cases
+            hint = did_you_mean(name, cases) or f"; its cases are {', '.join(cases)}"
             raise ValueError(
-                f"there is no case {name!r:.100} in suite {self.manifest.suite!r:.60}; "
-                f"its cases are {', '.join(self.manifest.cases)}"
+                f"there is no case {name!r:.100} in suite {self.manifest.suite!r:.60}{hint}"
             )
         return self.manifest.cases[name]
 

@@ -83,12 +83,11 @@ def positions_not_updated(cache, right, positions):
     Fix: Write a token's position wherever its key and value are written."""
     cache.take_back(positions)
     before = cache.positions.copy()
-    slots = right(positions)
+    right(positions)
     np.copyto(cache.positions[:, : before.shape[1]], before, where=before >= 0)
-    return slots
 
 
-@mistake("cache.commit", law="log_probabilities_are_those_of_scoring_the_text_at_once", common=True)
+@mistake("cache.admit", law="log_probabilities_are_those_of_scoring_the_text_at_once", common=True)
 def padding_counted(cache, right, positions):
     """The next token's position counts padding too. Tokens generated after a padded prompt are too
     far from it.
@@ -105,8 +104,8 @@ def padding_takes_slots(cache, right, positions):
     """All rows count as many tokens as the longest. Padding pushes tokens out of the ring that are
     still visible.
     Fix: Count the tokens of each row separately, and write only tokens to slots."""
-    cache.count[:] = cache.count.max()
-    return right(positions)
+    cache.count = np.full_like(cache.count, cache.count.max())
+    right(positions)
 
 
 @mistake("cache.read", law="each_row_of_a_padded_batch_is_the_row_alone")
@@ -129,23 +128,17 @@ def layers_share_a_cache(cache, right, layer):
     return right(0)
 
 
-@mistake("cache.admit", common=True)
-def cache_forgotten(cache, right, positions):
+@mistake("cache.key_positions", common=True)
+def cache_forgotten(cache, right):
     """Each call attends only to its own tokens, as if there were no cache; positions go on.
     Fix: Keep keys and values of earlier calls, and attend to them together with the new ones."""
-    slots = right(positions)
-    cache.all_positions = cache.positions.copy()
-    old = np.ones(cache.positions.shape, dtype=bool)
-    b, t = np.nonzero(slots >= 0)
-    old[b, slots[b, t]] = False
-    cache.positions[old] = -1
-    return slots
-
-
-@cache_forgotten.also("cache.commit")
-def _(cache, right, positions):
-    right(positions)
-    cache.positions = cache.all_positions
+    if not cache.slots.size:  # no piece is going through
+        return right
+    new = np.full_like(right, -1)
+    b, t = np.nonzero(cache.slots >= 0)
+    at = b, cache.slots[b, t]
+    new[at] = right[at]
+    return new
 
 
 # What is written to which slot

@@ -237,31 +237,21 @@ def keys_turned_again(cache, right, positions):
     Fix: A key is rotated once, by its position, before it is cached; rotate only the new keys."""
     for layer, keys in enumerate(cache.k):
         cache.k[layer] = rotated_by(cache, keys, cache.positions)
-    return right(positions)
+    right(positions)
 
 
-@mistake("cache.admit")
-def keys_turned_again_when_read(cache, right, positions):
+@mistake("cache.read")
+def keys_turned_again_when_read(cache, right, layer):
     """Keys from earlier calls are rotated a second time when they are attended to. What is cached
     stays right.
     Fix: A key is rotated once, by its position, before it is cached; rotate only the new keys."""
-    slots = right(positions)
-    cache.old = cache.positions.copy()
-    b, t = np.nonzero(slots >= 0)
-    cache.old[b, slots[b, t]] = 0  # at position 0 nothing is rotated
-    return slots
-
-
-@keys_turned_again_when_read.also("cache.read")
-def _(cache, right, layer):
     keys, values = right(layer)
-    return rotated_by(cache, keys, cache.old[:, : keys.shape[1]]), values
-
-
-@keys_turned_again_when_read.also("cache.commit")
-def _(cache, right, positions):
-    right(positions)
-    cache.old = np.zeros_like(cache.positions)
+    if not cache.slots.size:  # no piece is going through
+        return keys, values
+    old = cache.key_positions.copy()
+    b, t = np.nonzero(cache.slots >= 0)
+    old[b, cache.slots[b, t]] = 0  # at position 0 nothing is rotated
+    return rotated_by(cache, keys, old), values
 
 
 def rotated_by(cache: Any, keys: Array, positions: Array) -> Array:

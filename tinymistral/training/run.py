@@ -157,8 +157,8 @@ def new_run(recipe: Recipe, *, vocab_size: int = 2048, window: int = 256) -> Run
 def fine_tuning(recipe: Recipe, name_or_path: str | Path, window: int | None = None) -> Run:
     """Begin with the weights and the tokenizer of a checkpoint, or its window replaced."""
     folder = find_checkpoint(name_or_path)
-    tokenizer = MistralTokenizer.from_pretrained(folder)
     config, tensors = load_checkpoint(folder)
+    tokenizer = MistralTokenizer.from_pretrained(folder)
     tokenizer.check_vocabulary(config.vocab_size)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{folder}: its tokenizer has no </s>, which ends a document")
@@ -215,24 +215,28 @@ def random_weights(config: MistralConfig, seed: int) -> dict[str, np.ndarray]:
 
 
 def save(run: Run, folder: str | Path) -> None:
-    """Write the checkpoint and the state; each file appears whole or not at all.
+    """Write the state, which is one whole file, and the checkpoint as `write_tensors` does.
 
-    The state is one file, so that a save that is interrupted leaves that of an earlier step. The
-    recipe comes after it: where there is one, the run can be resumed.
+    So a save that is interrupted leaves the state of this step or of an earlier one. The recipe
+    comes last: where there is one, the run can be resumed.
     """
     folder = Path(folder)
     inside = folder / FOLDER
     make_folder(inside)
-    run.tokenizer.save_pretrained(folder)
-    run.config.save_pretrained(folder)
     ids = {"bos_token_id": run.config.bos_token_id, "eos_token_id": run.config.eos_token_id}
-    write_json(folder / GENERATION_FILE, ids | run.generation_config)
+
+    def beside(new: Path) -> None:
+        run.tokenizer.save_pretrained(new)
+        run.config.save_pretrained(new)
+        write_json(new / GENERATION_FILE, ids | run.generation_config)
+
+    dtype = NUMPY_DTYPES[run.recipe.dtype]
+    weights = {name: array.astype(dtype) for name, array in run.weights.items()}
     with whole_file(inside / STATE_FILE) as temporary:
         write_file(temporary, state(run))
-    write_json(inside / RECIPE_FILE, dataclasses.asdict(run.recipe))
     write_json(inside / CURVE_FILE, dataclasses.asdict(run.curve))
-    dtype = NUMPY_DTYPES[run.recipe.dtype]
-    write_tensors(folder, {name: array.astype(dtype) for name, array in run.weights.items()})
+    write_tensors(folder, weights, beside=beside)
+    write_json(inside / RECIPE_FILE, dataclasses.asdict(run.recipe))
 
 
 def state(run: Run) -> dict[str, np.ndarray]:

@@ -12,10 +12,14 @@ from unittest.mock import patch
 import pytest
 from cli_runner import good, refused, run
 from goldens import FIXTURES
+from kills import killed_after
+from test_cli_process import posix
+
+from tinymistral.golden.record.files import UnfinishedCase
 
 GQA = FIXTURES / "models" / "gqa"
 REQUEST = ("--ids", "21", "12", "9", "--new", "3", "--ways", "2", "--stages", "logits", "layers.*")
-RENAMED = 40  # files, in this recording
+RENAMED = 41  # files, in this recording
 
 KILLED = """\
 import os, sys
@@ -79,12 +83,33 @@ def test_killed_and_resumed(tmp_path: Path, whole: dict[str, bytes], n: int, aft
 
 @pytest.mark.slow
 def test_killed_anywhere_and_resumed(tmp_path: Path, whole: dict[str, bytes]) -> None:
-    for n in range(1, RENAMED + 1, 3):
+    for n in range(0, 1000, 7):
         out = tmp_path / str(n)
         out.mkdir()
-        kill(out, n, bool(n % 2))
+        if not killed_after(n, out, lambda: run(*command(out))):  # noqa: B023
+            assert n > 3 * RENAMED  # each is made, written and renamed
+            return
         good(*command(out))
         assert files(out) == whole, n
+
+
+@posix
+def test_a_second_recording_into_the_folder_is_refused(
+    tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    """Also of another case: each has the whole manifest in memory, and would write its own."""
+    said = []
+    begin = UnfinishedCase.begin
+
+    def begin_beside_another(self: UnfinishedCase, job: dict) -> None:
+        said.append(refused(*command(tmp_path, "--case", "other")))
+        begin(self, job)
+
+    with patch.object(UnfinishedCase, "begin", begin_beside_another):
+        good(*command(tmp_path))
+    assert len(said) == 2
+    assert "suite: another process is writing to it; wait until that has ended" in said[0]
+    assert files(tmp_path) == whole
 
 
 @pytest.mark.slow
@@ -125,7 +150,7 @@ def test_stopped_anywhere_and_resumed(tmp_path: Path, whole: dict[str, bytes]) -
 
 
 def test_finished_steps_are_not_repeated(tmp_path: Path) -> None:
-    kill(tmp_path, 11, True)  # the manifest, job.json, and of three steps three files each
+    kill(tmp_path, 12, True)  # schema, manifest, job.json, and of three steps three files each
     parts = tmp_path / "suite" / ".recording" / "prompt"
     before = {path: path.stat().st_mtime_ns for path in parts.glob("0*")}
     assert len(before) == 6
@@ -139,7 +164,7 @@ def test_a_partial_file_does_not_count(tmp_path: Path, whole: dict[str, bytes]) 
     suite = tmp_path / "suite"
     for path in (suite / "cases" / "prompt", suite / "manifest", suite / ".recording/prompt/0001"):
         suffix = ".json" if path.name == "manifest" else ".safetensors"
-        path.with_name(f".{path.name}{suffix}.0123456789abcdef").write_bytes(b"half")
+        path.with_name(f".{path.name}{suffix}.unfinished-0123456789abcdef").write_bytes(b"half")
     good(*command(tmp_path))
     assert files(tmp_path) == whole
 

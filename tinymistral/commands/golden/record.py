@@ -63,14 +63,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Record a case, or continue one, and say which cases were recorded."""
     from tinymistral.golden.record.recorder import Request, record
-    from tinymistral.tokenizer import MistralTokenizer
 
     if options.ids is not None:
         ids = options.ids
         says = f"ids {' '.join(map(str, ids[:20]))}{' ...' if len(ids) > 20 else ''}"
     else:
-        text = arguments.read_text(options.prompt, options.prompt_file, what="prompt")
-        ids = MistralTokenizer.from_pretrained(options.model).encode(text)
+        text = arguments.read_text(
+            options.prompt, options.prompt_file, what="prompt", where="with --prompt"
+        )
+        ids = arguments.open_tokenizer(options.model).encode(text)
         says = f"the text {text[:60]!r}{' ...' if len(text) > 60 else ''}"
     request = Request(
         options.case,

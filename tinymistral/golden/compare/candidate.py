@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from tinymistral.files import JSON_LIMIT, parse_json, read_bytes
+from tinymistral.files import JSON_LIMIT, CheckpointError, parse_json, read_bytes
 from tinymistral.files.safetensors import read_file
 from tinymistral.golden.compare import layouts
 from tinymistral.golden.compare.places import axes_of, shape_problem, token_too_many
@@ -186,6 +186,11 @@ class Candidate:
 def open_candidate(path: str | Path, suite: Suite, layout: str = "auto") -> Candidate:
     """Find what a dump holds; ValueError if nothing of it belongs to the suite."""
     path, cases = Path(path), suite.manifest.cases
+    example = next(iter(cases), "CASE")
+    expected = (
+        f"expected a folder with {example}.safetensors or {example}/NAME.npy, "
+        f"or a .safetensors file with tensors {example}/NAME"
+    )
     files: dict[str, list[Path]] = {}
     arrays: dict[str, Arrays] = {}
     if _is_folder(path):
@@ -198,21 +203,21 @@ def open_candidate(path: str | Path, suite: Suite, layout: str = "auto") -> Cand
     elif path.stem in cases:
         files[path.stem] = [path]
     else:
-        for name, array in read_file(path).items():
+        try:
+            tensors = read_file(path)
+        except CheckpointError as error:
+            raise ValueError(f"{error}; as CANDIDATE, {expected}") from None
+        for name, array in tensors.items():
             case, _, rest = name.partition("/")
             arrays.setdefault(case, {})[rest] = array
     unknown = nearest((name for name in (*files, *arrays) if name not in cases), cases)
     candidate = Candidate(path, suite, layout, files, arrays, unknown)
     if not candidate.cases:
-        example, text = next(iter(cases), "CASE"), "no output of any case"
+        text = "no output of any case"
         for name, near in list(unknown.items())[:1]:
             text += f": there is no case {one_line(name, 80)!r}"
             text += f", is it {near!r}?" if near else ""
-        raise ValueError(
-            f"{path}: {text}; expected a folder with {example}.safetensors or {example}/NAME.npy, "
-            f"or a .safetensors file with tensors {example}/NAME; `tinymistral golden list` lists "
-            "the cases"
-        )
+        raise ValueError(f"{path}: {text}; {expected}; `tinymistral golden list` lists the cases")
     return candidate
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 
 import tinymistral
-from tinymistral.files import make_folder, read_json
+from tinymistral.files import UNFINISHED_NAME, make_folder, read_json
 from tinymistral.files.safetensors import read_file
 from tinymistral.golden.files import manifest_text, sha256_of, write_arrays, write_text
 from tinymistral.golden.manifest import FORMAT, FORMAT_VERSION, parse_manifest
@@ -33,7 +32,9 @@ from tinymistral.golden.suite import V1, read_suite
 from tinymistral.tap import STAGES
 
 UNFINISHED = ".recording"  # the folder of unfinished cases
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")  # an interrupted `files.whole_file`
+_WRITTEN = re.compile(
+    rf"(job|tokens)\.json|state\.safetensors|\d{{4,}}\.(json|safetensors)|{UNFINISHED_NAME.pattern}"
+)
 
 
 class RecordedSuite:
@@ -43,9 +44,6 @@ class RecordedSuite:
         """Open or begin it; ValueError if its tolerances were made in another way than `says`."""
         self.folder = folder
         make_folder(folder / "cases")
-        for path in [*folder.iterdir(), *(folder / "cases").iterdir()]:
-            if _TEMPORARY.fullmatch(path.name):
-                path.unlink()
         self._path = folder / "manifest.json"
         if not self._path.exists():
             name = slug(folder.resolve().name)
@@ -131,7 +129,8 @@ class RecordedSuite:
         """Write the manifest, whole or not at all."""
         parse_manifest(self.fields)
         if not (self.folder / "schema.json").exists():
-            shutil.copyfile(V1 / "schema.json", self.folder / "schema.json")
+            schema = (V1 / "schema.json").read_text(encoding="utf-8")
+            write_text(self.folder / "schema.json", schema)
         write_text(self._path, manifest_text(self.fields) + "\n")
 
 
@@ -199,7 +198,11 @@ class UnfinishedCase:
 
     def remove(self) -> None:
         """Remove the folder, and the one above it if no other case is unfinished."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):
+            for path in self.folder.iterdir():
+                if _WRITTEN.fullmatch(path.name):
+                    path.unlink()
+            self.folder.rmdir()
         with suppress(OSError):
             self.folder.parent.rmdir()
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from tinymistral.checkpoint import find_checkpoint, load_checkpoint
 from tinymistral.config import MistralConfig
+from tinymistral.files import make_folder, only_writer
 from tinymistral.golden.calls import inputs_of
 from tinymistral.golden.files import Arrays
 from tinymistral.golden.models import describe
@@ -57,30 +58,33 @@ def record(
 ) -> list[str]:
     """Add to the suite in `out`, or begin one; return the ids of the cases of the request.
 
-    `hashed`: read all of the checkpoint's files for their sha256. Raises ValueError.
+    `hashed`: read all of the checkpoint's files for their sha256. Raises ValueError, also if
+    another process is recording into `out`.
     """
     folder = find_checkpoint(checkpoint)
     config, tensors = load_checkpoint(folder)
     check(request, config)
     weights = sum(tensor.size for tensor in tensors.values())
     ways = request.ways if request.ways is not None else MANY if weights <= SMALL else FEW
-    suite = RecordedSuite(out, HOW.format(ways=ways, dtype=request.dtype))
     name = slug(folder.resolve().name if Path(checkpoint).is_dir() else str(checkpoint))
 
     def count(done: int, total: int) -> None:
         progress("bytes hashed", done, total)
 
-    suite.add_model(
-        {
-            "id": name,
-            "says": "a checkpoint that is no part of this suite",
-            "config": config.to_dict() | {"architectures": ["MistralForCausalLM"]},
-            "layout": "hf",
-            "dtype": stored_dtype(tensors),
-        },
-        lambda complete: describe(folder, tensors, count if hashed and complete else None),
-    )
-    return Recorder(suite, name, config, tensors, request, ways, progress).run()
+    make_folder(out)
+    with only_writer(out):
+        suite = RecordedSuite(out, HOW.format(ways=ways, dtype=request.dtype))
+        suite.add_model(
+            {
+                "id": name,
+                "says": "a checkpoint that is no part of this suite",
+                "config": config.to_dict() | {"architectures": ["MistralForCausalLM"]},
+                "layout": "hf",
+                "dtype": stored_dtype(tensors),
+            },
+            lambda complete: describe(folder, tensors, count if hashed and complete else None),
+        )
+        return Recorder(suite, name, config, tensors, request, ways, progress).run()
 
 
 def check(request: Request, config: MistralConfig) -> None:
