@@ -12,14 +12,12 @@ from typing import Any
 from tinymistral.files import CheckpointError, make_folder, read_json, write_json
 from tinymistral.files.consolidated import CONFIG_FILE, PARAMS_FILE, is_raw, read_consolidated
 from tinymistral.files.hub import find_checkpoint
+from tinymistral.settings import NO_EFFECT, OF_GENERATE, refuse, warn_of_unknown
 from tinymistral.text import listed, quoted, shorten
 
 # What an absent field means in transformers, where that is not the value of Mistral-7B-v0.1
 # (transformers 5, models/mistral/configuration_mistral.py).
 ABSENT = {"max_position_embeddings": 131072, "rms_norm_eps": 1e-6}
-
-# Fields of other models, and of other Mistrals, that change what is computed.
-UNSUPPORTED = ("layer_types", "quantization_config", "attention_bias", "mlp_bias")
 
 PARAMS_NAMES = {  # field of a raw checkpoint's params.json -> field of config.json
     "dim": "hidden_size",
@@ -34,7 +32,6 @@ PARAMS_NAMES = {  # field of a raw checkpoint's params.json -> field of config.j
     "sliding_window": "sliding_window",
 }
 _OPTIONAL_PARAMS = ("head_dim", "n_kv_heads", "rope_theta", "sliding_window")
-_IGNORED_PARAMS = ("max_batch_size", "max_seq_len", "model_type")  # these do not change results
 
 
 @dataclass(frozen=True)
@@ -205,8 +202,9 @@ class MistralConfig:
     def from_dict(cls, fields: Mapping[str, Any]) -> MistralConfig:
         """Read the fields of a config.json, of transformers 5 or any earlier one.
 
-        Fields that do not change results are ignored; one that does and is not supported here
-        (quantization, per-layer windows, scaled RoPE) is an error that names it.
+        Fields that do not change results are ignored, with a warning where they are not known; one
+        that does and is not supported here (quantization, per-layer windows, scaled RoPE) is an
+        error that names it.
         """
         if not isinstance(fields, Mapping):
             raise ValueError(f"expected the fields of a config.json, got {_short(fields)}")
@@ -214,12 +212,12 @@ class MistralConfig:
             raise ValueError(
                 f"model_type: {_short(fields['model_type'])} is not supported; expected 'mistral'"
             )
-        for name in UNSUPPORTED:
-            if fields.get(name) not in (None, False):
-                raise ValueError(f"{name}: {_short(fields[name])} is not supported; remove it")
+        refuse(CONFIG_FILE, fields)
         known = {field.name for field in dataclasses.fields(cls)}
+        honoured = {*known, *OF_GENERATE, "model_type", "rope_scaling", "torch_dtype"}
+        warn_of_unknown(CONFIG_FILE, fields, honoured)
         values = ABSENT | {name: value for name, value in fields.items() if name in known}
-        if fields.get("rope_scaling") is not None and fields.get("rope_parameters") is None:
+        if fields.get("rope_scaling"):  # comes before rope_parameters in transformers too
             values["rope_parameters"] = fields["rope_scaling"]
         inner = values.get("rope_parameters")
         if isinstance(inner, Mapping) and "rope_theta" in inner:
@@ -259,7 +257,7 @@ class MistralConfig:
                 f"model_type: {quoted(params['model_type'])} is not supported; "
                 "expected 'transformer'"
             )
-        known = (*PARAMS_NAMES, *_IGNORED_PARAMS)
+        known = (*PARAMS_NAMES, *NO_EFFECT[PARAMS_FILE])
         unknown = [
             n for n, value in params.items() if n not in known and value not in (None, False)
         ]

@@ -11,8 +11,10 @@ import numpy as np
 import sentencepiece
 
 from tinymistral.chat import chat_ids
-from tinymistral.files import is_named, make_folder, read_bytes, whole_file
+from tinymistral.files import is_named, make_folder, read_bytes, read_json, whole_file
 from tinymistral.files.hub import find_checkpoint
+from tinymistral.renamed import how, refuse_unknown
+from tinymistral.settings import TOKENIZER_FILE, Declared, refuse, warn_of_unknown
 from tinymistral.streaming import StreamDecoder
 from tinymistral.text import check_text, shown
 
@@ -20,6 +22,15 @@ FILE_NAME = "tokenizer.model"
 # In a raw checkpoint the name may end with the version of the vocabulary.
 FILE_NAMES = (FILE_NAME, *(f"{FILE_NAME}.{version}" for version in ("v3", "v2", "v1")))
 LARGEST_FILE = 100_000_000  # bytes; that of v0.1 is half a million
+TEMPLATE_FILE = "chat_template.jinja"
+# Fields of tokenizer_config.json that count here; the others are in `settings`.
+HONOURED = (
+    *("add_bos_token", "add_eos_token", "add_prefix_space", "padding_side", "pad_token"),
+    *("bos_token", "eos_token", "added_tokens_decoder", "additional_special_tokens"),
+    *("extra_special_tokens", "legacy", "chat_template"),
+)
+# Appended to a SentencePiece model it replaces one field: normalizer_spec.add_dummy_prefix = false.
+NO_SPACE_BEFORE_TEXT = b"\x1a\x02\x18\x00"
 Ids = Sequence[int] | np.ndarray  # integers, one dimension
 
 
@@ -30,18 +41,34 @@ class BatchEncoding(dict[str, Any]):
         try:
             return self[name]
         except KeyError:
-            raise AttributeError(f"no {name!r} here, only {', '.join(self)}") from None
+            says = f"no {name!r} here, only {', '.join(self)}{how(name)}"
+            raise AttributeError(says) from None
 
 
-class MistralTokenizer:
+class MistralTokenizer(Declared):
     """A SentencePiece model under the names that users of transformers know.
 
     model_file: the path of a `tokenizer.model`.
     pad_token_id: the id that pads the shorter rows of a batch. Mistral has none; then </s> is
         used, and the attention mask marks the padding.
 
+    Attributes that can be set: `padding_side`, "left" or "right"; `add_bos_token` and
+    `add_eos_token`, whether a text begins with <s> and ends with </s>; `pad_token`, or
+    `pad_token_id`. `from_pretrained` reads them from tokenizer_config.json.
+
     Control tokens such as <s> are not recognized in a text; there they are plain text.
     """
+
+    processor: sentencepiece.SentencePieceProcessor
+    vocab_size: int
+    bos_token_id: int | None
+    eos_token_id: int | None
+    unk_token_id: int | None
+    pad_token_id: int | None
+    chat_template: str | None  # of the checkpoint; it only shows whether the format is Mistral's
+    padding_side: str
+    add_bos_token: bool
+    add_eos_token: bool
 
     def __init__(self, model_file: str | Path, *, pad_token_id: int | None = None) -> None:
         self._model = read_bytes(Path(model_file), LARGEST_FILE)
@@ -53,7 +80,9 @@ class MistralTokenizer:
                 f"{model_file} ({len(self._model)} bytes) is not a SentencePiece model, "
                 f"expected the {FILE_NAME} of a Mistral checkpoint; download it again"
             ) from error
-        self.vocab_size: int = self.processor.vocab_size()
+        self.vocab_size = self.processor.vocab_size()
+        self.chat_template = None
+        self.padding_side, self.add_bos_token, self.add_eos_token = "left", True, False
         # SentencePiece returns -1 if there is no such token.
         self.bos_token_id = _none_if_negative(self.processor.bos_id())
         self.eos_token_id = _none_if_negative(self.processor.eos_id())
@@ -71,8 +100,11 @@ class MistralTokenizer:
         revision: str = "main",
         *,
         pad_token_id: int | None = None,
+        **unknown: Any,
     ) -> MistralTokenizer:
         """Open the tokenizer of a checkpoint: a folder, or a hub name in the local cache."""
+        known = ("name_or_path", "revision", "pad_token_id")
+        refuse_unknown("MistralTokenizer.from_pretrained", unknown, known)
         folder = find_checkpoint(name_or_path, revision)
         found = [folder / name for name in FILE_NAMES if is_named(folder / name)]
         if not found:
@@ -83,7 +115,66 @@ class MistralTokenizer:
                 f"hf download mistralai/Mistral-7B-v0.1 {FILE_NAME} --local-dir {folder}; "
                 "for v0.3 from mistralai/Mistral-7B-v0.3"
             )
-        return cls(found[0], pad_token_id=pad_token_id)
+        tokenizer = cls(found[0], pad_token_id=pad_token_id)
+        tokenizer._read_settings(folder)
+        return tokenizer
+
+    def _read_settings(self, folder: Path) -> None:
+        """Take over what tokenizer_config.json says, if a checkpoint has one."""
+        path, template = folder / TOKENIZER_FILE, folder / TEMPLATE_FILE
+        settings = read_json(path) if is_named(path) else {}
+        try:
+            refuse(TOKENIZER_FILE, settings)
+            for name in ("padding_side", "add_bos_token", "add_eos_token"):
+                if settings.get(name) is not None:
+                    setattr(self, name, settings[name])
+            self._check_settings()
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        warn_of_unknown(TOKENIZER_FILE, settings, HONOURED)
+        if settings.get("add_prefix_space") is False:
+            self.processor.load_from_serialized_proto(self._model + NO_SPACE_BEFORE_TEXT)
+        if is_named(template):
+            self.chat_template = read_bytes(template, LARGEST_FILE).decode("utf-8", "replace")
+        elif settings.get("chat_template"):  # a text, or several with names
+            self.chat_template = str(settings["chat_template"])
+
+    def _check_settings(self) -> None:
+        if self.padding_side not in ("left", "right"):
+            raise ValueError(f"padding_side is {self.padding_side!r}, expected 'left' or 'right'")
+        for name in ("add_bos_token", "add_eos_token"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected True or False")
+
+    @property
+    def bos_token(self) -> str | None:
+        """The piece of `bos_token_id`."""
+        return self._token_of(self.bos_token_id)
+
+    @property
+    def eos_token(self) -> str | None:
+        """The piece of `eos_token_id`."""
+        return self._token_of(self.eos_token_id)
+
+    @property
+    def unk_token(self) -> str | None:
+        """The piece of `unk_token_id`."""
+        return self._token_of(self.unk_token_id)
+
+    @property
+    def pad_token(self) -> str | None:
+        """The piece of `pad_token_id`; setting it sets that."""
+        return self._token_of(self.pad_token_id)
+
+    @pad_token.setter
+    def pad_token(self, token: str | None) -> None:
+        token_id = None if token is None else self.convert_tokens_to_ids(token)
+        if token_id is not None and self._token_of(token_id) != token:
+            raise ValueError(f"pad_token: {shown(token)} is not in the vocabulary; take another")
+        self.pad_token_id = token_id
+
+    def _token_of(self, token_id: int | None) -> str | None:
+        return None if token_id is None else self.convert_ids_to_tokens(token_id)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `tokenizer.model` into the folder, with the bytes that were read."""
@@ -106,15 +197,20 @@ class MistralTokenizer:
         text: str | Sequence[str],
         *,
         padding: bool = True,
-        padding_side: str = "left",
+        padding_side: str | None = None,
         add_special_tokens: bool = True,
         return_tensors: str | None = None,
+        **unknown: Any,
     ) -> BatchEncoding:
         """Return the inputs of the model: `input_ids` and `attention_mask`, both (B, T), int64.
 
-        A single text is a batch of one. Shorter rows are padded on the left, as generation needs,
-        or on the right. Without padding, rows of unequal length are returned as lists.
+        A single text is a batch of one. Shorter rows are padded on the `padding_side`, by default
+        the attribute of that name. Without padding, rows of unequal length are returned as lists.
         """
+        known = ("text", "padding", "padding_side", "add_special_tokens", "return_tensors")
+        refuse_unknown("MistralTokenizer", unknown, known)
+        self._check_settings()
+        padding_side = self.padding_side if padding_side is None else padding_side
         texts = [text] if isinstance(text, str) else text
         if not isinstance(texts, (list, tuple)) or not texts:
             raise ValueError(f"text is {shown(text)}, expected a text or a list of texts")
@@ -143,10 +239,15 @@ class MistralTokenizer:
         return next(i for i in candidates if i is not None)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Return the ids of a text, after <s> unless `add_special_tokens` is false."""
+        """Return the ids of a text, after <s> unless `add_special_tokens` is false.
+
+        `add_bos_token` and `add_eos_token` say whether there is <s>, and </s> at the end.
+        """
         ids: list[int] = self.processor.encode(check_text(text))
-        if add_special_tokens and self.bos_token_id is not None:
-            return [self.bos_token_id, *ids]
+        if add_special_tokens and self.add_bos_token and self.bos_token_id is not None:
+            ids = [self.bos_token_id, *ids]
+        if add_special_tokens and self.add_eos_token and self.eos_token_id is not None:
+            ids = [*ids, self.eos_token_id]
         return ids
 
     def decode(self, ids: Ids, skip_special_tokens: bool = False) -> str:
@@ -174,6 +275,7 @@ class MistralTokenizer:
         continue_final_message: bool = False,
         tokenize: bool = True,
         tools: Sequence[Any] | None = None,
+        **unknown: Any,
     ) -> list[int]:
         """Return the ids of a conversation with an Instruct model, <s> first; see `chat.chat_ids`.
 
@@ -182,6 +284,8 @@ class MistralTokenizer:
         """
         if tools:
             raise ValueError("tools: tools and tool calls are not supported; leave this out")
+        known = ("messages", "format", "add_generation_prompt", "continue_final_message")
+        refuse_unknown("apply_chat_template", unknown, known)
         if tokenize is not True:
             raise ValueError(
                 f"tokenize is {shown(tokenize)}, but only ids are returned: tokenizing a "
@@ -238,6 +342,9 @@ class MistralTokenizer:
                 f"the tokenizer has {self.vocab_size} pieces and the model a vocabulary of "
                 f"{vocab_size}, expected the same; take the {FILE_NAME} of the model's own folder"
             )
+
+
+AutoTokenizer = MistralTokenizer  # its name in transformers' examples
 
 
 def _none_if_negative(token_id: int) -> int | None:
