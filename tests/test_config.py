@@ -184,6 +184,13 @@ def test_ids_that_end_a_text_may_be_a_tuple_or_an_array(ids):
     assert json.dumps(config.to_dict()["eos_token_id"]) == "[2, 5]"
 
 
+def test_a_configuration_says_how_to_change_it():
+    config = MistralConfig()
+    with pytest.raises(AttributeError, match=r"replace\(model.config, pad_token_id=2\)"):
+        config.pad_token_id = 2
+    assert config == MistralConfig()
+
+
 def test_a_copy_may_have_another_theta():
     for config in (MistralConfig(), MistralConfig.from_dict({"rope_theta": 1e5})):
         changed = dataclasses.replace(config, rope_theta=1e6)

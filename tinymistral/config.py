@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tinymistral.files import CheckpointError, make_folder, read_json, write_json
 from tinymistral.files.consolidated import CONFIG_FILE, PARAMS_FILE, is_raw, read_consolidated
@@ -314,6 +314,15 @@ class MistralConfig:
         make_folder(folder)
         write_json(folder / CONFIG_FILE, self.to_dict() | {"architectures": [architecture]})
 
+
+def _say_how_to_change(config: MistralConfig, name: str, value: Any) -> NoReturn:
+    raise dataclasses.FrozenInstanceError(
+        f"{name}: a configuration cannot be changed, but replaced: "
+        f"model.config = dataclasses.replace(model.config, {name}={_short(value)})"
+    )
+
+
+MistralConfig.__setattr__ = _say_how_to_change  # type: ignore[assignment, method-assign]
 
 LARGEST = 2**31 - 1  # of any integer here: the range of a 32-bit index
 MOST_LABELS = 2**16  # each has a name, so a number in a file must not fill the memory

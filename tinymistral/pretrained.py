@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 import numpy as np
 
@@ -203,9 +203,11 @@ class PreTrainedModel(Declared, Generic[AnyOutput]):
         model.generation_config = read_generation_config(folder)
         return model
 
-    def __getattr__(self, name: str) -> Any:
-        """Say how a name of transformers is written here."""
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{how(name)}")
+    if not TYPE_CHECKING:  # which has to find wrong names itself
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Say how a name of transformers is written here."""
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{how(name)}")
 
     def __repr__(self) -> str:
         config, backend = self.config, self.backend

@@ -21,6 +21,7 @@ HOW = {
     "low_cpu_mem_usage": "leave it out: weights are mapped, not copied",
     "use_safetensors": "leave it out: the files decide",
     "trust_remote_code": "leave it out: no code of a checkpoint is run",
+    "quantization": _QUANTIZED,
     "quantization_config": _QUANTIZED,
     "load_in_8bit": _QUANTIZED,
     "load_in_4bit": _QUANTIZED,

@@ -28,6 +28,7 @@ REFUSED: dict[str, dict[str, tuple[Any, ...]]] = {
         "mlp_bias": (False,),
         "partial_rotary_factor": (1,),
         "per_layer_config": ({},),
+        "quantization": (False,),  # MLX
         "quantization_config": (False,),
     },
     GENERATION_FILE: {
