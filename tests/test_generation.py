@@ -12,10 +12,8 @@ from strategies import config, tiny_model
 
 from tinymistral import MistralForCausalLM, MistralTokenizer, RollingCache
 from tinymistral.sampling import GenerationConfig
-from tinymistral.settings import GENERATION_FILE
-from tinymistral.settings import NO_EFFECT as OF_ALL_FILES
+from tinymistral.settings import GENERATION_FILE, NO_EFFECT
 
-NO_EFFECT = OF_ALL_FILES[GENERATION_FILE]
 GENERATE = read_json("generate.json")
 
 
@@ -221,6 +219,7 @@ GREEDY = goldens("gqa.float64", "greedy")  # 7 tokens, and what transformers con
         ({"suppress_tokens": [-1, 99]}, {}),
         ({"num_beams": 1, "length_penalty": 2.0, "early_stopping": True}, {}),
         ({"use_cache": False, "cache_implementation": "static", "output_scores": True}, {}),
+        ({"typical_p": 0.9, "top_h": 0.5, "eta_cutoff": 0.1}, {}),
         ({"typical_p": 1.0, "renormalize_logits": True, "prompt_lookup_num_tokens": 3}, {}),
     ],
 )
@@ -228,7 +227,8 @@ def test_what_a_file_says_in_vain_does_no_harm(entries, config, tmp_path):
     # transformers 5.23 generates with each of these what it does without.
     model = with_file(tmp_path, entries, **config)
     np.testing.assert_array_equal(model.generate(GREEDY["input_ids"]), GREEDY["sequences"][:, :27])
-    kept = {n: v for n, v in entries.items() if v is not None and n not in NO_EFFECT}
+    vain = NO_EFFECT[GENERATION_FILE]
+    kept = {n: v for n, v in entries.items() if v is not None and n not in vain}
     assert model.generation_config == kept
 
 
@@ -254,7 +254,7 @@ def test_an_end_that_never_comes_does_not_fill(tmp_path):
         ({"eos_token_id": {"id": 2}}, "eos_token_id"),
         ({"num_return_sequences": 2}, "num_return_sequences"),
         ({"num_beams": 4}, "num_beams: 4 is not supported; expected none or 1"),
-        ({"typical_p": 0.9}, "typical_p: 0.9 is not supported"),
+        ({"do_sample": True, "typical_p": 0.9}, "typical_p: 0.9 is not supported"),
         ({"guidance_scale": 1.5}, "guidance_scale: 1.5 is not supported"),
         ({"min_new_tokens": -1}, "min_new_tokens"),
         ({"suppress_tokens": "all"}, "suppress_tokens: expected an integer from 0 on, got 'all'"),

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 LARGEST = 2**63 - 1  # of integers that have no other bound
 # Used only with `do_sample`; files often contain values of these that are not valid
 ONLY_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
+OTHER_SAMPLING = ("epsilon_cutoff", "eta_cutoff", "top_h", "typical_p")  # refused, if used
 
 Sequences = Sequence[Sequence[int]]  # the ids of each row, those of its prompt included
 
@@ -304,7 +305,7 @@ def _used_defaults(model: MistralForCausalLM, options: dict[str, Any]) -> dict[s
     explicit = {n: v for n, v in options.items() if v is not None}
     file = {n: v for n, v in model.generation_config.items() if v is not None}
     if not explicit.get("do_sample", file.get("do_sample")):
-        file = {n: v for n, v in file.items() if n not in ONLY_SAMPLING}
+        file = {n: v for n, v in file.items() if n not in (*ONLY_SAMPLING, *OTHER_SAMPLING)}
     if "max_length" in explicit:
         file.pop("max_new_tokens", None)
     if file.get("pad_token_id") == -1:  # means none in old conversions of Llama

@@ -100,17 +100,12 @@ NO_EFFECT: dict[str, frozenset[str]] = {
 }
 
 # Options of `generate`. Those in config.json count where there is no generation_config.json.
-OF_GENERATE = (
-    frozenset(
-        """
+_HONOURED = """
     bad_words_ids do_sample eos_token_id max_length max_new_tokens min_new_tokens min_p
     no_repeat_ngram_size num_return_sequences pad_token_id repetition_penalty seed suppress_tokens
     temperature top_k top_p
-    """.split()
-    )
-    | REFUSED[GENERATION_FILE].keys()
-    | NO_EFFECT[GENERATION_FILE]
-)
+"""
+OF_GENERATE = {*_HONOURED.split(), *REFUSED[GENERATION_FILE], *NO_EFFECT[GENERATION_FILE]}
 
 
 def refuse(file: str, settings: Mapping[str, Any]) -> None:
