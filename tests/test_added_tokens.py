@@ -98,10 +98,13 @@ def test_an_added_token_is_plain_text_in_a_message(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["listed in tokenizer_config.json", "added_tokens.json and special_tokens_map.json"]
 )
-def test_saving_keeps_added_tokens(tmp_path: Path, name: str) -> None:
-    tokenizer = MistralTokenizer.from_pretrained(write_case(tmp_path, name))
+def test_saving_keeps_added_tokens_and_the_chat_template(tmp_path: Path, name: str) -> None:
+    write_case(tmp_path, name)
+    (tmp_path / "chat_template.jinja").write_text("{{ a }}", encoding="utf-8")
+    tokenizer = MistralTokenizer.from_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path / "saved")
     check_case(tmp_path / "saved", CASES[name])
+    assert MistralTokenizer.from_pretrained(tmp_path / "saved").chat_template == "{{ a }}"
 
 
 @pytest.mark.parametrize(
@@ -187,6 +190,18 @@ def test_a_token_past_the_embedding_is_an_error_only_in_a_text_that_has_it(tmp_p
 
 
 # ---- tokenizer.json
+
+
+def test_a_tokenizer_json_says_itself_whether_there_is_bos(tmp_path: Path) -> None:
+    """As in transformers 5.23, where both settings have no effect beside this file."""
+    pytest.importorskip("tokenizers")
+    settings = {"add_bos_token": False, "add_eos_token": True, "add_prefix_space": False}
+    write_case(
+        tmp_path, "byte_level", **{"tokenizer_config.json": settings | {"padding_side": "right"}}
+    )
+    tokenizer = MistralTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.encode("x") == CASES["byte_level"]["with_bos"]
+    assert tokenizer(["x", "xx"]).attention_mask[0].tolist() == [1, 1, 0]
 
 
 @pytest.mark.parametrize("name", ["byte_level", "prepend"])

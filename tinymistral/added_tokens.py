@@ -17,13 +17,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tinymistral.files import is_named, parse_json, read_bytes
+from tinymistral.files import is_named, json_object, read_bytes
+from tinymistral.settings import TOKENIZER_FILE
 from tinymistral.text import shown
 
-SETTINGS_FILE = "tokenizer_config.json"
 ROLES_FILE = "special_tokens_map.json"
 IDS_FILE = "added_tokens.json"
 JSON_FILE = "tokenizer.json"
+TEMPLATE_FILE = "chat_template.jinja"
 LARGEST_FILE = 100_000_000  # bytes; the tokenizer.json of 131,072 tokens is 17 million
 LARGEST_ID = 2**31 - 1
 ROLES = ("bos_token", "eos_token", "pad_token")
@@ -43,14 +44,14 @@ class AddedTokens:
     """The added tokens of a checkpoint, and what its files say of them.
 
     Attributes: `by_id`, the tokens by their ids; `roles`, from a name of ROLES to the content of
-    its token; `space_after_tokens`, whether a text after an added token is given the space that
-    SentencePiece puts before a text; `files`, the names and contents of the files that were read.
+    its token; `settings`, the fields of tokenizer_config.json; `files`, the names and contents of
+    the files that were read.
     """
 
     def __init__(self) -> None:
         self.by_id: dict[int, AddedToken] = {}
         self.roles: dict[str, str] = {}
-        self.space_after_tokens = True
+        self.settings: dict[str, Any] = {}
         self.files: dict[str, bytes] = {}
         self._special: list[str] = []
 
@@ -58,16 +59,17 @@ class AddedTokens:
     def read(cls, folder: Path) -> AddedTokens:
         """Read the files of a folder; ValueError for one that is not as it should be."""
         added = cls()
-        settings = added._read(folder / SETTINGS_FILE)
-        added.space_after_tokens = bool(settings.get("legacy", True))
-        added._read_roles(folder / SETTINGS_FILE, settings)
+        if is_named(template := folder / TEMPLATE_FILE):
+            added.files[TEMPLATE_FILE] = read_bytes(template, LARGEST_FILE)
+        settings = added.settings = added._read(folder / TOKENIZER_FILE)
+        added._read_roles(folder / TOKENIZER_FILE, settings)
         extra = ("additional_special_tokens", "extra_special_tokens")
         for name in [name for name in extra if settings.get(name)]:
-            for token in _items(settings[name], folder / SETTINGS_FILE, name):
-                added._special.append(_token(token, folder / SETTINGS_FILE, name).content)
+            for token in _items(settings[name], folder / TOKENIZER_FILE, name):
+                added._special.append(_token(token, folder / TOKENIZER_FILE, name).content)
         if isinstance(listed := settings.get("added_tokens_decoder"), dict):
             for i, token in listed.items():
-                added._add(i, token, folder / SETTINGS_FILE)
+                added._add(i, token, folder / TOKENIZER_FILE)
             return added
         added._read_roles(folder / ROLES_FILE, added._read(folder / ROLES_FILE))
         for content, i in added._read(folder / IDS_FILE).items():
@@ -87,13 +89,7 @@ class AddedTokens:
         if not is_named(path):
             return {}
         content = self.files[path.name] = read_bytes(path, LARGEST_FILE)
-        try:
-            value = parse_json(content)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: not valid JSON: {error}") from None
-        if not isinstance(value, dict):
-            raise ValueError(f"{path}: expected a JSON object, got {shown(value)}")
-        return value
+        return json_object(content, path)
 
     def _read_roles(self, path: Path, fields: Mapping[str, Any]) -> None:
         for name in ROLES:
@@ -126,6 +122,13 @@ class AddedTokens:
             if content not in listed and find(content) is None:
                 added[max([size, *(i + 1 for i in added)])] = AddedToken(content, special=True)
         self.by_id = added
+
+    def chat_template(self) -> str | None:
+        """Return the template in Jinja that the files have for conversations, if there is one."""
+        if TEMPLATE_FILE in self.files:
+            return self.files[TEMPLATE_FILE].decode("utf-8", "replace")
+        template = self.settings.get("chat_template")  # a text, or several with names
+        return str(template) if template else None
 
     def split(self, text: str) -> Iterator[tuple[str, int | None]]:
         """Yield the parts of a text, perhaps empty, each with the id of the token after it."""

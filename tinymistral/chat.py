@@ -255,6 +255,11 @@ def _control_tags(tokenizer: MistralTokenizer) -> tuple[int, int] | None:
             "the tokenizer has a control token [SYSTEM_PROMPT], as v7 and later ones do; their "
             "chat format is not supported, expected a tokenizer of Mistral 7B (v1, v2 or v3)"
         )
+    if tokenizer.chat_template and "[INST]" not in tokenizer.chat_template:
+        raise ValueError(
+            "the model's chat template is not Mistral's, it has no [INST]; conversations in "
+            "another format are not supported: write the format out, and continue it as a text"
+        )
     opening, closing = _control_id(tokenizer, "[INST]"), _control_id(tokenizer, "[/INST]")
     return None if opening is None or closing is None else (opening, closing)
 
@@ -291,6 +296,7 @@ class Conversation:
         self, model: MistralForCausalLM, tokenizer: MistralTokenizer, system: str | None = None
     ):
         """Begin a conversation, with a system prompt if there is one."""
+        _control_tags(tokenizer)  # raises where the format is not supported
         self.model, self.tokenizer, self.system = model, tokenizer, system
         self.messages: list[dict[str, str]] = []
         if system is not None:

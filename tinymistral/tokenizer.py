@@ -11,12 +11,14 @@ from typing import Any, overload
 import numpy as np
 import sentencepiece
 
-from tinymistral.added_tokens import JSON_FILE, AddedTokens
+from tinymistral.added_tokens import JSON_FILE, LARGEST_FILE, AddedTokens
 from tinymistral.chat import chat_ids
 from tinymistral.files import is_named, make_folder, read_bytes, read_json, whole_file
 from tinymistral.files.consolidated import CONFIG_FILE, PARAMS_FILE
 from tinymistral.files.hub import download_command, find_checkpoint
 from tinymistral.files.recognition import refuse_folder
+from tinymistral.renamed import how, refuse_unknown
+from tinymistral.settings import TOKENIZER_FILE, Declared, refuse, warn_of_unknown
 from tinymistral.streaming import StreamDecoder
 from tinymistral.text import check_text, shown
 from tinymistral.tokenizer_json import JsonVocabulary
@@ -26,10 +28,15 @@ FILE_NAME = "tokenizer.model"
 FILE_NAMES = (FILE_NAME, *(f"{FILE_NAME}.{version}" for version in ("v7", "v3", "v2", "v1")))
 # The version by the newest control token that a vocabulary has; v1 has none of these.
 VERSIONS = {"[SYSTEM_PROMPT]": "v7", "[PREFIX]": "v3", "[INST]": "v2"}
-LARGEST_FILE = 100_000_000  # bytes; that of v0.1 is half a million
 # Embeddings are often padded to a multiple of 8 to 256; more ids than that are another tokenizer's.
 MOST_PADDING = 255
 NO_PIECE = "<no piece>"  # what is shown for an id of such padding
+# Fields of tokenizer_config.json that count here; the others are in `settings`.
+HONOURED = (
+    *("add_bos_token", "add_eos_token", "add_prefix_space", "padding_side", "pad_token"),
+    *("bos_token", "eos_token", "added_tokens_decoder", "additional_special_tokens"),
+    *("extra_special_tokens", "legacy", "chat_template"),
+)
 # Appended to a SentencePiece model it replaces one field: normalizer_spec.add_dummy_prefix = false.
 NO_SPACE_BEFORE_TEXT = b"\x1a\x02\x18\x00"
 Ids = Sequence[int] | np.ndarray  # integers, one dimension
@@ -42,10 +49,11 @@ class BatchEncoding(dict[str, Any]):
         try:
             return self[name]
         except KeyError:
-            raise AttributeError(f"no {name!r} here, only {', '.join(self)}") from None
+            says = f"no {name!r} here, only {', '.join(self)}{how(name)}"
+            raise AttributeError(says) from None
 
 
-class MistralTokenizer:
+class MistralTokenizer(Declared):
     """A SentencePiece model, or a tokenizer.json, under the names that transformers' users know.
 
     model_file: the path of a `tokenizer.model`, or of a `tokenizer.json`.
@@ -55,9 +63,26 @@ class MistralTokenizer:
     model_vocab_size: ids from `len(self)` up to here have an embedding, but no piece: they decode
         to no text.
 
+    Attributes that can be set: `padding_side`, "left" or "right"; `add_bos_token` and
+    `add_eos_token`, whether a text begins with <s> and ends with </s>; `pad_token`, or
+    `pad_token_id`. `from_pretrained` reads them from tokenizer_config.json.
+
     Added tokens are recognized in a text. Control tokens of the model file, such as <s>, are not;
     there they are plain text.
     """
+
+    processor: Any  # a SentencePieceProcessor, or a JsonVocabulary
+    added: AddedTokens
+    vocab_size: int
+    model_vocab_size: int
+    bos_token_id: int | None
+    eos_token_id: int | None
+    unk_token_id: int | None
+    pad_token_id: int | None
+    chat_template: str | None  # of the checkpoint; it only shows whether the format is Mistral's
+    padding_side: str
+    add_bos_token: bool
+    add_eos_token: bool
 
     def __init__(
         self,
@@ -70,15 +95,16 @@ class MistralTokenizer:
         path = Path(model_file)
         self._model = read_bytes(path, LARGEST_FILE)
         self.added = AddedTokens() if added is None else added
-        self.add_bos_token, self.add_eos_token = True, False
-        self.processor: Any
+        self.chat_template = self.added.chat_template()
+        self.padding_side, self.add_bos_token, self.add_eos_token = "left", True, False
         if path.suffix == ".json":
             self.processor = JsonVocabulary(self._model, path, self.added)
             before, after = self.processor.frame()
             self.add_bos_token, self.add_eos_token = bool(before), bool(after)
         else:
-            self.processor = _open_sentencepiece(self._model, path)
-        self.vocab_size: int = self.processor.vocab_size()
+            space = self.added.settings.get("add_prefix_space") is not False
+            self.processor = _open_sentencepiece(self._model, path, space)
+        self.vocab_size = self.processor.vocab_size()
         # SentencePiece returns -1 if there is no such token.
         self.unk_token_id = _none_if_negative(self.processor.unk_id())
         self.added.settle(self.vocab_size, self._find_piece, self._is_control)
@@ -115,8 +141,11 @@ class MistralTokenizer:
         revision: str = "main",
         *,
         pad_token_id: int | None = None,
+        **unknown: Any,
     ) -> MistralTokenizer:
         """Open the tokenizer of a checkpoint: a folder, or a hub name in the local cache."""
+        known = ("name_or_path", "revision", "pad_token_id")
+        refuse_unknown("MistralTokenizer.from_pretrained", unknown, known)
         folder = find_checkpoint(name_or_path, revision)
         names = (*FILE_NAMES, JSON_FILE)
         found = [folder / name for name in names if is_named(folder / name)]
@@ -137,15 +166,68 @@ class MistralTokenizer:
                     "mistralai/Mistral-7B-v0.3"
                 )
             raise ValueError(f"{folder} has no {FILE_NAME} and no {JSON_FILE}; {remedy}")
-        return cls(
+        tokenizer = cls(
             found[0],
             pad_token_id=pad_token_id,
             added=AddedTokens.read(folder),
             model_vocab_size=size,
         )
+        tokenizer._take_settings(folder / TOKENIZER_FILE)
+        return tokenizer
+
+    def _take_settings(self, path: Path) -> None:
+        settings, names = self.added.settings, ["padding_side"]
+        if not isinstance(self.processor, JsonVocabulary):  # which says the others itself
+            names += ["add_bos_token", "add_eos_token"]
+        try:
+            refuse(TOKENIZER_FILE, settings)
+            for name in names:
+                if settings.get(name) is not None:
+                    setattr(self, name, settings[name])
+            self._check_settings()
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        warn_of_unknown(TOKENIZER_FILE, settings, HONOURED)
+
+    def _check_settings(self) -> None:
+        if self.padding_side not in ("left", "right"):
+            raise ValueError(f"padding_side is {self.padding_side!r}, expected 'left' or 'right'")
+        for name in ("add_bos_token", "add_eos_token"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected True or False")
+
+    @property
+    def bos_token(self) -> str | None:
+        """The piece of `bos_token_id`."""
+        return self._token_of(self.bos_token_id)
+
+    @property
+    def eos_token(self) -> str | None:
+        """The piece of `eos_token_id`."""
+        return self._token_of(self.eos_token_id)
+
+    @property
+    def unk_token(self) -> str | None:
+        """The piece of `unk_token_id`."""
+        return self._token_of(self.unk_token_id)
+
+    @property
+    def pad_token(self) -> str | None:
+        """The piece of `pad_token_id`; setting it sets that."""
+        return self._token_of(self.pad_token_id)
+
+    @pad_token.setter
+    def pad_token(self, token: str | None) -> None:
+        token_id = None if token is None else self.convert_tokens_to_ids(token)
+        if token_id is not None and self._token_of(token_id) != token:
+            raise ValueError(f"pad_token: {shown(token)} is not in the vocabulary; take another")
+        self.pad_token_id = token_id
+
+    def _token_of(self, token_id: int | None) -> str | None:
+        return None if token_id is None else self.convert_ids_to_tokens(token_id)
 
     def save_pretrained(self, folder: str | Path, *, raw: bool = False) -> None:
-        """Write `tokenizer.model`, and the files of added tokens, with the bytes that were read.
+        """Write `tokenizer.model`, and the files read beside it, with the bytes that were read.
 
         `raw`: the name ends with the version, such as .v3, unless that is v1. mistral-inference and
         mistral-common, which read raw checkpoints, know the version by nothing else.
@@ -184,15 +266,20 @@ class MistralTokenizer:
         text: str | Sequence[str],
         *,
         padding: bool = True,
-        padding_side: str = "left",
+        padding_side: str | None = None,
         add_special_tokens: bool = True,
         return_tensors: str | None = None,
+        **unknown: Any,
     ) -> BatchEncoding:
         """Return the inputs of the model: `input_ids` and `attention_mask`, both (B, T), int64.
 
-        A single text is a batch of one. Shorter rows are padded on the left, as generation needs,
-        or on the right. Without padding, rows of unequal length are returned as lists.
+        A single text is a batch of one. Shorter rows are padded on the `padding_side`, by default
+        the attribute of that name. Without padding, rows of unequal length are returned as lists.
         """
+        known = ("text", "padding", "padding_side", "add_special_tokens", "return_tensors")
+        refuse_unknown("MistralTokenizer", unknown, known)
+        self._check_settings()
+        padding_side = self.padding_side if padding_side is None else padding_side
         texts = [text] if isinstance(text, str) else text
         if not isinstance(texts, (list, tuple)) or not texts:
             raise ValueError(f"text is {shown(text)}, expected a text or a list of texts")
@@ -225,7 +312,8 @@ class MistralTokenizer:
     ) -> list[int]:
         """Return the ids of a text, after <s> unless `add_special_tokens` is false.
 
-        With `split_special_tokens` added tokens in the text are plain text too.
+        `add_bos_token` and `add_eos_token` say whether there is <s>, and </s> at the end. With
+        `split_special_tokens` added tokens in the text are plain text too.
         """
         check_text(text)
         ids: list[int] = self.processor.encode(text) if split_special_tokens else self._ids(text)
@@ -250,9 +338,9 @@ class MistralTokenizer:
     @cached_property
     def _later(self) -> sentencepiece.SentencePieceProcessor:
         """What encodes a part of a text that follows an added token."""
-        if self.added.space_after_tokens:
+        if self.added.settings.get("legacy", True):
             return self.processor
-        return _open_sentencepiece(self._model + NO_SPACE_BEFORE_TEXT, Path(FILE_NAME))
+        return _open_sentencepiece(self._model, Path(FILE_NAME), space_before_text=False)
 
     def decode(self, ids: Ids, skip_special_tokens: bool = False) -> str:
         """Return the text of a sequence of ids.
@@ -279,6 +367,7 @@ class MistralTokenizer:
         continue_final_message: bool = False,
         tokenize: bool = True,
         tools: Sequence[Any] | None = None,
+        **unknown: Any,
     ) -> list[int]:
         """Return the ids of a conversation with an Instruct model, <s> first; see `chat.chat_ids`.
 
@@ -287,6 +376,8 @@ class MistralTokenizer:
         """
         if tools:
             raise ValueError("tools: tools and tool calls are not supported; leave this out")
+        known = ("messages", "format", "add_generation_prompt", "continue_final_message")
+        refuse_unknown("apply_chat_template", unknown, known)
         if tokenize is not True:
             raise ValueError(
                 f"tokenize is {shown(tokenize)}, but only ids are returned: tokenizing a "
@@ -357,10 +448,17 @@ class MistralTokenizer:
             )
 
 
-def _open_sentencepiece(content: bytes, file: Path) -> sentencepiece.SentencePieceProcessor:
+AutoTokenizer = MistralTokenizer  # its name in transformers' examples
+
+
+def _open_sentencepiece(
+    content: bytes, file: Path, space_before_text: bool
+) -> sentencepiece.SentencePieceProcessor:
     processor = sentencepiece.SentencePieceProcessor()
     try:
-        processor.load_from_serialized_proto(content)
+        processor.load_from_serialized_proto(
+            content if space_before_text else content + NO_SPACE_BEFORE_TEXT
+        )
     except RuntimeError as error:
         raise ValueError(
             f"{file} ({len(content)} bytes) is not a SentencePiece model, "

@@ -216,9 +216,14 @@ def test_the_files_of_added_tokens_are_written_along_and_replaced(tmp_path):
     for name in names:
         (source / name).write_text("{}", "utf-8")
     (source / "tokenizer.json").write_text('{"added_tokens": []}', "utf-8")
+    (source / "chat_template.jinja").write_text("[INST]", "utf-8")
     for force in (False, True):
         convert(source, tmp_path / "raw", to="raw", force=force)
-        assert content_of(tmp_path / "raw").keys() >= names | {"tokenizer.json"}
+        assert content_of(tmp_path / "raw").keys() >= {
+            *names,
+            "tokenizer.json",
+            "chat_template.jinja",
+        }
 
 
 def test_fields_that_params_json_does_not_have_are_a_warning(tmp_path):

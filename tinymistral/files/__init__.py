@@ -67,7 +67,11 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read the JSON object in a UTF-8 file; ValueError in one line for anything else."""
-    content = read_bytes(path, JSON_LIMIT)
+    return json_object(read_bytes(path, JSON_LIMIT), path)
+
+
+def json_object(content: bytes, path: Path) -> dict[str, Any]:
+    """Return the JSON object that is the content of a file; ValueError for anything else."""
     try:
         value = parse_json(content)
     except (ValueError, RecursionError) as error:

@@ -40,7 +40,7 @@ from tinymistral.files.safetensors import (
 WRITTEN = re.compile(
     r"config\.json|generation_config\.json|params\.json"
     r"|tokenizer\.model(\.v[237])?|tokenizer\.json|tokenizer_config\.json"
-    r"|special_tokens_map\.json|added_tokens\.json"
+    r"|special_tokens_map\.json|added_tokens\.json|chat_template\.jinja"
     rf"|consolidated\.safetensors|{WEIGHTS_NAME.pattern}|{UNFINISHED_NAME.pattern}"
 )
 _EXCHANGE = 2  # RENAME_EXCHANGE in linux/fs.h
