@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from tinymistral import DEMO, MistralConfig, MistralTokenizer, tokenizer
+from tinymistral import MistralConfig, tokenizer
 from tinymistral.sampling import FIELDS
 from tinymistral.settings import (
     CONFIG_FILE,
@@ -98,9 +98,3 @@ def test_a_refused_setting_is_named_unless_its_value_does_nothing(file):
             refuse(file, {name: value})
         with pytest.raises(ValueError, match=f"^{name}: 'x' is not supported; expected none"):
             refuse(file, {name: "x"})
-
-
-def test_an_attribute_that_would_have_no_effect_cannot_be_set():
-    tokenizer_of_demo = MistralTokenizer.from_pretrained(DEMO)
-    with pytest.raises(AttributeError, match=r"truncation_side = \.\.\. has no effect"):
-        tokenizer_of_demo.truncation_side = "left"

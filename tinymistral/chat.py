@@ -30,7 +30,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tinymistral.files import read_json, write_json
+from tinymistral.files import write_json
 from tinymistral.streaming import StreamDecoder
 from tinymistral.text import check_text, shown
 
@@ -250,7 +250,7 @@ def _plain_ids(tokenizer: MistralTokenizer, text: str) -> list[int]:
 
 def _control_tags(tokenizer: MistralTokenizer) -> tuple[int, int] | None:
     """Return the ids of [INST] and [/INST] where they are control tokens: in v2 and v3."""
-    if _control_id(tokenizer, "[SYSTEM_PROMPT]") is not None:
+    if tokenizer.control_id("[SYSTEM_PROMPT]") is not None:
         raise ValueError(
             "the tokenizer has a control token [SYSTEM_PROMPT], as v7 and later ones do; their "
             "chat format is not supported, expected a tokenizer of Mistral 7B (v1, v2 or v3)"
@@ -260,15 +260,8 @@ def _control_tags(tokenizer: MistralTokenizer) -> tuple[int, int] | None:
             "the model's chat template is not Mistral's, it has no [INST]; conversations in "
             "another format are not supported: write the format out, and continue it as a text"
         )
-    opening, closing = _control_id(tokenizer, "[INST]"), _control_id(tokenizer, "[/INST]")
+    opening, closing = tokenizer.control_id("[INST]"), tokenizer.control_id("[/INST]")
     return None if opening is None or closing is None else (opening, closing)
-
-
-def _control_id(tokenizer: MistralTokenizer, piece: str) -> int | None:
-    processor = tokenizer.processor
-    token_id: int = processor.piece_to_id(piece)  # of another piece if there is none
-    found = processor.id_to_piece(token_id) == piece and processor.is_control(token_id)
-    return token_id if found else None
 
 
 def _bos_and_eos(tokenizer: MistralTokenizer) -> tuple[int, int]:
@@ -358,17 +351,11 @@ class Conversation:
         write_json(file, {"messages": self.messages})
 
 
-def is_instruct(folder: Path) -> bool:
+def is_instruct(folder: Path, tokenizer: MistralTokenizer) -> bool:
     """Return whether a checkpoint seems to be an Instruct model: by its chat template or its name.
 
     The name is that of the folder, or of the repository whose snapshot it is; raw checkpoints have
     no template.
     """
     names = (folder.name, folder.parent.parent.name)
-    if (
-        any("instruct" in name.lower() for name in names)
-        or (folder / "chat_template.jinja").exists()
-    ):
-        return True
-    settings = folder / "tokenizer_config.json"
-    return settings.exists() and bool(read_json(settings).get("chat_template"))
+    return bool(tokenizer.chat_template) or any("instruct" in name.lower() for name in names)

@@ -25,9 +25,9 @@ from tinymistral.files import make_folder, parse_size, write_json
 from tinymistral.inputs import Inputs, check_inputs
 from tinymistral.model import Weights, forward
 from tinymistral.outputs import Output
-from tinymistral.renamed import how, refuse_unknown
+from tinymistral.renamed import Declared, how, refuse_unknown
 from tinymistral.sampling import read_generation_config
-from tinymistral.settings import Declared, caller
+from tinymistral.settings import caller
 from tinymistral.tap import Tap, Tapped
 
 # A model of at most this many bytes in float32 has its weights widened when it is opened.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 _DEVICE = 'leave it out: from_pretrained(..., backend="cupy") computes on a GPU'
 _DTYPE = 'write dtype="float16" in from_pretrained'
@@ -92,3 +93,18 @@ def refuse_unknown(where: str, given: Iterable[str], known: Iterable[str]) -> No
     if unknown := sorted(set(given) - set(known)):
         says = ", ".join(unknown) + "".join(how(name) for name in unknown)
         raise TypeError(f"{where}: unknown argument {says}; known are {', '.join(known)}")
+
+
+class Declared:
+    """What has no attribute but those that its class declares; another would have no effect."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a declared attribute; AttributeError for another."""
+        kind = type(self)
+        names = {n for base in kind.__mro__ for n in getattr(base, "__annotations__", {})}
+        if name not in names and not name.startswith("_") and not hasattr(kind, name):
+            raise AttributeError(
+                f"{kind.__name__}.{name} = ... has no effect{how(name)}; "
+                f"attributes are {', '.join(sorted(names))}"
+            )
+        super().__setattr__(name, value)

@@ -132,21 +132,6 @@ def warn_of_unknown(file: str, settings: Mapping[str, Any], honoured: Collection
         )
 
 
-class Declared:
-    """What has no attribute but those that its class declares; another would have no effect."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set a declared attribute; AttributeError for another."""
-        kind = type(self)
-        names = {n for base in kind.__mro__ for n in getattr(base, "__annotations__", {})}
-        if name not in names and not name.startswith("_") and not hasattr(kind, name):
-            raise AttributeError(
-                f"{kind.__name__}.{name} = ... has no effect{how(name)}; "
-                f"attributes are {', '.join(sorted(names))}"
-            )
-        super().__setattr__(name, value)
-
-
 def caller() -> int:
     """Return the `stacklevel` that points a warning of our caller at the user's line."""
     package, level = __name__.partition(".")[0], 1

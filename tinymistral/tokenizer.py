@@ -17,8 +17,8 @@ from tinymistral.files import is_named, make_folder, read_bytes, read_json, whol
 from tinymistral.files.consolidated import CONFIG_FILE, PARAMS_FILE
 from tinymistral.files.hub import download_command, find_checkpoint
 from tinymistral.files.recognition import refuse_folder
-from tinymistral.renamed import how, refuse_unknown
-from tinymistral.settings import TOKENIZER_FILE, Declared, refuse, warn_of_unknown
+from tinymistral.renamed import Declared, how, refuse_unknown
+from tinymistral.settings import TOKENIZER_FILE, refuse, warn_of_unknown
 from tinymistral.streaming import StreamDecoder
 from tinymistral.text import check_text, shown
 from tinymistral.tokenizer_json import JsonVocabulary
@@ -127,6 +127,11 @@ class MistralTokenizer(Declared):
         token_id: int = self.processor.piece_to_id(piece)
         found = self.processor.id_to_piece(token_id) == piece
         return token_id if found else None
+
+    def control_id(self, piece: str) -> int | None:
+        """Return the id of a control token of the vocabulary, such as [INST]; None without it."""
+        token_id = self._find_piece(piece)
+        return None if token_id is None or not self.processor.is_control(token_id) else token_id
 
     def _id_of(self, role: str, otherwise: int) -> int | None:
         """Return the id of the token that a checkpoint's files give a role, such as eos_token."""
@@ -237,7 +242,7 @@ class MistralTokenizer(Declared):
         versions = [
             version
             for control, version in VERSIONS.items()
-            if raw and self.processor.is_control(self.processor.piece_to_id(control))
+            if raw and self.control_id(control) is not None
         ]
         file_name = ".".join([FILE_NAME, *versions[:1]])
         if isinstance(self.processor, JsonVocabulary):

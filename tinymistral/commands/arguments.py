@@ -257,12 +257,12 @@ def open_tokenizer(folder: str) -> MistralTokenizer:
     return MistralTokenizer.from_pretrained(folder)
 
 
-def warn_of_base_model(options: argparse.Namespace) -> None:
+def warn_of_base_model(options: argparse.Namespace, tokenizer: MistralTokenizer) -> None:
     """Warn if the model does not seem to be made for conversations."""
     from tinymistral.chat import is_instruct
     from tinymistral.files.hub import find_checkpoint
 
-    if not is_instruct(find_checkpoint(options.model)):
+    if not is_instruct(find_checkpoint(options.model), tokenizer):
         say(
             "tinymistral: warning: this seems to be a base model, which continues a text rather "
             "than answer; use an Instruct model for conversations"

@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> None:
     chosen = choose(options, model)
     decoder = StreamDecoder(tokenizer)
     if options.chat:
-        arguments.warn_of_base_model(options)
+        arguments.warn_of_base_model(options, tokenizer)
         ids = user_turn(tokenizer, prompt, options.system)
     else:
         ids = tokenizer.encode(prompt)
