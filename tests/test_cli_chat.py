@@ -74,6 +74,14 @@ def test_commands_say_what_they_do() -> None:
     assert "While talking:" in notes[3]
 
 
+def test_a_line_that_never_ends_is_an_error() -> None:
+    code, out, err = run("chat", stdin=b"a" * (10**7 + 1))
+    assert (code, out) == (2, "")
+    assert err.endswith(
+        "error: a line of standard input is over 10000000 bytes; expected a shorter text\n"
+    )
+
+
 def test_one_message_is_answered_by_generate() -> None:
     code, out, err = run("generate", "--chat", *FEW, "Who are you?")
     assert (code, err[: len(BASE)]) == (0, BASE)

@@ -129,6 +129,19 @@ def test_standard_input_that_is_no_text() -> None:
     assert "byte 3 is 0xff" in refused("generate", stdin=b"abc\xff")
 
 
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs a file that never ends")
+@pytest.mark.parametrize("command", ["generate --prompt-file", "score"])
+def test_a_text_that_never_ends(command: str) -> None:
+    assert "/dev/zero is over 10000000 bytes" in refused(*command.split(), "/dev/zero")
+
+
+@pytest.mark.parametrize("command", ["generate", "tokenize", "explain", "tokenize --decode"])
+def test_standard_input_that_never_ends(command: str) -> None:
+    assert "standard input is over 10000000 bytes" in refused(
+        *command.split(), stdin=b"1" * (10**7 + 1)
+    )
+
+
 def test_an_unknown_backend_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINYMISTRAL_BACKEND", "abacus")
     assert "expected one of: numpy" in refused("generate", "x")

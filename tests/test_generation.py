@@ -297,6 +297,7 @@ def test_a_padding_outside_the_vocabulary_is_an_error_where_a_row_is_padded(tmp_
         ({"min_new_tokens": -1}, "min_new_tokens"),
         ({"suppress_tokens": "all"}, "suppress_tokens: expected an integer from 0 on, got 'all'"),
         ({"bad_words_ids": [[99]]}, "bad_words_ids: 99 is not in the vocabulary"),
+        ({"do_sample": True, "num_return_sequences": 10**9}, "num_return_sequences: .* to 1024,"),
     ],
 )
 def test_a_wrong_value_of_the_file_is_named_and_can_be_overruled(entries, message, tmp_path):
@@ -412,6 +413,7 @@ def test_ids_that_end_a_row_may_be_a_tuple_or_an_array(eos):
         ({"bad_words_ids": [[5, "a"]]}, "^bad_words_ids: expected an integer"),
         ({"bad_words_ids": [[67]]}, "^bad_words_ids: 67 is not in the vocabulary"),
         ({"num_return_sequences": 2}, "do_sample=True"),
+        ({"num_return_sequences": 1025, "do_sample": True}, "num_return_sequences: .* to 1024,"),
         ({"stop": ["a"]}, "tokenizer"),
     ],
 )

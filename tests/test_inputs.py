@@ -205,12 +205,12 @@ WRONG = {  # arguments, how the message begins, what else it says
     "a position of -2": (
         {"input_ids": IDS, "position_ids": [[-2, 0, 1]]},
         "position_ids: expected -1 (nothing here) to 2**31 - 1",
-        "got -2 to 1",
+        "got -2",
     ),
     "a position of 2**31": (
         {"input_ids": IDS, "position_ids": [[0, 1, 2**31]]},
-        "position_ids: expected -1 (nothing here) to 2**31 - 1",
-        "to 2147483648",
+        "position 2147483648 is past the last one, 2**31 - 1",
+        "give lower position_ids",
     ),
     "falling positions": (
         {"input_ids": IDS, "position_ids": [[0, 1, 2], [1, 2, 0]]},
@@ -423,6 +423,16 @@ def test_a_mask_of_another_width_is_refused(cache, width):
     text = error_of(MODEL, [[1], [1]], np.ones((2, width), dtype=int), past_key_values=cache)
     assert text.startswith("attention_mask: expected shape (2, 1), for the new tokens or (2, 7)")
     assert text.endswith(f"got (2, {width})")
+
+
+@pytest.mark.filterwarnings("ignore:position 2147483647 is past max_position_embeddings")
+def test_a_counted_position_has_the_limit_of_a_given_one():
+    cache = MODEL([[1, 2]], position_ids=[[0, 2**31 - 2]]).past_key_values
+    MODEL([[3]], past_key_values=cache)  # at 2**31 - 1
+    says = "position 2147483648 is past the last one, 2**31 - 1"
+    assert error_of(MODEL, [[4]], past_key_values=cache).startswith(says)
+    assert error_of(MODEL.generate, [[1, 2, 3, 4]], past_key_values=cache).startswith(says)
+    assert cache.count == 3
 
 
 def test_after_an_error_the_cache_is_as_it_was(cache):

@@ -8,6 +8,9 @@ have a standard deviation of 1 to 7.
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from goldens import CASES, FIXTURES, MANIFEST, MODELS, goldens
 from strategies import config, tiny_model
 
 from tinymistral import MistralConfig, MistralForCausalLM, MistralModel, RollingCache
-from tinymistral.checkpoint import write_tensors
+from tinymistral.checkpoint import CheckpointError, load_checkpoint, write_tensors
 from tinymistral.numpy_backend import NumpyBackend
 from tinymistral.tap import STAGES
 
@@ -261,6 +264,22 @@ def test_weights_are_views_of_the_mapped_file():
     weight = model.weights.model.layers[0].self_attn.q_proj.weight
     assert not weight.flags.owndata
     assert not weight.flags.writeable
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no mapped file can be cut there")
+def test_a_file_of_weights_that_is_cut_is_an_error_before_it_is_read(tmp_path):
+    shutil.copytree(FIXTURES / "models" / "sharded", tmp_path, dirs_exist_ok=True)
+    model = MistralForCausalLM.from_pretrained(tmp_path)
+    config, tensors = load_checkpoint(tmp_path)
+    os.truncate(tmp_path / "model-00003-of-00004.safetensors", 0)
+    for use in (
+        lambda: model([[1]]),
+        lambda: model.generate([[1]]),
+        lambda: model.save_pretrained(tmp_path / "copy"),
+        lambda: MistralForCausalLM(config, tensors=tensors),
+    ):
+        with pytest.raises(CheckpointError, match=r"model-00003.* was \d+ bytes when it"):
+            use()
 
 
 def test_logits_to_keep_gives_the_last_columns_or_those_named():

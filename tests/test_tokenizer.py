@@ -4,11 +4,13 @@ import hashlib
 import importlib.resources
 import json
 import os
+import time
 from functools import cache
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import protobuf
 import pytest
 import sentencepiece
 from hypothesis import given
@@ -268,6 +270,36 @@ def test_streamed_text_is_the_decoded_text(model: Path, data, skip) -> None:
     assert streamed == text_by_the_judge(model, ids, skip)
 
 
+@pytest.fixture(scope="module")
+def stripping(tmp_path_factory) -> Path:
+    """A model that removes extra spaces: SentencePiece then drops all those at the start."""
+    path = tmp_path_factory.mktemp("stripping") / "tokenizer.model"
+    part, number = protobuf.NORMALIZER, protobuf.REMOVE_EXTRA_WHITESPACES
+    path.write_bytes(protobuf.with_field(DEMO.read_bytes(), part, number, 1))
+    return path
+
+
+@given(data=st.data())
+def test_spaces_at_the_start_are_dropped_as_sentencepiece_drops_them(stripping, data) -> None:
+    spaces = st.just(judge_of(stripping).piece_to_id("▁"))
+    ids = data.draw(st.lists(spaces, max_size=4)) + data.draw(token_ids(stripping, special=False))
+    assert tokenizer_of(stripping).decode(ids) == judge_of(stripping).decode(ids)
+
+
+def test_decoding_takes_time_in_proportion_to_the_length(stripping) -> None:
+    tokenizer = tokenizer_of(stripping)
+
+    def seconds(ids: list[int]) -> float:
+        started = time.process_time()
+        tokenizer.decode(ids)
+        return time.process_time() - started
+
+    space, letter = (judge_of(stripping).piece_to_id(piece) for piece in ("▁", "a"))
+    n = 16_000
+    # A space at the start costs more than a letter after it, but not in proportion to those before.
+    assert seconds([space] * n) < 20 * seconds([letter] * n)
+
+
 def test_a_character_is_streamed_whole() -> None:
     stream = StreamDecoder(tokenizer_of(V1))
     ids = [1, 28705, 229, 148, 163, 229, 148, 264, 229]  # ① in bytes, then most of it, then a
@@ -453,6 +485,13 @@ def test_a_folder_without_a_tokenizer_says_what_is_missing(
 def test_a_file_that_is_not_a_model(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer.model").write_bytes(content)
     with pytest.raises(ValueError, match=rf"\({len(content)} bytes\) is not a SentencePiece model"):
+        MistralTokenizer(tmp_path / "tokenizer.model")
+
+
+def test_a_model_whose_pieces_are_not_utf_8(tmp_path: Path) -> None:
+    content = DEMO.read_bytes().replace("▁dear".encode(), b"\xff\x96\x81dear", 1)
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    with pytest.raises(ValueError, match="is not a SentencePiece model in UTF-8"):
         MistralTokenizer(tmp_path / "tokenizer.model")
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tinymistral.files import CheckpointError, make_folder, read_json, write_json
 from tinymistral.files.consolidated import CONFIG_FILE, PARAMS_FILE, is_raw, read_consolidated
@@ -15,6 +15,9 @@ from tinymistral.files.hub import find_checkpoint
 from tinymistral.files.recognition import OTHER_PARAMS, QUANTIZED, refuse_fields, refuse_folder
 from tinymistral.settings import NO_EFFECT, OF_GENERATE, refuse, warn_of_unknown
 from tinymistral.text import listed, quoted, shorten
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # What an absent field means in transformers, where that is not the value of Mistral-7B-v0.1
 # (transformers 5, models/mistral/configuration_mistral.py).
@@ -295,24 +298,32 @@ class MistralConfig:
         `tie_word_embeddings` and `dtype`. Raises ValueError.
         """
         folder = find_checkpoint(name_or_path, revision)
-        raw = is_raw(folder)
-        path = folder / (PARAMS_FILE if raw else CONFIG_FILE)
-        if not path.exists():
+        if is_raw(folder):
+            return cls.from_raw(folder)[0]
+        if not (folder / CONFIG_FILE).exists():
             refuse_folder(folder)
-        fields = read_json(path)
-        try:
-            config = cls.from_params(fields) if raw else cls.from_dict(fields)
-        except ValueError as error:
-            raise CheckpointError(f"{path}: {error}") from None
-        if not raw:
-            return config
+        return cls._of_file(folder / CONFIG_FILE, cls.from_dict)
+
+    @classmethod
+    def from_raw(cls, folder: Path) -> tuple[MistralConfig, dict[str, np.ndarray]]:
+        """Read a raw checkpoint, each file once: its configuration, and the tensors as stored."""
+        config = cls._of_file(folder / PARAMS_FILE, cls.from_params)
         tensors = read_consolidated(folder)
         dtypes = {str(array.dtype) for array in tensors.values()}
-        return dataclasses.replace(
+        config = dataclasses.replace(
             config,
             tie_word_embeddings="output.weight" not in tensors,
             dtype=dtypes.pop() if len(dtypes) == 1 else None,
         )
+        return config, tensors
+
+    @staticmethod
+    def _of_file(path: Path, parse: Callable[[dict[str, Any]], MistralConfig]) -> MistralConfig:
+        fields = read_json(path)
+        try:
+            return parse(fields)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from None
 
     def save_pretrained(self, folder: str | Path, architecture: str = "MistralForCausalLM") -> None:
         """Write config.json into a folder, which is made if it does not exist."""

@@ -13,15 +13,28 @@ from tinymistral.cache import RollingCache
 if TYPE_CHECKING:
     from tinymistral.pretrained import PreTrainedModel
 
+LAST_POSITION = 2**31 - 1  # a backend may hold positions in 32 bits
+
 
 @dataclass
 class Inputs:
-    """A call's checked inputs: ids (B, T), or embeddings (B, T, D); positions (B, T); cache."""
+    """A call's checked inputs: ids (B, T), or embeddings (B, T, D); positions (B, T); cache.
+
+    Raises ValueError for a position past LAST_POSITION, whether it was given or counted.
+    """
 
     ids: np.ndarray  # empty where there are embeddings
     embeds: Array | None
     positions: np.ndarray
     cache: RollingCache
+
+    def __post_init__(self) -> None:
+        last = self.positions.max(initial=-1)
+        if last > LAST_POSITION:
+            raise ValueError(
+                f"position {last} is past the last one, 2**31 - 1; give lower position_ids, or "
+                "begin with a new cache"
+            )
 
     @property
     def real(self) -> np.ndarray:
@@ -162,10 +175,9 @@ def check_positions(
     positions = integers("position_ids", position_ids)
     if positions.shape not in ((B, T), (1, T)):
         raise ValueError(f"position_ids: expected shape {(B, T)}, got {positions.shape}")
-    if positions.min() < -1 or positions.max() >= 2**31:
+    if positions.min() < -1:
         raise ValueError(
-            f"position_ids: expected -1 (nothing here) to 2**31 - 1, "
-            f"got {positions.min()} to {positions.max()}"
+            f"position_ids: expected -1 (nothing here) to 2**31 - 1, got {positions.min()}"
         )
     positions = np.where(mask, positions, -1)
     for row in positions:

@@ -21,7 +21,7 @@ from tinymistral.checkpoint import check_tensors, find_checkpoint, load_checkpoi
 from tinymistral.checkpoint.tensors import Shapes
 from tinymistral.config import MistralConfig
 from tinymistral.discovery import get_backend
-from tinymistral.files import make_folder, parse_size, write_json
+from tinymistral.files import make_folder, mapped_files, parse_size, write_json
 from tinymistral.inputs import Inputs, check_inputs
 from tinymistral.model import Weights, forward
 from tinymistral.outputs import Output
@@ -93,9 +93,13 @@ class PreTrainedModel(Declared, Generic[AnyOutput]):
         self.backend.check_memory(
             sum(x.size * BYTES.get(dtypes[name], x.itemsize) for name, x in self.tensors.items())
         )
-        self.weights = tree(
-            {name: self.backend.asarray(x, dtypes[name]) for name, x in self.tensors.items()}
-        )
+        by_file = {file: x for x in self.tensors.values() for file in mapped_files([x])}
+        self._one_of_each_file = list(by_file.values())
+        placed = {}
+        for name, array in self.tensors.items():
+            self._check_files()
+            placed[name] = self.backend.asarray(array, dtypes[name])
+        self.weights = tree(placed)
         self._warned_of_far_positions = False
 
     @classmethod
@@ -172,6 +176,7 @@ class PreTrainedModel(Declared, Generic[AnyOutput]):
         """
         backend = self.backend if backend is None else backend
         cache, (_, T) = inputs.cache, inputs.positions.shape
+        self._check_files()
         self.warn_of_far_positions(int(inputs.positions.max()))
         cache.reserve(T)
         for start in range(0, T, cache.chunk):
@@ -264,6 +269,11 @@ class PreTrainedModel(Declared, Generic[AnyOutput]):
         `chunk` is the largest number of tokens that go through at once, by default the backend's.
         """
         return RollingCache(self.config, self.backend, rows, chunk)
+
+    def _check_files(self) -> None:
+        """Raise a CheckpointError if a file that weights are mapped from was cut meanwhile."""
+        for file in mapped_files(self._one_of_each_file):
+            file.check()
 
     def warn_of_far_positions(self, last: int) -> None:
         """Warn, once, if the last position of a run is past max_position_embeddings."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tinymistral.heads import MistralForCausalLM
 
 LARGEST = 2**63 - 1  # of integers that have no other bound
+MOST_SEQUENCES = 1024  # of each prompt, at once: a number in a file must not fill the memory
 # Used only with `do_sample`; files often contain values of these that are not valid
 ONLY_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
 OTHER_SAMPLING = ("epsilon_cutoff", "eta_cutoff", "top_h", "typical_p")  # refused, if used
@@ -170,7 +171,7 @@ class GenerationConfig:
         _check("temperature", self.temperature, float, 1e-6, 1e6)
         _check("top_k", self.top_k, int, 0)
         _check("top_p", self.top_p, float, 0, 1)
-        _check("num_return_sequences", self.num_return_sequences, int, 1)
+        _check("num_return_sequences", self.num_return_sequences, int, 1, MOST_SEQUENCES)
         if self.max_length is not None:
             _check("max_length", self.max_length, int, 0)
         if self.min_p is not None:

@@ -39,7 +39,7 @@ class StreamDecoder:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
         self._utf8 = codecs.getincrementaldecoder("utf-8")("tinymistral.one_replacement_a_byte")
-        self._opening: list[int] | None = []  # the ids so far, until there is text; then None
+        self._opening: list[int] | None = []  # the last id, until there is text; then None
 
     def push(self, token_id: int) -> str:
         """Return the text that `token_id` completes, perhaps none."""
@@ -60,13 +60,12 @@ class StreamDecoder:
         broken_off = self.flush()
         if self._opening is None:
             return broken_off + piece.replace(SPACE, " ")
-        # At the start SentencePiece drops a space (or several, depending on the model), so here it
-        # decodes the start itself. After a special token that is shown there is no start any more:
-        # [1, 264] gives "<s> a", as with Hugging Face's tokenizers.
-        self._opening.append(token_id)
-        text: str = processor.decode(self._opening)
-        if text:
-            self._opening = None
+        # At the start SentencePiece drops one space, or (depending on the model) one of each token
+        # until there is text, so here it decodes the start itself: the token before, which had no
+        # text, says whether a space is dropped now. After a special token that is shown there is
+        # no start any more: [1, 264] gives "<s> a", as with Hugging Face's tokenizers.
+        text: str = processor.decode([*self._opening, token_id])
+        self._opening = None if text else [token_id]
         return text
 
     def flush(self) -> str:

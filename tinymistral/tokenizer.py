@@ -464,9 +464,10 @@ def _open_sentencepiece(
         processor.load_from_serialized_proto(
             content if space_before_text else content + NO_SPACE_BEFORE_TEXT
         )
-    except RuntimeError as error:
+        processor.id_to_piece(list(range(processor.vocab_size())))
+    except (RuntimeError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"{file} ({len(content)} bytes) is not a SentencePiece model, "
+            f"{file} ({len(content)} bytes) is not a SentencePiece model in UTF-8, "
             f"expected the {FILE_NAME} of a Mistral checkpoint; download it again"
         ) from error
     return processor

@@ -15,6 +15,7 @@ from tinymistral.checkpoint import find_checkpoint, is_raw, load_checkpoint, rea
 from tinymistral.checkpoint.tensors import rotate_halves
 from tinymistral.config import PARAMS_NAMES
 from tinymistral.files.consolidated import read_consolidated
+from tinymistral.files.pth import read_pth
 from tinymistral.files.safetensors import write_file
 
 MODELS, RAW = FIXTURES / "models", FIXTURES / "raw"
@@ -227,6 +228,18 @@ def test_safetensors_are_preferred_to_the_pth(twin):
     shutil.copy(RAW / "half" / "consolidated.safetensors", twin)
     shutil.copy(RAW / "half" / "params.json", twin)
     assert MistralForCausalLM.from_pretrained(twin).config.hidden_size == 33
+
+
+def test_the_weights_are_opened_once(twin, monkeypatch):
+    opened = []
+
+    def read(path):
+        opened.append(path)
+        return read_pth(path)
+
+    monkeypatch.setattr("tinymistral.files.pth.read_pth", read)
+    load_checkpoint(twin)
+    assert opened == [twin / "consolidated.00.pth"]
 
 
 def test_weights_in_several_parts_are_refused(twin):

@@ -127,6 +127,19 @@ def test_a_file_has_the_permissions_that_the_umask_leaves(tmp_path, monkeypatch)
     assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == 0o640
 
 
+def test_json_has_few_levels(tmp_path):
+    path = tmp_path / "a.json"
+
+    def read(levels):
+        path.write_text('{"a": ' + "[" * (levels - 1) + "1" + "]" * (levels - 1) + "}", "utf-8")
+        return files.read_json(path)
+
+    assert read(100)
+    for levels in (101, 900, 100_000):
+        with pytest.raises(ValueError, match=r"a\.json: not valid JSON: expected 100 levels"):
+            read(levels)
+
+
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a.json"
     files.write_json(path, {"b": 1})

@@ -9,8 +9,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 from handmade import entry, file_bytes, write_shards
+from safetensors import safe_open
 
-from tinymistral.checkpoint import CheckpointError, read_tensors
+from tinymistral.checkpoint import CheckpointError, read_tensors, write_tensors
 
 
 def one_file(folder: Path, content: bytes) -> Path:
@@ -104,6 +105,39 @@ def test_files_may_be_symbolic_links_as_in_the_hub_cache(tmp_path):
     ]:
         (snapshot / link).symlink_to(Path("..", "..", "blobs", blob))
     assert read_tensors(snapshot)["a"].shape == (1,)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no open file can be replaced there")
+def test_what_is_checked_is_what_is_read_also_if_another_file_takes_its_place(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "model.safetensors"
+
+    def swap(content: bytes) -> None:
+        (tmp_path / "other").write_bytes(content)
+        (tmp_path / "other").replace(path)
+
+    def checked_between_two_swaps(checked_path, framework):
+        swap(b"broken")
+        checked = safe_open(checked_path, framework)
+        swap(file_bytes({"a": entry("F32", [1], 0, 4)}, b"new!"))
+        return checked
+
+    one_file(tmp_path, file_bytes({"a": entry("F32", [1], 0, 4)}, b"old!"))
+    monkeypatch.setattr("tinymistral.files.safetensors.safe_open", checked_between_two_swaps)
+    assert read_tensors(tmp_path)["a"].tobytes() == b"old!"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no mapped file can be cut there")
+@pytest.mark.parametrize("length", [0, 79, 81])
+def test_tensors_of_a_file_that_is_cut_are_not_written(tmp_path, length):
+    one_file(tmp_path, file_bytes({"a": entry("F32", [3], 0, 12)}, bytes(12)))
+    tensors = read_tensors(tmp_path)
+    path = tmp_path / "model.safetensors"
+    size = path.stat().st_size
+    os.truncate(path, length)
+    with pytest.raises(CheckpointError, match=f"was {size} bytes when it was opened, .* {length};"):
+        write_tensors(tmp_path / "copy", tensors)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="files with holes take their full size")

@@ -129,16 +129,19 @@ def write_suite(folder: Path) -> Suite:
         entries.append({"id": name, "kind": kind, "catches": ["that"], **fields, **content})
     for name, (kind, document) in TEXTS.items():
         content = write(folder, f"cases/{name}.json", json.dumps(document).encode())
-        entries.append({"id": name, "kind": kind, "catches": [], "vocabulary": {}, **content})
+        vocabulary = {"name": "none", "sha256": "0" * 64}
+        entries.append(
+            {"id": name, "kind": kind, "catches": [], "vocabulary": vocabulary, **content}
+        )
     manifest = {
         "format": "tinymistral-golden",
         "format_version": 1,
         "suite": "handmade",
-        "generator": {},
-        "tolerance": {},
+        "generator": {"name": "by hand", "version": "1"},
+        "tolerance": {"factor": 1, "says": "simple numbers"},
         "stages": STAGES,
         "models": [
-            {"id": "tiny", "says": "", "config": {}, "layout": "hf", "dtype": "float32"}
+            {"id": "tiny", "says": "nothing", "config": {}, "layout": "hf", "dtype": "float32"}
             | write(folder, "models/none.safetensors", None)
         ],
         "cases": [{"says": f"what {entry['id']} is about", **entry} for entry in entries],

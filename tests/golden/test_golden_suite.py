@@ -149,7 +149,7 @@ def test_a_tensor_that_claims_to_be_huge(folder, shape):
 
 def test_a_document_that_is_too_large(tmp_path, monkeypatch):
     suite = read_suite(small_suite(tmp_path, "tokenizer-demo"))
-    monkeypatch.setattr("tinymistral.files.JSON_LIMIT", 1000)
+    monkeypatch.setattr("tinymistral.golden.suite.DOCUMENT_LIMIT", 1000)
     message = refused(lambda: suite.document(suite.case("tokenizer-demo")))
     assert "expected 1000 at most" in message
 
@@ -174,9 +174,98 @@ def test_other_tensors_than_the_case_has(folder, wrong, says):
     assert says in refused(lambda: read_all(folder))
 
 
+def put(**arrays):
+    return lambda x: x | {n.replace("__", "."): np.array(a) for n, a in arrays.items()}
+
+
+def drop_columns(name):
+    return lambda x: x | {name: x[name][:, :-1].copy()}
+
+
+@pytest.mark.parametrize(
+    "case, wrong, says",
+    [
+        ("rms-norm", put(inputs__x=[7]), "x: expected numbers in float64, found int64"),
+        ("rms-norm", put(inputs__x=[0.5]), "x: its shape is (1,), expected B T D: 1 T D"),
+        ("rms-norm", put(inputs__weight=[0.5]), "weight: its shape is (1,), expected D: 20"),
+        (
+            "rope",
+            drop_columns("inputs.positions"),
+            "positions: its shape is (2, 5), expected B T: 2 6",
+        ),
+        ("rope", put(inputs__positions=[[-2] * 6] * 2), "positions: expected -1 to 4611686018427"),
+        ("embedding", put(inputs__ids=[[0, 1, 29]] * 2), "ids: expected 0 to 28, found 0 to 29"),
+        ("attention-window-1", drop_columns("expected.weights"), "weights: its shape is"),
+        ("window-1", drop_columns("expected.calls.0.logits"), "calls.0.logits: its shape is"),
+        ("window-1", drop_columns("inputs.calls.1.positions"), "calls.1.positions: its shape is"),
+        ("greedy-no-window", drop_columns("expected.sequences"), "sequences has 32 columns and"),
+        (
+            "greedy-no-window",
+            put(inputs__attention_mask=[[2] * 5]),
+            "attention_mask: expected 0 to",
+        ),
+        ("sampling-top-p", put(inputs__previous_ids=[[64]] * 4), "previous_ids: expected 0 to 63"),
+    ],
+)
+def test_arrays_that_do_not_fit_together(tmp_path, case, wrong, says):
+    folder = small_suite(tmp_path, case)
+    rewrite(folder, "cases", save(wrong(tensors(folder, case))))
+    message = refused(lambda: read_all(folder))
+    assert f"{case}.safetensors: " in message
+    assert says in message
+
+
+@pytest.mark.parametrize("name", ["calls.4.logits", "calls.00.logits", "calls.0.layers.0.x"])
+def test_an_expected_tensor_of_no_call_or_stage(with_model, name):
+    rewrite(with_model, "cases", save(tensors(with_model, "window-1") | {f"expected.{name}": ONE}))
+    change(with_model, lambda m: m["cases"][0]["expected"].update({name: NEAR}))
+    assert f"there is no call or stage of the name '{name}'" in refused(
+        lambda: read_all(with_model)
+    )
+
+
+ONE, NEAR = np.ones((1, 1, 1)), {"tolerance": {"float32": 1.0}}
+
+
+@pytest.mark.parametrize(
+    "case, document, says",
+    [
+        ("tokenizer-demo", {}, "'strings' is missing"),
+        ("tokenizer-demo", {"strings": {}}, "strings: expected a list, got {}"),
+        ("tokenizer-demo", {"strings": [7]}, "strings: 0: expected an object, got 7"),
+        ("tokenizer-demo", {"strings": [{"text": "a"}]}, "strings: 0: 'ids' is missing"),
+        (
+            "tokenizer-demo",
+            {"strings": [{"text": 1, "ids": []}]},
+            "0: text: expected a text, got 1",
+        ),
+        ("tokenizer-demo", {"strings": [], "more": []}, "'more' is one too many"),
+        ("tokenizer-demo", {"strings": [], "decodings": [{"ids": [-1], "decoded": ""}]}, "ids: 0:"),
+        (
+            "chat-demo",
+            {"conversations": [{"messages": "a", "ids": []}]},
+            "messages: expected a list",
+        ),
+        ("chat-demo", {"conversations": [{"messages": [{}], "ids": []}]}, "0: 'role' is missing"),
+        (
+            "chat-demo",
+            {"conversations": [{"messages": [], "ids": ["a"]}]},
+            "ids: 0: expected an int",
+        ),
+    ],
+)
+def test_a_document_with_other_contents(tmp_path, case, document, says):
+    folder = small_suite(tmp_path, case)
+    rewrite(folder, "cases", json.dumps(document).encode())
+    suite = read_suite(folder)
+    message = refused(lambda: suite.document(suite.case(case)))
+    assert f"{case}.json: " in message
+    assert says in message
+
+
 def test_inputs_of_fewer_calls_than_the_manifest_says(with_model):
     change(with_model, lambda m: m["cases"][0].update(calls=4))
-    assert "'calls.3.cache_positions' is missing" in refused(lambda: read_all(with_model))
+    assert "inputs: 'calls.3.cache_positions' is missing" in refused(lambda: read_all(with_model))
 
 
 def of_case(**fields):
@@ -195,26 +284,37 @@ def near(**tolerance):
             "format: expected 'tinymistral-golden', got 'golden'",
         ),
         (lambda m: m.update(format_version=2), "format_version: 2 is not supported, expected 1"),
-        (lambda m: m.update(format_version="1"), "format_version: expected an integer, got '1'"),
-        (lambda m: m.update(format_version=True), "format_version: expected an integer, got True"),
-        (lambda m: m.pop("format_version"), "format_version: expected an integer, got none"),
+        (lambda m: m.update(format_version="1"), "format_version: '1' is not supported"),
+        (lambda m: m.update(format_version=True), "format_version: expected an integer from 1"),
+        (lambda m: m.pop("format_version"), "format_version: None is not supported"),
         (lambda m: m.update(cases={}), "cases: expected a list"),
-        (lambda m: m.update(cases=[7]), "cases: expected objects with an id"),
+        (lambda m: m.update(cases=[7]), "cases: 0: expected an object, got 7"),
+        (lambda m: m.update(more=1), "'more' is one too many"),
+        (lambda m: m.update(suite=7), "suite: expected an id like 'rms-norm', got 7"),
+        (lambda m: m.pop("generator"), "'generator' is missing"),
+        (
+            lambda m: m["tolerance"].update(factor="4"),
+            "tolerance: factor: expected a number from 1",
+        ),
+        (lambda m: m["stages"].update(q=7), "stages: q: expected a shape like 'B T D', got 7"),
+        (lambda m: m["stages"].update(norm="B T"), "stages: norm: expected 'B T D', got 'B T'"),
         (lambda m: m["cases"].append(m["cases"][0]), "cases: 'rms-norm' is there twice"),
-        (of_case(id="../x"), "cases: expected objects with an id like 'rms-norm', got '../x'"),
-        (of_case(id="a\nb"), "cases: expected objects with an id"),
-        (of_case(id=["a"]), "cases: expected objects with an id"),
+        (of_case(id="../x"), "cases: id: expected an id like 'rms-norm', got '../x'"),
+        (of_case(id="a\nb"), "cases: id: expected an id"),
+        (of_case(id=["a"]), "cases: id: expected an id"),
         (of_case(kind="magic"), "cases: rms-norm: kind: expected one of model, operation"),
-        (of_case(kind="model"), "cases: rms-norm: model: expected a text, got none"),
-        (of_case(kind="model", model="absent", calls=1), "'absent' is not among the models"),
-        (of_case(kind="model", model="m", calls=10**9), "calls: expected 1 to 10000"),
-        (of_case(kind="model", model="m", calls=0), "calls: expected 1 to 10000, got 0"),
-        (of_case(kind="tokenizer", vocabulary={}), "file: expected a name like 'cases/a-1.json'"),
+        (of_case(kind=["model"]), "cases: rms-norm: kind: expected one of model, operation"),
+        (of_case(kind="model"), "cases: rms-norm: 'model' is missing"),
+        (of_case(calls=1), "cases: rms-norm: 'calls' is one too many"),
+        (of_case(catches=[7]), "catches: 0: expected an id like 'rms-norm', got 7"),
         (of_case(operation="to_numpy"), "operation: expected one of embedding, linear"),
-        (of_case(operation="__init__"), "operation: expected one of embedding, linear"),
+        (of_case(operation=["linear"]), "operation: expected one of embedding, linear"),
+        (of_case(parameters=[]), "parameters: expected an object, got []"),
+        (of_case(parameters={"eps": "x"}), "parameters: eps: expected a positive number, got 'x'"),
+        (of_case(parameters={"eps": 10**4000}), "parameters: eps: expected a positive number"),
         (of_case(parameters={}), "parameters: 'eps' is missing"),
         (of_case(parameters={"eps": 1e-5, "x": 1}), "parameters: 'x' is one too many"),
-        (of_case(says=7), "says: expected a text, got 7"),
+        (of_case(says=7), "says: expected a text of one line, got 7"),
         (of_case(file="../x.safetensors"), "file: expected a name like"),
         (of_case(file="cases/../../x.safetensors"), "file: expected a name like"),
         (of_case(file="/etc/passwd"), "file: expected a name like"),
@@ -223,8 +323,10 @@ def near(**tolerance):
         (of_case(file="cases/x.safetensors\n"), "file: expected a name like"),
         (of_case(file="tinymistral/demo/model.safetensors"), "file: expected a name like"),
         (of_case(sha256="0"), "sha256: expected 64 hexadecimal digits, got '0'"),
-        (of_case(expected={"out": {}}), "expected: out: expected a tolerance or exact"),
-        (of_case(expected={"out": {"exact": False}}), "expected a tolerance or exact"),
+        (of_case(expected={}), "expected: 'out' is missing"),
+        (of_case(expected={"out": {}}), "expected: out: 'tolerance' is missing"),
+        (of_case(expected={"out": {"tolerance": {}}}), "expected at least one field, got {}"),
+        (near(int8=1), "out: tolerance: expected one of float32, float16, bfloat16, got 'int8'"),
         (near(float32=0), "float32: expected a positive number, got 0"),
         (near(float32=-1.0), "float32: expected a positive number, got -1.0"),
         (near(float32="1"), "float32: expected a positive number, got '1'"),
@@ -234,6 +336,29 @@ def near(**tolerance):
 )
 def test_a_wrong_manifest(folder, edit, says):
     change(folder, edit)
+    assert says in refused(lambda: read_suite(folder))
+
+
+@pytest.mark.parametrize(
+    "case, fields, says",
+    [
+        ("window-1", {"model": "absent"}, "cases: window-1: model: 'absent' is not among"),
+        ("window-1", {"calls": 10**9}, "calls: expected an integer from 1 to 10000, got 10000000"),
+        ("window-1", {"calls": 0}, "calls: expected an integer from 1 to 10000, got 0"),
+        ("window-1", {"calls": 1.5}, "calls: expected an integer from 1 to 10000, got 1.5"),
+        ("window-1", {"expected": {"logits": {}}}, "expected names like calls.0.layers.1.q"),
+        ("greedy-no-window", {"parameters": {}}, "parameters: 'max_new_tokens' is missing"),
+        ("greedy-no-window", {"parameters": {"max_new_tokens": True}}, "an integer from 1"),
+        ("greedy-no-window", {"expected": {"logprobs": {}}}, "expected: 'sequences' is missing"),
+        ("sampling-top-p", {"parameters": {"top_p": 2}}, "top_p: expected a number from 0 to 1"),
+        ("sampling-top-p", {"parameters": {"typical_p": 0.5}}, "'typical_p' is one too many"),
+        ("tokenizer-demo", {"vocabulary": {}}, "vocabulary: 'name' is missing"),
+        ("tokenizer-demo", {"file": "cases/a.safetensors"}, "a name like 'cases/a-1.json'"),
+    ],
+)
+def test_a_wrong_field_of_a_kind_of_case(tmp_path, case, fields, says):
+    folder = small_suite(tmp_path, case)
+    change(folder, of_case(**fields))
     assert says in refused(lambda: read_suite(folder))
 
 
@@ -251,6 +376,8 @@ def in_config(**fields):
         (of_model(layout="gguf"), "layout: expected one of hf, raw, got 'gguf'"),
         (of_model(layout="raw"), "model_type: 'mistral' is not supported"),
         (of_model(config=[]), "config: expected an object"),
+        (of_model(dtype="int8"), "dtype: expected one of float32, float16, bfloat16, got 'int8'"),
+        (of_model(weights={}), "models: window-1: 'file' is one too many"),
         (of_model(file="cases/window-1.safetensors"), "file: expected a name like 'models/"),
         (in_config(num_hidden_layers=10**9), "the config says 1000000000 layers, the file has 2"),
         (in_config(hidden_size=15), "wrong shape"),

@@ -76,7 +76,7 @@ def test_a_model_that_agrees(tmp_path: Path, numbers: dict) -> None:
     ("path", "wrong", "name"),
     [
         (("logits", "mean", 2), 0.5, "mean logits"),
-        (("logits", "first", 29), float("nan"), "first logits"),
+        (("logits", "first", 29), 1e6, "first logits"),
         (("greedy", 0, "text"), " something else", "king"),
         (("greedy", 0, "ids", 0, 0, 1), 7, "king"),
         (("greedy", 1, "end"), [1], "ids"),
@@ -142,11 +142,48 @@ def test_prompts_of_the_7b_are_encoded_as_published() -> None:
         (["--model", str(DEMO)], "this is not Mistral-7B-v0.1: its vocab_size is 2048, expected"),
         (["--logits", __file__], "not an array as np.save writes it"),
         (["--logits", "nowhere.npy"], "there is no such file"),
-        (["--model", str(DEMO), "--numbers", str(DEMO / "config.json")], "expected logits"),
+        (["--model", str(DEMO), "--numbers", str(DEMO / "config.json")], "'logits' is missing"),
     ],
 )
 def test_mistakes(arguments: list[str], says: str) -> None:
     assert says in refused("golden", "published", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong", "says"),
+    [
+        (("logits",), [], "logits: expected an object, got []"),
+        (("logits", "ids"), [], "expected as many mean logits as ids"),
+        (("logits", "ids", 0), 1.5, "logits: ids: 0: expected an integer from 0"),
+        (("logits", "mean", 0), None, "logits: mean: 0: expected a number from -1e+30"),
+        (("logits", "first"), [], "logits: first: expected at least 1 items, got 0"),
+        (("logits", "first", 0), float("nan"), "first: 0: expected a number"),
+        (("logits", "tolerance"), "1", "logits: tolerance: expected a positive number, got '1'"),
+        (("greedy",), {}, "greedy: expected a list, got {}"),
+        (("greedy", 0), None, "greedy: 0: expected an object, got None"),
+        (("greedy", 0, "id"), 7, "greedy: 0: id: expected a text of one line, got 7"),
+        (("greedy", 0, "new"), True, "greedy: 0: new: expected an integer from 1 to 100000"),
+        (("greedy", 0, "text"), "", "greedy: 0: text: expected a text that is not empty"),
+        (("greedy", 0, "prompt"), [["a"]], "prompt: 0: expected at least 2 items, got 1"),
+        (("greedy", 0, "prompt"), [["a", 10**12]], "expected an integer from 1 to 1000000"),
+        (("greedy", 0, "prompt"), [["ab", 10**6]], "how often, 1000000 long at most"),
+        (("greedy", 0, "prompt"), [["a", 10**6]] * 2, "king: prompt: expected 1000000 characters"),
+        (("greedy", 0, "ids"), [[[], 1]], "greedy: 0: ids: 0: expected a part and how often"),
+        (("greedy", 1, "end"), [1] * 5, "greedy: ids: end: expected 4 tokens at most"),
+        (("greedy", 1, "end"), [], "greedy: 1: end: expected at least 1 items, got 0"),
+        (("config",), [], "config: expected an object, got []"),
+        (("comment",), "", "'comment' is one too many"),
+    ],
+)
+def test_other_contents_are_refused(
+    tmp_path: Path, numbers: dict, path: tuple, wrong: object, says: str
+) -> None:
+    changed = json.loads(json.dumps(numbers))
+    at = changed
+    for step in path[:-1]:
+        at = at[step]
+    at[path[-1]] = wrong
+    assert says in refused(*write(tmp_path, changed), "--model", str(DEMO))
 
 
 def test_another_model_is_recognized_by_its_configuration(tmp_path: Path, numbers: dict) -> None:

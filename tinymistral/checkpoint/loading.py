@@ -15,8 +15,8 @@ from tinymistral.checkpoint.tensors import (
     rotate_halves,
 )
 from tinymistral.config import MistralConfig
-from tinymistral.files import CheckpointError
-from tinymistral.files.consolidated import CONFIG_FILE, PARAMS_FILE, is_raw, read_consolidated
+from tinymistral.files import CheckpointError, mapped_files
+from tinymistral.files.consolidated import CONFIG_FILE, PARAMS_FILE, is_raw
 from tinymistral.files.recognition import refuse_tensors
 from tinymistral.files.safetensors import read_tensors
 from tinymistral.text import listed
@@ -111,6 +111,8 @@ def read_raw(folder: Path) -> tuple[MistralConfig, dict[str, np.ndarray]]:
     """
     config, tensors = read_raw_unpermuted(folder)
     for name in tensors:
+        for mapped in mapped_files([tensors[name]]):
+            mapped.check()
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             tensors[name] = rotate_halves(tensors[name], config.head_dim)
     return config, tensors
@@ -118,7 +120,7 @@ def read_raw(folder: Path) -> tuple[MistralConfig, dict[str, np.ndarray]]:
 
 def read_raw_unpermuted(folder: Path) -> tuple[MistralConfig, dict[str, np.ndarray]]:
     """Read a raw checkpoint as `read_raw` does, but with all weights in the order of the file."""
-    config, tensors = MistralConfig.from_pretrained(folder), read_consolidated(folder)
+    config, tensors = MistralConfig.from_raw(folder)
     refuse_tensors(folder, tensors)
     check_layers(tensors, config, f"{folder}: {PARAMS_FILE} says n_layers is")
     shapes = causal_lm_shapes(config)

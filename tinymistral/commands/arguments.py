@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +23,8 @@ from tinymistral.text import decode_file, did_you_mean, shorten
 if TYPE_CHECKING:
     from tinymistral.heads import MistralForCausalLM
     from tinymistral.tokenizer import MistralTokenizer
+
+TEXT_LIMIT = 10_000_000  # bytes, over two million tokens: a device or a pipe may never end
 
 
 class Parser(argparse.ArgumentParser):
@@ -221,7 +224,7 @@ def read_text(
 
     A byte order mark, and a newline at the end of a file or of standard input, are not part of the
     text; Windows line ends become plain ones. ValueError if there is no text, which names `what` is
-    missing and `where` it may be given, or if it is not in UTF-8.
+    missing and `where` it may be given, if it is over TEXT_LIMIT bytes, or not in UTF-8.
     """
     if argument is not None:
         return argument
@@ -229,11 +232,19 @@ def read_text(
         raise ValueError(f"no {what}: expected {where}, or on standard input")
     source = "standard input" if file is None else str(file)
     try:
-        raw = sys.stdin.buffer.read() if file is None else file.read_bytes()
+        with nullcontext(sys.stdin.buffer) if file is None else file.open("rb") as opened:
+            raw = opened.read(TEXT_LIMIT + 1)
     except OSError as error:
         remedy = "" if file is None else "; give a file, or the text on standard input"
         raise ValueError(f"{source} cannot be read: {error.strerror or error}{remedy}") from None
-    return decode_file(raw, source).removesuffix("\n")
+    return decode_file(check_length(raw, source), source).removesuffix("\n")
+
+
+def check_length(raw: bytes, source: str) -> bytes:
+    """Return what was read of a text; ValueError, which names the source, over TEXT_LIMIT bytes."""
+    if len(raw) > TEXT_LIMIT:
+        raise ValueError(f"{source} is over {TEXT_LIMIT} bytes; expected a shorter text")
+    return raw
 
 
 def open_checkpoint(options: argparse.Namespace) -> tuple[MistralForCausalLM, MistralTokenizer]:

@@ -90,7 +90,7 @@ def lines() -> Iterator[str]:
     while sys.stdin is not None:
         try:
             with interruptible():
-                line = input(prompt) if terminal else sys.stdin.buffer.readline().decode(encoding)
+                line = input(prompt) if terminal else read_line().decode(encoding)
         except KeyboardInterrupt:
             write("\n")
             line = "\n"
@@ -111,6 +111,12 @@ def lines() -> Iterator[str]:
 def at_terminal() -> bool:
     """Return whether somebody types the messages."""
     return sys.stdin is not None and sys.stdin.isatty()
+
+
+def read_line() -> bytes:
+    """Return a line of standard input, b"" at its end."""
+    line = sys.stdin.buffer.readline(arguments.TEXT_LIMIT + 1)
+    return arguments.check_length(line, "a line of standard input")
 
 
 def answer(conversation: Conversation, message: str, chosen: dict[str, Any]) -> None:

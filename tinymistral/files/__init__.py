@@ -6,22 +6,25 @@ The modules beside this one read checkpoints' files to tensors; none knows of a 
 from __future__ import annotations
 
 import json
+import mmap
 import operator
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import IO, Any
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-JSON_LIMIT = 10_000_000  # bytes: an index of 100,000 tensors, a 7B model has 291
+JSON_LIMIT = 10_000_000  # bytes: an index of 100,000 tensors, a 7B model has 291; some 300 MB
+JSON_LEVELS = 100  # of objects and lists in each other
 UNFINISHED_NAME = re.compile(r"\.(.+)\.unfinished-[0-9a-f]{16}", re.DOTALL)  # see `unfinished`
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*(?:([KMGT])(I?)B)?", re.ASCII)
 
@@ -47,6 +50,42 @@ def check_is_file(path: Path) -> None:
     raise ValueError("there is no such file")
 
 
+class MappedFile(mmap.mmap):
+    """An open file, mapped for reading; arrays that are views of it keep it open.
+
+    The file may be replaced or deleted meanwhile. But if it is cut, the system ends a process that
+    reads what was cut off (SIGBUS), and what is written into it shows in the arrays. `check` comes
+    before each use of many: what happens between a check and the end of that use is not noticed,
+    and neither is a change that keeps the length.
+    """
+
+    def __new__(cls, file: IO[bytes]) -> MappedFile:
+        """Map the whole file. Raises OSError, and ValueError for an empty one."""
+        return super().__new__(cls, file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.path = file.name
+
+    def check(self) -> None:
+        """Raise a CheckpointError if the file's length is not that with which it was opened."""
+        if self.size() != len(self):
+            raise CheckpointError(
+                f"{self.path} was {len(self)} bytes when it was opened, and has become "
+                f"{self.size()}; open it again once it is complete"
+            )
+
+
+def mapped_files(arrays: Iterable[Any]) -> set[MappedFile]:
+    """Return the mapped files that NumPy arrays are views of."""
+    bases = set()
+    for array in arrays:
+        while (base := getattr(array, "base", None)) is not None:
+            array = base
+        if isinstance(array, MappedFile):
+            bases.add(array)
+    return bases
+
+
 def is_named(path: Path) -> bool:
     """Return whether a path exists; a link to nothing counts too."""
     return path.is_symlink() or path.exists()
@@ -56,25 +95,26 @@ def read_bytes(path: Path, limit: int) -> bytes:
     """Read a regular file of at most `limit` bytes; ValueError in one line for anything else."""
     try:
         check_is_file(path)
-        size = path.stat().st_size
-        if size > limit:
-            raise ValueError(f"it is {size} bytes, expected {limit} at most; download it again")
-        return path.read_bytes()
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise ValueError(f"it is {size} bytes, expected {limit} at most; download it again")
+            return file.read(size)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{path}: cannot be read: {reason}") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
     """Read the JSON object in a UTF-8 file; ValueError in one line for anything else."""
-    return json_object(read_bytes(path, JSON_LIMIT), path)
+    return json_object(read_bytes(path, limit), path)
 
 
 def json_object(content: bytes, path: Path) -> dict[str, Any]:
     """Return the JSON object that is the content of a file; ValueError for anything else."""
     try:
         value = parse_json(content)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
@@ -82,8 +122,19 @@ def json_object(content: bytes, path: Path) -> dict[str, Any]:
 
 
 def parse_json(content: bytes) -> Any:
-    """Parse JSON in UTF-8 whose objects have each name once; ValueError or RecursionError."""
-    return json.loads(content.decode("utf-8"), object_pairs_hook=_without_duplicates)
+    """Parse JSON in UTF-8 whose objects have each name once, of few levels; ValueError."""
+    deep = f"expected {JSON_LEVELS} levels of objects and lists at most"
+    try:
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=_without_duplicates)
+    except RecursionError:
+        raise ValueError(deep) from None
+    level: list[Any] = [[value]]
+    for _ in range(JSON_LEVELS + 1):
+        items = (x.values() if isinstance(x, dict) else x for x in level)
+        level = [x for x in chain.from_iterable(items) if isinstance(x, dict | list)]
+    if level:
+        raise ValueError(deep)
+    return value
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

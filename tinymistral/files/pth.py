@@ -16,7 +16,6 @@ Format: https://docs.pytorch.org/docs/stable/notes/serialization.html
 
 import io
 import math
-import mmap
 import struct
 import zipfile
 import zlib
@@ -27,7 +26,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from tinymistral.files import CheckpointError, check_is_file
+from tinymistral.files import CheckpointError, MappedFile, check_is_file
 from tinymistral.files.recognition import BEGINNINGS, GIT_LFS_POINTER
 from tinymistral.files.safetensors import cannot_read
 from tinymistral.files.unpickling import unpickle
@@ -59,8 +58,9 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
     """Map the tensors of a dict that torch.save wrote: name -> read-only array.
 
     The arrays are views of the file, with the strides that were saved, and the file must not be
-    changed while one lives; float32, float16, or bfloat16 as `ml_dtypes.bfloat16`. No code in it
-    is run. Raises CheckpointError for anything but a dict of such tensors.
+    changed while one lives (see `MappedFile`); float32, float16, or bfloat16 as
+    `ml_dtypes.bfloat16`. No code in it is run. Raises CheckpointError for anything but a dict of
+    such tensors.
     """
     path = Path(path)
     try:
@@ -109,7 +109,7 @@ class Archive:
                     infos, directory = archive.infolist(), archive.start_dir
             except _ZIP_ERRORS as error:
                 raise ValueError(f"{error}; the file is damaged, download it again") from error
-            self.mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self.mapped = MappedFile(file)
         self.entries = _locate(infos, self.mapped, directory)
         if "byteorder" in self.entries and self.read("byteorder") != b"little":
             raise ValueError("its byteorder is not little; save it again on a common machine")
@@ -148,7 +148,7 @@ def _check_beginning(beginning: bytes) -> None:
         raise ValueError("it is no zip archive, as torch.save writes; download it again")
 
 
-def _locate(infos: list[zipfile.ZipInfo], mapped: mmap.mmap, directory: int) -> dict[str, Entry]:
+def _locate(infos: list[zipfile.ZipInfo], mapped: MappedFile, directory: int) -> dict[str, Entry]:
     """Return where the bytes of each entry are: without overlaps, and before the directory."""
     entries: dict[str, Entry] = {}
     folder = infos[0].orig_filename.split("/")[0] if infos else ""
@@ -185,7 +185,7 @@ def _locate(infos: list[zipfile.ZipInfo], mapped: mmap.mmap, directory: int) -> 
 class _Storage:
     """Consecutive elements in the mapped file."""
 
-    mapped: mmap.mmap
+    mapped: MappedFile
     start: int  # in bytes
     dtype: np.dtype
     count: int

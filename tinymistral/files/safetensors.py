@@ -9,7 +9,6 @@ Format: https://github.com/huggingface/safetensors#format
 """
 
 import json
-import mmap
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,8 +21,10 @@ from safetensors import SafetensorError, safe_open
 from tinymistral.files import (
     JSON_LIMIT,
     CheckpointError,
+    MappedFile,
     check_is_file,
     is_named,
+    mapped_files,
     parse_json,
     read_json,
     write_json,
@@ -59,7 +60,7 @@ WEIGHTS_NAME = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors(\.index\.json
 Prepare = Callable[[str, np.ndarray], np.ndarray]  # name, tensor -> what is written in its place
 
 # What the readers below raise for a broken or hostile file.
-_READ_ERRORS = (SafetensorError, OSError, ValueError, RecursionError, MemoryError)
+_READ_ERRORS = (SafetensorError, OSError, ValueError, MemoryError)
 
 
 def read_tensors(
@@ -68,8 +69,8 @@ def read_tensors(
     """Map the weights of a checkpoint folder: tensor name -> read-only array.
 
     The arrays are views of the files: nothing is read before it is used, and the files must not be
-    changed while an array lives (replacing them, as a save does, is fine). bfloat16 is
-    `ml_dtypes.bfloat16`; an array need not be aligned.
+    changed while an array lives (replacing them, as a save does, is fine; see `MappedFile`).
+    bfloat16 is `ml_dtypes.bfloat16`; an array need not be aligned.
 
     As in transformers, `model.safetensors` is preferred to the shards that
     `model.safetensors.index.json` lists. Raises CheckpointError, also where index and shards
@@ -146,20 +147,23 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
         check_is_file(path)
         with path.open("rb") as file:
             beginning = file.read(64)
-        header_length = int.from_bytes(beginning[:8], "little")
-        if header_length > JSON_LIMIT:
-            if what := beginning_of(beginning):
-                raise ValueError(f"it is {what}")
-            raise ValueError(
-                f"its header claims {header_length} bytes, over {JSON_LIMIT}; "
-                "the file is damaged, download it again"
-            )
-        with safe_open(path, framework="np"):
-            pass  # opening makes safetensors check the header, the offsets and the file's length
-        with path.open("rb") as file:
+            header_length = int.from_bytes(beginning[:8], "little")
+            if header_length > JSON_LIMIT:
+                if what := beginning_of(beginning):
+                    raise ValueError(f"it is {what}")
+                raise ValueError(
+                    f"its header claims {header_length} bytes, over {JSON_LIMIT}; "
+                    "the file is damaged, download it again"
+                )
+            mapped = MappedFile(file)
+            # The open file by another name, so that no other file can take its place. (Windows has
+            # no such name, but there an open file cannot be replaced.)
+            same = Path(f"/dev/fd/{file.fileno()}")
+            with safe_open(same if same.exists() else path, framework="np"):
+                pass  # opening makes safetensors check the header, offsets and the file's length
             file.seek(8)
             header = parse_json(file.read(header_length))
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped.check()
         header.pop("__metadata__", None)
         unreadable = [
             f"{quoted(name)} is {entry['dtype']}"
@@ -177,11 +181,9 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
         raise cannot_read(path, error) from error
 
 
-def _view(mapped: mmap.mmap, start: int, entry: dict[str, Any]) -> np.ndarray:
-    dtype = DTYPES[entry["dtype"]]
-    begin, end = entry["data_offsets"]
-    count = (end - begin) // dtype.itemsize
-    return np.frombuffer(mapped, dtype, count, start + begin).reshape(entry["shape"])
+def _view(mapped: MappedFile, start: int, entry: dict[str, Any]) -> np.ndarray:
+    begin, _ = entry["data_offsets"]
+    return np.ndarray(entry["shape"], DTYPES[entry["dtype"]], mapped, start + begin)
 
 
 def cannot_read(path: Path, error: BaseException) -> CheckpointError:
@@ -243,6 +245,8 @@ def write_file(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
+            for mapped in mapped_files([tensors[name]]):
+                mapped.check()
             tensor = tensors[name] if prepare is None else prepare(name, tensors[name])
             file.write(_bytes_of(tensor))
 

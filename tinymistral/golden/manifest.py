@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+from tinymistral.golden.schema import (
+    ID,
+    LINE,
+    SHA256,
+    Check,
+    an_object,
+    fields,
+    inside,
+    integer,
+    list_of,
+    map_of,
+    number,
+    one_of,
+    positive,
+    text,
+)
+from tinymistral.tap import STAGES
 
 FORMAT, FORMAT_VERSION = "tinymistral-golden", 1
 KINDS = ("model", "operation", "generate", "sampling", "tokenizer", "chat")
@@ -14,23 +32,125 @@ LAYOUTS = ("hf", "raw")
 # The demo model is part of the package, and not copied into the suite.
 IN_PACKAGE = "tinymistral/demo/model.safetensors"
 
-MOST_CALLS = 10_000
 MOST_NEW_TOKENS = 100_000
+DTYPES = ("float32", "float16", "bfloat16")
 
-OPERATIONS = {  # method of `Backend`: its arrays, and its other arguments
-    "embedding": ("table ids", ""),
-    "linear": ("x weight", ""),
-    "rms_norm": ("x weight", "eps"),
-    "rope": ("x positions", "theta"),
-    "attention": ("q k v q_positions k_positions", "window"),
-    "silu_mul": ("gate up", ""),
+OPERATIONS: dict[str, tuple[dict[str, str], dict[str, str], dict[str, Check]]] = {
+    # method of `Backend`: the shapes of its arrays, those of its results, its other arguments
+    "embedding": ({"table": "V D", "ids": "B T"}, {"out": "B T D"}, {}),
+    "linear": ({"x": "B T D", "weight": "F D"}, {"out": "B T F"}, {}),
+    "rms_norm": ({"x": "B T D", "weight": "D"}, {"out": "B T D"}, {"eps": positive}),
+    "rope": ({"x": "B T H d", "positions": "B T"}, {"out": "B T H d"}, {"theta": number(1, 1e300)}),
+    "attention": (
+        {
+            "q": "B T H d",
+            "k": "B S K d",
+            "v": "B S K d",
+            "q_positions": "B T",
+            "k_positions": "B S",
+        },
+        {"out": "B T H d", "weights": "B H T S"},
+        {"window": lambda x: None if x is None else integer(1)(x)},
+    ),
+    "silu_mul": ({"gate": "B T F", "up": "B T F"}, {"out": "B T F"}, {}),
 }
-CALL_INPUTS = ("input_ids", "positions", "key_positions", "cache_positions")
-KIND_INPUTS = {"generate": "input_ids attention_mask", "sampling": "logits previous_ids"}
 
-_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,99}")
-_FILE = re.compile(r"(models|cases)/[a-z0-9][a-z0-9_.-]{0,99}\.(safetensors|json)")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+# What a manifest has to look like: the same as schema.json says.
+
+_NEAR = fields({"tolerance": map_of(one_of(*DTYPES), positive)})
+_EXACT = fields({"exact": one_of(True), "dtypes": list_of(one_of(*DTYPES))})
+_MANIFEST = fields(
+    {
+        "format": one_of(FORMAT),
+        "format_version": integer(1),
+        "suite": ID,
+        "generator": fields({"name": LINE, "version": LINE}),
+        "tolerance": fields({"factor": number(1, 1e300), "says": LINE}),
+        "stages": map_of(
+            text(r"(layers\.N\.)?[a-z_]+", "a stage like layers.N.q"),
+            text("[A-Za-z]( [A-Za-z])*", "a shape like 'B T D'"),
+        ),
+        "models": list_of(an_object),
+        "cases": list_of(an_object),
+    }
+)
+_MODEL: dict[str, Check] = {
+    "id": ID,
+    "says": LINE,
+    "config": an_object,
+    "layout": one_of(*LAYOUTS),
+    "dtype": one_of(*DTYPES),
+}
+_IN_SUITE: dict[str, Check] = {  # weights that are
+    "file": text(
+        rf"models/[a-z0-9][a-z0-9_.-]{{0,99}}\.safetensors|{re.escape(IN_PACKAGE)}",
+        "a name like 'models/a-1.safetensors'",
+    ),
+    "sha256": SHA256,
+}
+_OUTSIDE: dict[str, Check] = {  # and that are not
+    "weights": fields(
+        {
+            "fingerprint": SHA256,
+            "parameters": integer(1),
+            "files": list_of(fields({"name": LINE, "size": integer(0)}, {"sha256": SHA256}), 1),
+        }
+    )
+}
+_CASE: dict[str, Check] = {
+    "id": ID,
+    "kind": one_of(*KINDS),
+    "says": LINE,
+    "catches": list_of(ID),
+    "file": text(
+        r"cases/[a-z0-9][a-z0-9_.-]{0,99}\.safetensors", "a name like 'cases/a-1.safetensors'"
+    ),
+    "sha256": SHA256,
+}
+_TEXTS = {
+    "vocabulary": fields({"name": LINE, "sha256": SHA256}, {"where": LINE}),
+    "file": text(r"cases/[a-z0-9][a-z0-9_.-]{0,99}\.json", "a name like 'cases/a-1.json'"),
+}
+_OF_KIND: dict[str, dict[str, Check]] = {
+    "model": {
+        "model": ID,
+        "calls": integer(1, 10_000),
+        "expected": map_of(
+            text(
+                r"calls\.\d+\.(cache\.layers\.\d+\.[kv]|(layers\.\d+\.)?[a-z_]+)",
+                "names like calls.0.layers.1.q",
+            ),
+            _NEAR,
+        ),
+    },
+    "operation": {
+        "operation": one_of(*OPERATIONS),
+        "parameters": an_object,
+        "expected": fields({"out": _NEAR}, {"weights": _NEAR}),
+    },
+    "generate": {
+        "model": ID,
+        "parameters": fields({"max_new_tokens": integer(1, MOST_NEW_TOKENS)}),
+        "expected": fields({"sequences": _EXACT, "logprobs": _NEAR}),
+    },
+    "sampling": {
+        "parameters": fields(
+            {},
+            {
+                "temperature": positive,
+                "top_k": integer(0),
+                "top_p": number(0, 1),
+                "min_p": number(0, 1),
+                "repetition_penalty": positive,
+            },
+        ),
+        "expected": fields({"probabilities": _NEAR}),
+    },
+    "tokenizer": _TEXTS,
+    "chat": _TEXTS,
+}
+
+_Entry = TypeVar("_Entry")
 
 
 @dataclass(frozen=True)
@@ -90,166 +210,63 @@ class Manifest:
     cases: Mapping[str, Case]
 
 
-def parse_manifest(fields: Mapping[str, Any]) -> Manifest:
-    """Check the fields of a manifest.json; a ValueError names the one that is wrong."""
-    if fields.get("format") != FORMAT:
-        raise ValueError(f"format: expected {FORMAT!r}, got {fields.get('format')!r:.60}")
-    version = _field(fields, "format_version", int)
+def parse_manifest(value: dict[str, Any]) -> Manifest:
+    """Check a manifest.json field by field; a ValueError names the one that is wrong."""
+    inside("format", one_of(FORMAT), value.get("format"))
+    version = value.get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(
-            f"format_version: {version} is not supported, expected {FORMAT_VERSION}; "
+            f"format_version: {version!r:.60} is not supported, expected {FORMAT_VERSION}; "
             "another version of tinymistral reads it"
         )
-    models = _by_id("models", fields, _model)
-    cases = _by_id("cases", fields, _case)
+    _MANIFEST(value)
+    for stage, shape in value["stages"].items():
+        inside(f"stages: {stage}", one_of(STAGES.get(stage, shape)), shape)
+    models = _by_id("models", value["models"], _model)
+    cases = _by_id("cases", value["cases"], _case)
     for case in cases.values():
         if case.model is not None and case.model not in models:
-            raise ValueError(f"cases: {case.id}: model: {case.model!r:.60} is not among the models")
+            raise ValueError(f"cases: {case.id}: model: {case.model!r} is not among the models")
     return Manifest(
-        _field(fields, "suite", str),
-        _field(fields, "generator", dict),
-        _field(fields, "tolerance", dict),
-        _field(fields, "stages", dict),
-        models,
-        cases,
+        value["suite"], value["generator"], value["tolerance"], value["stages"], models, cases
     )
 
 
-def _by_id(what: str, fields: Mapping[str, Any], parse: Any) -> dict[str, Any]:
-    entries: dict[str, Any] = {}
-    for entry in _field(fields, what, list):
-        name = entry.get("id") if isinstance(entry, dict) else entry
-        if not isinstance(entry, dict) or not isinstance(name, str) or not _ID.fullmatch(name):
-            raise ValueError(
-                f"{what}: expected objects with an id like 'rms-norm', got {name!r:.60}"
-            )
-        if name in entries:
+def _by_id(
+    what: str, entries: list[dict[str, Any]], parse: Callable[[dict[str, Any]], _Entry]
+) -> dict[str, _Entry]:
+    found: dict[str, _Entry] = {}
+    for entry in entries:
+        name = entry.get("id")
+        inside(f"{what}: id", ID, name)
+        if name in found:
             raise ValueError(f"{what}: {name!r} is there twice")
         try:
-            entries[name] = parse(entry)
+            found[str(name)] = parse(entry)
         except ValueError as error:
             raise ValueError(f"{what}: {name}: {error}") from None
-    return entries
+    return found
 
 
-def _model(entry: Mapping[str, Any]) -> Model:
-    weights = _field(entry, "weights", dict) if "weights" in entry else None
-    return Model(
-        entry["id"],
-        _field(entry, "says", str),
-        _field(entry, "config", dict),
-        _one_of(LAYOUTS, entry, "layout"),
-        _field(entry, "dtype", str),
-        *(_file(entry, "models", "safetensors") if weights is None else ("", "")),
-        weights,
-    )
+def _model(entry: dict[str, Any]) -> Model:
+    fields(_MODEL | (_OUTSIDE if "weights" in entry else _IN_SUITE))(entry)
+    return Model(**({"file": "", "sha256": ""} | entry))
 
 
-def _case(entry: Mapping[str, Any]) -> Case:
-    kind = _one_of(KINDS, entry, "kind")
-    of_kind: dict[str, Any] = {}
-    if kind in ("model", "generate"):
-        of_kind["model"] = _field(entry, "model", str)
-    if kind == "model":
-        of_kind["calls"] = _field(entry, "calls", int)
-    if kind == "operation":
-        of_kind["operation"] = _field(entry, "operation", str)
-    if kind in ("operation", "generate", "sampling"):
-        of_kind["parameters"] = _field(entry, "parameters", dict)
-    if kind in TEXT_KINDS:
-        of_kind["vocabulary"] = _field(entry, "vocabulary", dict)
-    else:
-        expected = _field(entry, "expected", dict)
-        of_kind["expected"] = {name: _expected(name, how) for name, how in expected.items()}
-    check_fields(kind, of_kind)
-    return Case(
-        entry["id"],
-        kind,
-        _field(entry, "says", str),
-        tuple(map(str, _field(entry, "catches", list))),
-        *_file(entry, "cases", "json" if kind in TEXT_KINDS else "safetensors"),
-        **of_kind,
-    )
+def _case(entry: dict[str, Any]) -> Case:
+    inside("kind", _CASE["kind"], entry.get("kind"))
+    checks = _CASE | _OF_KIND[entry["kind"]]
+    if entry["kind"] == "operation":
+        inside("operation", checks["operation"], entry.get("operation"))
+        checks["parameters"] = fields(OPERATIONS[entry["operation"]][2])
+    fields(checks)(entry)
+    read: dict[str, Any] = {"catches": tuple(entry["catches"])}
+    if "expected" in entry:
+        read["expected"] = {name: _expected(how) for name, how in entry["expected"].items()}
+    return Case(**(entry | read))
 
 
-def _expected(name: str, how: Any) -> Expected:
-    if isinstance(how, dict) and how.get("exact") is True:
-        return Expected({}, True, tuple(map(str, _field(how, "dtypes", list))))
-    tolerance = how.get("tolerance") if isinstance(how, dict) else None
-    if not isinstance(tolerance, dict) or not tolerance:
-        raise ValueError(f"expected: {name:.100}: expected a tolerance or exact, got {how!r:.60}")
-    for dtype, number in tolerance.items():
-        if not isinstance(number, int | float) or not 0 < number < 1e300:
-            raise ValueError(
-                f"expected: {name:.100}: tolerance: {dtype:.60}: expected a positive number, "
-                f"got {number!r:.60}"
-            )
-    return Expected({dtype: float(number) for dtype, number in tolerance.items()})
-
-
-def _file(entry: Mapping[str, Any], folder: str, suffix: str) -> tuple[str, str]:
-    """Return the name of an entry's file, which lies inside the suite, and its sha256."""
-    file, sha256 = _field(entry, "file", str), _field(entry, "sha256", str)
-    match = _FILE.fullmatch(file)
-    in_package = folder == "models" and file == IN_PACKAGE
-    if not in_package and (match is None or match.groups() != (folder, suffix)):
-        raise ValueError(f"file: expected a name like '{folder}/a-1.{suffix}', got {file!r:.100}")
-    if not _SHA256.fullmatch(sha256):
-        raise ValueError(f"sha256: expected 64 hexadecimal digits, got {sha256!r:.80}")
-    return file, sha256
-
-
-def _one_of(choices: tuple[str, ...], entry: Mapping[str, Any], name: str) -> str:
-    value = _field(entry, name, str)
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r:.60}")
-    return str(value)
-
-
-_JSON_TYPES = {str: "a text", dict: "an object", list: "a list", int: "an integer"}
-
-
-def _field(entry: Mapping[str, Any], name: str, kind: type) -> Any:
-    value = entry.get(name)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        found = "none" if name not in entry else f"{value!r:.60}"
-        raise ValueError(f"{name}: expected {_JSON_TYPES[kind]}, got {found}")
-    return value
-
-
-def check_fields(kind: str, fields: Mapping[str, Any]) -> None:
-    """Check calls, operation and parameters of a case; ValueError if it could not be run."""
-    parameters = fields.get("parameters", {})
-    if kind == "model" and not 1 <= fields["calls"] <= MOST_CALLS:
-        raise ValueError(f"calls: expected 1 to {MOST_CALLS}, got {fields['calls']}")
-    if kind == "generate":
-        new = parameters.get("max_new_tokens")
-        if not isinstance(new, int) or not 1 <= new <= MOST_NEW_TOKENS:
-            raise ValueError(
-                f"parameters: max_new_tokens: expected 1 to {MOST_NEW_TOKENS}, got {new!r:.60}"
-            )
-    if kind == "operation":
-        name = fields["operation"]
-        if name not in OPERATIONS:
-            raise ValueError(
-                f"operation: expected one of {', '.join(OPERATIONS)}, got {name!r:.60}"
-            )
-        _same("parameters", parameters, OPERATIONS[name][1].split())
-
-
-def check_inputs(kind: str, calls: int, operation: str | None, inputs: Collection[str]) -> None:
-    """Check that a case has the inputs of its kind; ValueError if not."""
-    if kind == "model":
-        names = [f"calls.{n}.{name}" for n in range(calls) for name in CALL_INPUTS]
-    elif operation is not None:
-        names = OPERATIONS[operation][0].split()
-    else:
-        names = KIND_INPUTS[kind].split()
-    _same("inputs", inputs, names)
-
-
-def _same(what: str, found: Collection[str], expected: Collection[str]) -> None:
-    if different := set(found) ^ set(expected):
-        first = min(different)
-        wrong = "is missing" if first in expected else "is one too many"
-        raise ValueError(f"{what}: {first!r:.100} {wrong}")
+def _expected(how: dict[str, Any]) -> Expected:
+    if "exact" in how:
+        return Expected({}, True, tuple(how["dtypes"]))
+    return Expected({dtype: float(number) for dtype, number in how["tolerance"].items()})

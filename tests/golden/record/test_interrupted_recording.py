@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 from cli_runner import good, refused, run
 from goldens import FIXTURES
@@ -19,7 +20,7 @@ from tinymistral.golden.record.files import UnfinishedCase
 
 GQA = FIXTURES / "models" / "gqa"
 REQUEST = ("--ids", "21", "12", "9", "--new", "3", "--ways", "2", "--stages", "logits", "layers.*")
-RENAMED = 41  # files, in this recording
+RENAMED = 31  # files, in this recording
 
 KILLED = """\
 import os, sys
@@ -150,23 +151,49 @@ def test_stopped_anywhere_and_resumed(tmp_path: Path, whole: dict[str, bytes]) -
 
 
 def test_finished_steps_are_not_repeated(tmp_path: Path) -> None:
-    kill(tmp_path, 12, True)  # schema, manifest, job.json, and of three steps three files each
+    kill(tmp_path, 9, True)  # schema, manifest, job.json, and of three steps two files each
     parts = tmp_path / "suite" / ".recording" / "prompt"
     before = {path: path.stat().st_mtime_ns for path in parts.glob("0*")}
-    assert len(before) == 6
+    assert len(before) == 3
     with patch("tinymistral.golden.record.files.UnfinishedCase.remove"):
         good(*command(tmp_path))
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_a_partial_file_does_not_count(tmp_path: Path, whole: dict[str, bytes]) -> None:
-    kill(tmp_path, 12, False)
+    kill(tmp_path, 13, False)
     suite = tmp_path / "suite"
     for path in (suite / "cases" / "prompt", suite / "manifest", suite / ".recording/prompt/0001"):
         suffix = ".json" if path.name == "manifest" else ".safetensors"
         path.with_name(f".{path.name}{suffix}.unfinished-0123456789abcdef").write_bytes(b"half")
     good(*command(tmp_path))
     assert files(tmp_path) == whole
+
+
+@pytest.mark.parametrize("n", [9, 23])
+def test_a_damaged_state_is_refused(tmp_path: Path, n: int) -> None:
+    """Whatever file of it is damaged, and wherever; a state of another file or job is one too."""
+    kill(tmp_path, n, True)
+    (folder,) = (tmp_path / "suite" / ".recording").iterdir()
+    states = {path: path.read_bytes() for path in sorted(folder.iterdir())}
+    assert len(states) == 5, list(states)
+    random = np.random.default_rng(0)
+    for path, content in states.items():
+        damaged = [content[:-1], next(other for other in states.values() if other != content)]
+        for place in random.integers(len(content), size=2):
+            flipped = content[place] ^ 1 << random.integers(7)
+            damaged.append(content[:place] + bytes([flipped]) + content[place + 1 :])
+        for wrong in damaged:
+            path.write_bytes(wrong)
+            error = refused(*command(tmp_path))
+            assert str(folder) in error, error
+        path.write_bytes(content)
+
+
+def test_a_state_is_of_its_job(tmp_path: Path) -> None:
+    kill(tmp_path, 9, True)
+    (tmp_path / "suite" / ".recording" / "prompt" / "job.json").unlink()
+    assert "of another recording" in refused(*command(tmp_path, "--layers", "0"))
 
 
 @pytest.mark.parametrize(
@@ -176,7 +203,7 @@ def test_a_partial_file_does_not_count(tmp_path: Path, whole: dict[str, bytes]) 
 def test_another_recording_does_not_continue_it(
     tmp_path: Path, more: list[str], model: str
 ) -> None:
-    kill(tmp_path, 12, True)
+    kill(tmp_path, 13, True)
     other = GQA
     if model == "gqa copied":
         other = tmp_path / "gqa"

@@ -6,9 +6,12 @@ No other implementation is needed here: tests/fixtures/check_peers.py runs those
 import dataclasses
 import inspect
 import json
+import os
 import re
 import shlex
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -193,7 +196,72 @@ def test_a_failed_case_leaves_no_file(tmp_path: Path, end: str) -> None:
     assert code == 2
     assert "0 of 1 cases written" in text
     assert ("it went wrong" in text) == (end in ("sys.exit(3)", "os.abort()"))
+    assert ("was ended by signal 6 (" in text) == (end == "os.abort()")
     assert [path.name for path in out.iterdir()] == ["silu-mul.safetensors"]
+
+
+GRANDCHILD = """
+import os, pathlib, time
+(pathlib.Path(__file__).parent / "half").write_text(str(os.getpid()))
+(pathlib.Path(__file__).parent / "half").rename(pathlib.Path(__file__).parent / "pid")
+time.sleep(1000)
+"""
+SAYS_MUCH = "import sys\nwhile True: sys.{}.write('x' * 999_999)"
+
+
+@pytest.mark.parametrize(
+    ("code", "seconds", "says"),
+    [
+        ("import time; time.sleep(1000)", 1, "ended after 1 s, see --timeout"),
+        (SAYS_MUCH.format("stdout"), 1, "ended after 1 s, see --timeout"),
+        (SAYS_MUCH.format("stderr"), 1000, "ended after 1000000 bytes of error output"),
+    ],
+)
+def test_a_command_without_end_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, seconds: int, says: str
+) -> None:
+    monkeypatch.setattr(template, "MOST_SAID", 1_000_000)
+    command = program(tmp_path, code)
+    exit_code, text, _ = run(
+        *("golden", "run", "--command", command, *only("rms-norm")),
+        *("--timeout", str(seconds), "-o", str(tmp_path / "dump")),
+    )
+    assert exit_code == 2
+    assert f"failed: rms-norm\n    ValueError: the command was {says}\n" in text
+    assert "0 of 1 cases written" in text
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no process groups")
+@pytest.mark.parametrize("end", ["", "time.sleep(1000)"])
+def test_what_a_command_has_started_ends_with_it(tmp_path: Path, end: str) -> None:
+    """Even where it holds the pipes of the command that started it."""
+    (tmp_path / "grandchild.py").write_text(GRANDCHILD, encoding="utf-8")
+    start = "\nimport subprocess, time\nsubprocess.Popen([sys.executable, %r])\n"
+    start %= str(tmp_path / "grandchild.py")
+    wait = "while not (pathlib.Path(__file__).parent / 'pid').exists(): time.sleep(0.01)\n"
+    command = program(tmp_path, PROGRAM + start + wait + end)
+    code, text, _ = run(
+        *("golden", "run", "--command", command, *only("rms-norm")),
+        *("--timeout", "8" if end else "100", "-o", str(tmp_path / "dump")),
+    )
+    assert (code, "1 of 1 cases written" in text) == ((2, False) if end else (0, True)), text
+    pid = int((tmp_path / "pid").read_text())
+    for _ in range(100):
+        if not is_running(pid):
+            return
+        time.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+    pytest.fail("it is still there")
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a process is there; one that has ended may still be listed."""
+    try:
+        os.kill(pid, 0)
+        status = Path(f"/proc/{pid}/stat")
+        return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def huge(descr: str, shape: str) -> str:
@@ -297,6 +365,7 @@ def test_a_peer_that_is_not_installed(
         ("tinymistral --vocabulary nowhere", "nowhere: cannot be read"),
         ("tinymistral --dtype int8", "--dtype"),
         ("--command 'python mine.py'", "{case} and {out}"),
+        ("tinymistral --timeout 0", "--timeout: expected 1 to 1000000, got 0"),
         ("--command 'no-such-program {case} {out}'", "there is no program 'no-such-program'"),
         ('--command "python \'{case} {out}"', "--command"),
     ],

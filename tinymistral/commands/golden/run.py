@@ -14,11 +14,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tinymistral.commands import golden
+from tinymistral.commands import arguments, golden
 from tinymistral.commands.console import Progress, interruptible, write
 
 # Each has the module of its name in golden/run.
 PEERS = ("tinymistral", "transformers", "llama-cpp")
+MOST_SECONDS = 1_000_000
 
 EPILOG = """\
 A command is run once for each case: {case} is a folder with case.json,
@@ -26,7 +27,8 @@ inputs.safetensors (in tokenizer and chat cases inputs.json) and, where the case
 has a model, model/, a checkpoint. It writes what it computed of the case into
 the folder {out}: NAME.npy, or all of it in results.safetensors (results.json).
 If it writes nothing, the case counts as not run; golden/run/template.py
-has ten lines to begin with.
+has ten lines to begin with. After --timeout, or 100 MB of error output, the
+case has failed. What a command has started ends with it.
 
 Each case has a file of its own in OUT, which is complete or not there.
 Exit code: 0; 2 if a case failed, or nothing was written.
@@ -38,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("peer", nargs="?", choices=PEERS, metavar="PEER", help=f"one of {', '.join(PEERS)}")
     add("--command", dest="program", metavar="COMMAND", help="instead of PEER; see below")
+    text = "how long the command may take for a case (default: 3600)"
+    add("--timeout", type=arguments.integer, default=3600, metavar="SECONDS", help=text)
     add("-o", "--out", type=Path, required=True, metavar="OUT", help="the folder of the dump")
     add("--suite", default="v1", metavar="SUITE", help="v1 (default), or the folder of a suite")
     golden.add_case(parser)
@@ -58,9 +62,16 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("expected either a PEER or --command; see tinymistral golden run --help")
     if options.backend is not None and options.peer != "tinymistral":
         raise ValueError("--backend: only tinymistral has backends")
+    arguments.check_range("--timeout", options.timeout, 1, MOST_SECONDS)
     suite = golden.find_suite(options.suite, options.model)
     unavailable = unavailable_models(suite, options.case or suite.manifest.cases)
-    settings = Settings(options.dtype, options.backend, tuple(options.vocabulary), options.program)
+    settings = Settings(
+        options.dtype,
+        options.backend,
+        tuple(options.vocabulary),
+        options.program,
+        options.timeout,
+    )
     adapter = open_adapter(options.peer, suite, settings)
     outcomes = []
     total = len(options.case) or len(suite.manifest.cases)

@@ -21,13 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from tinymistral.files import JSON_LIMIT, CheckpointError, parse_json, read_bytes
+from tinymistral.files import CheckpointError, read_json
 from tinymistral.files.safetensors import read_file
 from tinymistral.golden.compare import layouts
-from tinymistral.golden.compare.places import axes_of, shape_problem, token_too_many
+from tinymistral.golden.compare.places import shape_problem, token_too_many
 from tinymistral.golden.files import AnotherShapeError, Arrays, npy_shape, read_npy
 from tinymistral.golden.manifest import TEXT_KINDS, Case
-from tinymistral.golden.suite import CaseArrays, Suite
+from tinymistral.golden.shapes import axes_of
+from tinymistral.golden.suite import DOCUMENT_LIMIT, CaseArrays, Suite
 from tinymistral.text import one_line
 
 MANIFEST = "manifest.json"
@@ -113,7 +114,7 @@ class Candidate:
         try:
             given.arrays[name] = self._array(source, *shapes)
         except AnotherShapeError as error:
-            axes = axes_of(case, self.suite.manifest.stages, name, len(shapes[0]))
+            axes = axes_of(case, self.suite.manifest.stages, name)
             given.problems[name] = shape_problem(case, name, axes, error.shape, shapes[0])
             if token_too_many(axes, error.shape, shapes[0]):
                 with suppress(ValueError):
@@ -162,15 +163,11 @@ class Candidate:
         except ValueError:
             return ()
 
-    def _document(self, case: Case) -> Any:
+    def _document(self, case: Case) -> dict[str, Any]:
         paths = [path for path in self.files.get(case.id, ()) if path.suffix == ".json"]
         if not paths:
             raise ValueError(f"{self.path}: expected the texts of {case.id} in {case.id}.json")
-        content = read_bytes(self._inside(paths[0]), JSON_LIMIT)
-        try:
-            return parse_json(content)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{paths[0]}: not valid JSON: {one_line(error)}") from None
+        return read_json(self._inside(paths[0]), DOCUMENT_LIMIT)
 
     def _inside(self, path: Path) -> Path:
         """Return the path; ValueError if it is a link that leads out of the folder."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from tinymistral.golden.compare.candidate import Candidate, CaseDump
 from tinymistral.golden.compare.layouts import all_columns, halves, in_pairs, pairs
-from tinymistral.golden.compare.places import axes_of, in_order
+from tinymistral.golden.compare.places import in_order
 from tinymistral.golden.compare.tensors import (
     Tensor,
     compare_tensor,
@@ -24,6 +24,7 @@ from tinymistral.golden.compare.tensors import (
 from tinymistral.golden.compare.texts import compare_texts
 from tinymistral.golden.compare.verdicts import AGREES, DIFFERS, INCOMPARABLE, Compared, Part
 from tinymistral.golden.manifest import TEXT_KINDS
+from tinymistral.golden.shapes import axes_of
 from tinymistral.golden.suite import Case, CaseArrays, Suite
 from tinymistral.text import one_line
 
@@ -88,7 +89,7 @@ def compare_case(
             parts.append(Part(name, INCOMPARABLE, says=given.problems[name]))
         elif name in given.arrays:
             got, numbers, how = given.arrays[name], arrays.expected[name], expected[name]
-            axes = axes_of(case, stages, name, numbers.ndim)
+            axes = axes_of(case, stages, name)
             tensor = Tensor(case, arrays.inputs, name, axes, numbers, counts[name])
             by = exact_dtype if how.exact else dtype or own_dtype([got])
             by = "float32" if by == "float64" else by

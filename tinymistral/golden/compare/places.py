@@ -6,12 +6,12 @@ And the order in which a model computes its tensors.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from tinymistral.golden.manifest import Case
+from tinymistral.golden.shapes import STAGE_NAME
 from tinymistral.text import one_line
 
 AXES = {
@@ -25,27 +25,7 @@ AXES = {
     "C": "column",
     "N": "step",
 }
-_NAME = re.compile(
-    r"(?:calls\.(?P<call>\d{1,9})\.)?(?P<cache>cache\.)?(?:layers\.(?P<layer>\d{1,9})\.)?(?P<stage>\w+)"
-)
 MOST_RANGES = 4  # that a message lists
-_OF_OPERATIONS = {"rope": "B T H d", "attention": "B T H d", "embedding": "B T D"}
-
-
-def axes_of(case: Case, stages: Mapping[str, str], name: str, dimensions: int) -> tuple[str, ...]:
-    """Return the letter of each axis of an expected tensor, as `model.py` has them."""
-    letters = ""
-    if case.kind == "model" and (match := _NAME.fullmatch(name)):
-        stage = match["stage"] if match["layer"] is None else f"layers.N.{match['stage']}"
-        letters = "B P K d" if match["cache"] else str(stages.get(stage, ""))
-    elif case.kind == "operation":
-        letters = "B H T S" if name == "weights" else _OF_OPERATIONS.get(case.operation or "", "")
-    elif case.kind in ("generate", "sampling"):
-        letters = {"sequences": "B C", "logprobs": "B N", "probabilities": "B V"}.get(name, "")
-    axes = tuple(letters.split())
-    if len(axes) != dimensions:  # a stage that is not known here
-        axes = ("B", "T", "D") if dimensions == 3 else ("?",) * dimensions
-    return axes
 
 
 def in_order(stages: Mapping[str, str], names: Iterable[str]) -> list[str]:
@@ -58,7 +38,7 @@ def in_order(stages: Mapping[str, str], names: Iterable[str]) -> list[str]:
     first = min(of_layers, default=0)
 
     def key(name: str) -> tuple[int, ...]:
-        match = _NAME.fullmatch(name)
+        match = STAGE_NAME.fullmatch(name)
         if match is None:
             return (-1,)
         stage = places.get("k_rotated" if match["cache"] else match["stage"], len(places))
@@ -82,14 +62,14 @@ def spot(
         new = index[1] - inputs["input_ids"].shape[1]
         return f"row {index[0]}, " + (f"step {new}" if new >= 0 else f"column {index[1]}")
     words = []
-    match = _NAME.fullmatch(name) if case.kind == "model" else None
+    match = STAGE_NAME.fullmatch(name) if case.kind == "model" else None
     if match and case.calls > 1:
         words.append(f"call {match['call']}")
     if match and match["layer"] is not None:
         words.append(f"layer {match['layer']}")
     row = index[axes.index("B")] if "B" in axes else 0
     for n, axis in enumerate(axes):
-        word = f"{_word(axis, n)} {index[n]}"
+        word = f"{AXES.get(axis, 'dimension')} {index[n]}"
         positions = _positions(case, inputs, name, axis)
         if positions is not None:
             word += f" (position {positions[row, index[n]]})"
@@ -116,12 +96,8 @@ def extent(wrong: np.ndarray, counts: np.ndarray, axes: tuple[str, ...]) -> str:
         others = tuple(m for m in range(len(axes)) if m != n)
         some, all_ = wrong.any(axis=others), counts.any(axis=others)
         if (some != all_).any():
-            words.append(f"{_word(axis, n)} {ranges(np.flatnonzero(some).tolist())}")
+            words.append(f"{AXES.get(axis, 'dimension')} {ranges(np.flatnonzero(some).tolist())}")
     return "; ".join(words)
-
-
-def _word(axis: str, n: int) -> str:
-    return f"axis {n} index" if axis == "?" else AXES.get(axis, "dimension")
 
 
 def ranges(numbers: list[int]) -> str:
@@ -147,9 +123,8 @@ def shape_problem(
     if found == wanted:
         return ""
     text = f"its shape is {one_line(found, 80)}, expected {wanted}"
-    if " ".join(axes).strip("? "):
-        text += f", which is {' '.join(axes)}"
-        text += "".join(f" ({axis} {meaning})" for axis, meaning in _meanings(case, name, axes))
+    text += f", which is {' '.join(axes)}"
+    text += "".join(f" ({axis} {meaning})" for axis, meaning in _meanings(case, name, axes))
     new = (case.parameters or {}).get("max_new_tokens") if "C" in axes else None
     if new is not None and found == (wanted[0], new):
         text += "; it holds only what is new: put the prompt before it"

@@ -11,7 +11,6 @@ import numpy as np
 
 from tinymistral.golden.compare.cases import what_counts
 from tinymistral.golden.compare.layouts import all_in_halves, is_raw
-from tinymistral.golden.compare.places import axes_of
 from tinymistral.golden.compare.tensors import own_dtype
 from tinymistral.golden.compare.texts import ANSWERS, ASKED, key
 from tinymistral.golden.compare.verdicts import (
@@ -24,6 +23,7 @@ from tinymistral.golden.compare.verdicts import (
 )
 from tinymistral.golden.diagnose.predictions import ROUNDED, Predictions
 from tinymistral.golden.rounding import FACTOR
+from tinymistral.golden.shapes import axes_of
 from tinymistral.golden.suite import Case, CaseArrays
 from tinymistral.mistakes import Mistake
 from tinymistral.numpy_backend import NumpyBackend
@@ -315,7 +315,7 @@ def _shape(
 ) -> tuple[int, ...]:
     """Return a tensor's shape if the first call, or the prompt, has `step` more tokens."""
     longer = {"S", "C"} | ({"T"} if name.startswith("calls.0.") else set())
-    axes = axes_of(case, stages, name, len(shape))
+    axes = axes_of(case, stages, name)
     return tuple(n + step * (axis in longer) for n, axis in zip(shape, axes, strict=True))
 
 

@@ -2,17 +2,19 @@
 
 OUT/.recording/CASE holds what has been computed of an unfinished case:
 
-    job.json                  what is being recorded; only the same job may continue
-    tokens.json               of a continuation: the tokens so far
-    0007.safetensors, .json   of step 7: the expected numbers, and the errors of the variants
-    state.safetensors         how many steps are done, and the hidden states of all variants then
+    job.json             what is being recorded; only the same job may continue
+    tokens.safetensors   of a continuation: the tokens so far
+    0007.safetensors     of step 7: the expected numbers, and the errors of the variants
+    state.safetensors    how many steps are done, and the hidden states of all variants then
 
 Files appear whole or not at all, and the state last: the steps that it counts are complete. Any
-other file was interrupted, and is written again.
+other file was interrupted, and is written again. Each file of arrays has its own checksum, of its
+name and the job too: a damaged one, or one of another job, is refused.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -25,16 +27,17 @@ import numpy as np
 import tinymistral
 from tinymistral.files import UNFINISHED_NAME, make_folder, read_json
 from tinymistral.files.safetensors import read_file
-from tinymistral.golden.files import manifest_text, sha256_of, write_arrays, write_text
+from tinymistral.golden.files import Arrays, manifest_text, sha256_of, write_arrays, write_text
 from tinymistral.golden.manifest import FORMAT, FORMAT_VERSION, parse_manifest
-from tinymistral.golden.record.steps import FACTOR, Errors, Step, Walk
+from tinymistral.golden.record.steps import FACTOR, Step, Walk
+from tinymistral.golden.rounding import UNIT
 from tinymistral.golden.suite import V1, read_suite
 from tinymistral.tap import STAGES
 
 UNFINISHED = ".recording"  # the folder of unfinished cases
-_WRITTEN = re.compile(
-    rf"(job|tokens)\.json|state\.safetensors|\d{{4,}}\.(json|safetensors)|{UNFINISHED_NAME.pattern}"
-)
+CHECKSUM = "sha256"
+START_AGAIN = "delete that folder, and record the case again"
+_WRITTEN = re.compile(rf"job\.json|(tokens|state|\d{{4,}})\.safetensors|{UNFINISHED_NAME.pattern}")
 
 
 class RecordedSuite:
@@ -144,56 +147,64 @@ class UnfinishedCase:
 
     def __init__(self, out: Path, case: str):
         self.folder = out / UNFINISHED / case
+        self._job = ""
 
     def begin(self, job: Mapping[str, Any]) -> None:
         """Make the folder, or continue with it; ValueError if it is of another job."""
         make_folder(self.folder)
-        path, wanted = self.folder / "job.json", json.loads(json.dumps(job))
-        if path.exists() and read_json(path) != wanted:
+        path, self._job = self.folder / "job.json", json.dumps(job)
+        if path.exists() and read_json(path) != json.loads(self._job):
             raise ValueError(
                 f"{self.folder}: an interrupted recording of this case has other arguments or "
                 "another checkpoint; go on with its own, or delete the folder"
             )
-        write_text(path, json.dumps(wanted))
+        write_text(path, self._job)
 
     def tokens(self) -> list[int]:
         """Return the tokens of a continuation so far."""
-        path = self.folder / "tokens.json"
-        return [int(token) for token in read_json(path)["tokens"]] if path.exists() else []
+        kept = self._read("tokens")
+        return [] if kept is None else kept["tokens"].tolist()
 
     def keep_tokens(self, tokens: list[int]) -> None:
         """Write the tokens of a continuation so far."""
-        write_text(self.folder / "tokens.json", json.dumps({"tokens": tokens}))
+        self._write("tokens", {"tokens": np.array(tokens, dtype=np.int64)})
 
     def resume(self, walk: Walk) -> int:
         """Restore the hidden states of all variants; return how many steps are done."""
-        path = self.folder / "state.safetensors"
-        if not path.exists():
+        state = self._read("state")
+        if state is None:
             return 0
-        state = read_file(path)
         for n, variant in enumerate(walk.variants):
             variant.hidden = np.array(state[f"hidden.{n}"])
         return int(state["done"][0])
 
     def keep(self, number: int, step: Step, walk: Walk) -> None:
         """Write the results of a step."""
-        write_arrays(self._file(number, ".safetensors"), step.expected)
-        write_text(self._file(number, ".json"), json.dumps(step.errors))  # inf as Python has it
+        results = {f"expected.{name}": x for name, x in step.expected.items()}
+        for name, errors in step.errors.items():
+            results[f"errors.{name}"] = np.array([errors[dtype] for dtype in UNIT])
+        self._write(f"{number:04}", results)
         state = {f"hidden.{n}": variant.hidden for n, variant in enumerate(walk.variants)}
         state["done"] = np.array([number + 1], dtype=np.int64)
-        write_arrays(self.folder / "state.safetensors", state)
+        self._write("state", state)
 
     def restart(self) -> None:
         """Start again at step 0."""
         (self.folder / "state.safetensors").unlink(missing_ok=True)
 
     def collect(self, steps: int) -> Step:
-        """Return the results of all steps; the numbers are mapped, not read."""
+        """Return the results of all steps."""
         whole = Step({}, {})
         for number in range(steps):
-            whole.expected |= read_file(self._file(number, ".safetensors"))
-            errors: Errors = read_json(self._file(number, ".json"))
-            whole.errors |= errors
+            results = self._read(f"{number:04}")
+            if results is None:
+                raise ValueError(f"{self.folder}: step {number} is not there; {START_AGAIN}")
+            for full, x in results.items():
+                part, _, name = full.partition(".")
+                if part == "expected":
+                    whole.expected[name] = x
+                else:
+                    whole.errors[name] = dict(zip(UNIT, x.tolist(), strict=True))
         return whole
 
     def remove(self) -> None:
@@ -206,5 +217,24 @@ class UnfinishedCase:
         with suppress(OSError):
             self.folder.parent.rmdir()
 
-    def _file(self, number: int, suffix: str) -> Path:
-        return self.folder / f"{number:04}{suffix}"
+    def _write(self, name: str, arrays: Arrays) -> None:
+        checksum = {CHECKSUM: self._checksum(name, arrays)}
+        write_arrays(self.folder / f"{name}.safetensors", arrays | checksum)
+
+    def _read(self, name: str) -> Arrays | None:
+        """Map arrays; None if there is no such file, ValueError if it is damaged."""
+        path = self.folder / f"{name}.safetensors"
+        if not path.exists():
+            return None
+        arrays = read_file(path)
+        found = arrays.pop(CHECKSUM, np.empty(0))
+        if not np.array_equal(found, self._checksum(name, arrays)):
+            raise ValueError(f"{path}: it is damaged, or of another recording; {START_AGAIN}")
+        return arrays
+
+    def _checksum(self, name: str, arrays: Arrays) -> np.ndarray:
+        digest = hashlib.sha256(f"{self._job}\n{name}\n".encode())
+        for of, x in sorted(arrays.items()):
+            digest.update(f"{of} {x.dtype.name} {x.shape}\n".encode())
+            digest.update(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
+        return np.frombuffer(digest.digest(), dtype=np.int64)

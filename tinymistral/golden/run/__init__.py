@@ -40,6 +40,7 @@ class Settings:
     backend: str | None = None  # of tinymistral
     vocabularies: tuple[Path, ...] = ()  # for cases of kind tokenizer and chat
     command: str | None = None  # of `template.py`
+    timeout: float = 3600.0  # seconds that the command may take for a case
 
 
 @dataclass(frozen=True)

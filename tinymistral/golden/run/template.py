@@ -13,7 +13,9 @@ case, runs the command with the two paths in place of {case} and {out}, and read
     {out}/results.json          of tokenizer and chat cases
 
 A program that writes nothing does not support the case; where it fails, the last line of its error
-output is reported. Ten lines for a model with the interface of transformers:
+output is reported, and its standard output is never looked at. The time for a case is limited, and
+so is what is written to error output; then, and when the command ends, whatever it has started ends
+too. Ten lines for a model with the interface of transformers:
 
     import json, pathlib, sys
     import numpy as np
@@ -30,10 +32,15 @@ output is reported. Ten lines for a model with the interface of transformers:
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,6 +59,9 @@ from tinymistral.golden.run import Adapter, CannotRun, Results, Settings
 from tinymistral.golden.suite import Case, Suite
 from tinymistral.text import one_line
 
+MOST_SAID = 100_000_000  # bytes of error output
+LAST_SAID = 10_000  # bytes that the last line is looked for in
+
 
 def open_peer(suite: Suite, settings: Settings) -> Adapter:
     """Return what computes a case by the command of the settings."""
@@ -68,7 +78,7 @@ def open_peer(suite: Suite, settings: Settings) -> Adapter:
         raise ValueError(f"--command: there is no program {words[0]!r:.100} here")
 
     def run(case: Case) -> Results:
-        with tempfile.TemporaryDirectory(prefix="golden-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="golden-", ignore_cleanup_errors=True) as scratch:
             inputs, out = Path(scratch) / "case", Path(scratch) / "out"
             inputs.mkdir()
             out.mkdir()
@@ -76,16 +86,59 @@ def open_peer(suite: Suite, settings: Settings) -> Adapter:
             command = [
                 word.replace("{case}", str(inputs)).replace("{out}", str(out)) for word in words
             ]
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
-            if done.returncode:
-                said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-                raise ValueError(
-                    f"the command ended with exit code {done.returncode}: "
-                    f"{said[-1] if said else 'it said nothing'}"
-                )
+            run_command(command, Path(scratch) / "said", settings.timeout)
             return read_results(case, out)
 
     return run
+
+
+def run_command(command: Sequence[str], said: Path, timeout: float) -> None:
+    """Run a command for at most `timeout` seconds; its error output goes to the file `said`.
+
+    A file rather than a pipe, which a process that outlives the command could hold open. Raises
+    ValueError if the command fails or exceeds a limit.
+    """
+    deadline = time.monotonic() + timeout
+    with (
+        said.open("wb") as errors,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            start_new_session=True,
+        ) as process,
+    ):
+        try:
+            while process.poll() is None:
+                if time.monotonic() > deadline:
+                    raise ValueError(f"the command was ended after {timeout:g} s, see --timeout")
+                if said.stat().st_size > MOST_SAID:
+                    raise ValueError(
+                        f"the command was ended after {MOST_SAID} bytes of error output"
+                    )
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(0.1)
+        finally:
+            end_group(process)
+    if process.returncode:
+        with said.open("rb") as file:
+            file.seek(max(0, said.stat().st_size - LAST_SAID))
+            lines = file.read(LAST_SAID).decode("utf-8", "replace").strip().splitlines()
+        how = f"ended with exit code {process.returncode}"
+        if process.returncode < 0:  # POSIX
+            number = -process.returncode
+            how = f"was ended by signal {number} ({signal.strsignal(number)})"
+        raise ValueError(f"the command {how}: {lines[-1] if lines else 'it said nothing'}")
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process that began a session, and those of its session's group that still run."""
+    with suppress(OSError):  # none is left
+        if os.name == "posix":
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
 
 
 def write_case(suite: Suite, case: Case, folder: Path) -> None:
