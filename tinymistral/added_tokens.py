@@ -26,7 +26,7 @@ IDS_FILE = "added_tokens.json"
 JSON_FILE = "tokenizer.json"
 TEMPLATE_FILE = "chat_template.jinja"
 LARGEST_FILE = 100_000_000  # bytes; the tokenizer.json of 131,072 tokens is 17 million
-LARGEST_ID = 2**31 - 1
+LARGEST_ID = 2**20 - 1  # ids are counted up to the largest: one in a file must not take long
 ROLES = ("bos_token", "eos_token", "pad_token")
 
 
@@ -98,7 +98,9 @@ class AddedTokens:
 
     def _add(self, token_id: Any, token: Any, path: Path) -> AddedToken:
         if not re.fullmatch("[0-9]{1,10}", str(token_id)) or int(token_id) > LARGEST_ID:
-            raise ValueError(f"{path}: an added token has the id {shown(token_id)}, expected 0 on")
+            raise ValueError(
+                f"{path}: an added token has the id {shown(token_id)}, expected 0 to {LARGEST_ID}"
+            )
         added = self.by_id[int(token_id)] = _token(token, path, f"token {token_id}")
         return added
 
@@ -169,7 +171,7 @@ def _token(value: Any, path: Path, name: str) -> AddedToken:
     """Return a token given as its content alone or as an object, whose other fields count too."""
     fields = value if isinstance(value, Mapping) else {"content": value}
     content = fields.get("content")
-    if not isinstance(content, str) or not content:
+    if not isinstance(content, str) or not re.fullmatch("[^\ud800-\udfff]+", content):
         raise ValueError(f"{path}: {name} is {shown(value)}, expected a token")
     flags = {name: fields.get(name) is True for name in AddedToken._fields[1:]}
     return AddedToken(content, **flags)

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tinymistral.added_tokens import AddedTokens
+from tinymistral.added_tokens import LARGEST_ID, AddedTokens
 from tinymistral.files import parse_json
 from tinymistral.text import one_line
 
@@ -56,6 +56,8 @@ class JsonVocabulary:
         if not isinstance(self._ids, dict) or not (self._has_byte_letters or "▁" in decoder):
             raise ValueError(f"{file}: its pieces are not of a kind that Mistral's models have")
         self._pieces = {i: piece for piece, i in self._ids.items()}
+        if self.vocab_size() - 1 > LARGEST_ID:
+            raise ValueError(f"{file}: a piece has an id over {LARGEST_ID}, the largest")
         self._file, self._added = file, added
         tokens = added.take(self._fields, file)
         self._controls = {i for i, token in tokens.items() if token.special and i in self._pieces}
