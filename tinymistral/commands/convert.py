@@ -19,8 +19,9 @@ EPILOG = """\
 A raw checkpoint is params.json, consolidated.00.pth or
 consolidated.safetensors, and tokenizer.model, or tokenizer.model.v1, .v2 or
 .v3, which become tokenizer.model, and back. OUT appears once it is complete.
-One weight at a time is in memory; the disk needs room for all of them. What a
-run that is killed leaves beside OUT, .OUT.unfinished-..., the next run removes.
+One weight at a time is in memory; the disk needs room for all of them. What
+a run that is killed leaves beside OUT, .OUT.unfinished-..., the next run
+removes.
 """
 
 
