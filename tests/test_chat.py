@@ -1,6 +1,7 @@
 """The Instruct format: "official" compared with mistral-common, "hf" with transformers' ids."""
 
 import importlib.resources
+import json
 from functools import cache
 from pathlib import Path
 
@@ -347,3 +348,39 @@ def test_a_system_prompt_after_the_first_turn_of_v1_is_refused() -> None:
         user_turn(tokenizer_of("v1"), 7)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="a text is 7"):
         user_turn(tokenizer_of("v1"), "a", 7)  # type: ignore[arg-type]
+
+
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\\n{{ m.content }}<|im_end|>{% endfor %}"
+ZEPHYR = "{% for m in messages %}<|{{ m.role }}|>\\n{{ m.content }}</s>{% endfor %}"
+MISTRAL = "{{ bos_token }}{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}"
+
+
+@pytest.mark.parametrize("in_a_file_of_its_own", [False, True])
+@pytest.mark.parametrize(
+    ("template", "fits"),
+    [
+        (CHATML, False),
+        (ZEPHYR, False),
+        (MISTRAL, True),
+        ([{"name": "a", "template": ZEPHYR}], False),
+    ],
+)
+def test_a_template_of_another_format_is_refused(tmp_path, template, fits, in_a_file_of_its_own):
+    (tmp_path / "tokenizer.model").write_bytes((DATA / FILES["v1"]).read_bytes())
+    if in_a_file_of_its_own:
+        (tmp_path / "chat_template.jinja").write_text(str(template), encoding="utf-8")
+        template = None
+    settings = json.dumps({"chat_template": template})
+    (tmp_path / "tokenizer_config.json").write_text(settings, encoding="utf-8")
+    tokenizer = MistralTokenizer.from_pretrained(tmp_path)
+    messages = [{"role": "user", "content": "a"}]
+    ids = [1, 733, 16289, 28793, 264, 733, 28748, 16289, 28793]  # mistral-common's
+    for format in ("official", "hf"):
+        if fits:
+            assert tokenizer.apply_chat_template(messages, format) == ids
+        else:
+            with pytest.raises(ValueError, match="chat template is not Mistral's"):
+                tokenizer.apply_chat_template(messages, format)
+    if not fits:
+        with pytest.raises(ValueError, match="chat template is not Mistral's"):
+            user_turn(tokenizer, "a")

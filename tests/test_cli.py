@@ -17,7 +17,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import sentencepiece
-from cli_runner import DEMO, copy_of_demo, generated, good, run
+from cli_runner import DEMO, copy_of_demo, generated, good, refused, run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -157,6 +157,32 @@ def test_sampling_options_turn_sampling_on(option: str, tmp_path: Path) -> None:
     options = ("x", "--model", model, "--max-new-tokens", "1")
     assert generated(*options, "--repetition-penalty", "2")["seed"] is None
     assert generated(*options, *option.split())["seed"] is not None
+
+
+def test_what_is_forbidden_does_not_come() -> None:
+    options = ("Once upon a time", "--greedy", "--max-new-tokens", "40")
+    free = generated(*options)["continuation_ids"]
+    first, second, third = free[0], free[1], free[4:6]
+    ids = generated(*options, "--suppress-tokens", f"{first},{second}")["continuation_ids"]
+    assert not {first, second} & {*ids}
+    forbidden = ",".join(map(str, third))
+    words = ("--bad-words-ids", forbidden, "--bad-words-ids", str(first))
+    ids = generated(*options, *words)["continuation_ids"]
+    assert first not in ids
+    assert third not in [ids[n : n + 2] for n in range(len(ids))]
+    whole = generated(*options, "--no-repeat-ngram-size", "1")["ids"]
+    assert len({*whole}) == len(whole)
+    assert "expected ids such as 13,28705" in refused(
+        "generate", *options, "--suppress-tokens", "a"
+    )
+
+
+def test_min_new_tokens_keep_the_text_from_ending(tmp_path: Path) -> None:
+    free = generated("x", "--greedy", "--max-new-tokens", "9")["continuation_ids"]
+    model = copy_of_demo(tmp_path / "model", {"eos_token_id": free[2]})
+    options = ("x", "--model", model, "--max-new-tokens", "9")
+    assert generated(*options)["counts"]["new_tokens"] == 3
+    assert generated(*options, "--min-new-tokens", "5")["counts"]["new_tokens"] > 4
 
 
 def test_max_new_tokens_is_the_option_else_the_models_else_200(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ COMPARED = (
 ).split()
 
 
+@pytest.mark.filterwarnings("ignore:config.json. 'my_note' is not known")
 @pytest.mark.parametrize("name", PLAIN)
 def test_every_field_is_read_as_transformers_reads_it(name):
     config = MistralConfig.from_dict(CONFIGS[name]["config"])
@@ -31,6 +32,7 @@ def test_every_field_is_read_as_transformers_reads_it(name):
     assert config.num_labels == len(theirs["id2label"])
 
 
+@pytest.mark.filterwarnings("ignore:config.json. 'my_note' is not known")
 @pytest.mark.parametrize("name", PLAIN + [f"model:{name}" for name in MODELS])
 def test_a_written_config_reads_back_the_same(name, tmp_path):
     if name.startswith("model:"):
@@ -95,6 +97,9 @@ def test_the_default_is_mistral_7b_v0_1_as_published():
         ("eos_token_id", [[2]]),
         ("pad_token_id", -2),
         ("pad_token_id", "0"),
+        ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}),
+        ("is_causal", False),
+        ("partial_rotary_factor", 0.5),
         ("layer_types", ["sliding_attention"]),
         ("quantization_config", {"quant_method": "gptq"}),
         ("model_type", "llama"),
@@ -121,6 +126,16 @@ def test_a_wrong_field_is_named_in_one_line(field, value):
         MistralConfig.from_dict({field: value})
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("name", ["rope linear beside", "rope yarn beside"])
+def test_scaling_beside_plain_rope_parameters_is_not_overlooked(name):
+    # transformers scales: "reads" has the type
+    config = CONFIGS[name]["config"]
+    assert config["rope_parameters"]["rope_type"] == "default"
+    rope_type = CONFIGS[name]["reads"]["rope_parameters"]["rope_type"]
+    with pytest.raises(ValueError, match=f"rope_parameters: rope_type '{rope_type}' is not"):
+        MistralConfig.from_dict(config)
 
 
 @pytest.mark.parametrize(
@@ -167,6 +182,13 @@ def test_ids_that_end_a_text_may_be_a_tuple_or_an_array(ids):
     config = MistralConfig(eos_token_id=ids)
     assert config == MistralConfig(eos_token_id=[2, 5])
     assert json.dumps(config.to_dict()["eos_token_id"]) == "[2, 5]"
+
+
+def test_a_configuration_says_how_to_change_it():
+    config = MistralConfig()
+    with pytest.raises(AttributeError, match=r"replace\(model.config, pad_token_id=2\)"):
+        config.pad_token_id = 2
+    assert config == MistralConfig()
 
 
 def test_a_copy_may_have_another_theta():

@@ -123,14 +123,13 @@ def test_what_is_saved_is_the_messages(tmp_path):
 
 
 def test_an_instruct_model_is_recognized_by_its_template_or_its_name(tmp_path):
-    assert not is_instruct(DEMO)
-    assert is_instruct(tmp_path / "Mistral-7B-Instruct-v0.1")
-    assert is_instruct(tmp_path / "models--mistralai--Mistral-7B-Instruct-v0.1/snapshots/0a1b")
-    folder = tmp_path / "plain"
-    folder.mkdir()
-    for settings, instruct in (({}, False), ({"chat_template": "{{ bos_token }}"}, True)):
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-        assert is_instruct(folder) is instruct
+    name = "Mistral-7B-Instruct-v0.1"
+    assert not is_instruct(DEMO, TOKENIZER)
+    assert is_instruct(tmp_path / name, TOKENIZER)
+    assert is_instruct(tmp_path / f"models--mistralai--{name}/snapshots/0a1b", TOKENIZER)
+    tokenizer = MistralTokenizer.from_pretrained(DEMO)
+    tokenizer.chat_template = "{{ bos_token }}"
+    assert is_instruct(DEMO, tokenizer)
 
 
 def test_the_cache_holds_what_was_said():

@@ -13,6 +13,7 @@ from strategies import config, tiny_model
 from tinymistral import MistralForCausalLM, MistralTokenizer, RollingCache
 from tinymistral.sampling import GenerationConfig
 from tinymistral.scoring import score
+from tinymistral.settings import GENERATION_FILE, NO_EFFECT
 
 GENERATE = read_json("generate.json")
 
@@ -240,14 +241,22 @@ GREEDY = goldens("gqa.float64", "greedy")  # 7 tokens, and what transformers con
         ({"eos_token_id": [2, 99]}, {}),
         ({"eos_token_id": [-1, 67]}, {}),
         ({"eos_token_id": 99}, {}),
+        ({"pad_token_id": 67, "eos_token_id": 67}, {}),
+        ({}, {"eos_token_id": [67]}),
         ({"temperature": None, "top_k": None, "eos_token_id": None}, {}),
+        ({"suppress_tokens": [-1, 99]}, {}),
+        ({"num_beams": 1, "length_penalty": 2.0, "early_stopping": True}, {}),
+        ({"use_cache": False, "cache_implementation": "static", "output_scores": True}, {}),
+        ({"typical_p": 0.9, "top_h": 0.5, "eta_cutoff": 0.1}, {}),
+        ({"typical_p": 1.0, "renormalize_logits": True, "prompt_lookup_num_tokens": 3}, {}),
     ],
 )
 def test_what_a_file_says_in_vain_does_no_harm(entries, config, tmp_path):
     # transformers 5.23 generates with each of these what it does without.
     model = with_file(tmp_path, entries, **config)
     np.testing.assert_array_equal(model.generate(GREEDY["input_ids"]), GREEDY["sequences"][:, :27])
-    kept = {name: value for name, value in entries.items() if value is not None}
+    vain = NO_EFFECT[GENERATION_FILE]
+    kept = {n: v for n, v in entries.items() if v is not None and n not in vain}
     assert model.generation_config == kept
 
 
@@ -259,6 +268,17 @@ def test_an_end_that_never_comes_does_not_fill(tmp_path):
     assert new[0].tolist() == [9, 21, 21, 21]
 
 
+def test_a_padding_outside_the_vocabulary_is_an_error_where_a_row_is_padded(tmp_path):
+    model = with_file(tmp_path, {"pad_token_id": 67})
+    says = "^generation_config.json: pad_token_id: 67 is not in the vocabulary"
+    with pytest.raises(ValueError, match=says):
+        model.generate([GREEDY["input_ids"][0], [5] * 7], max_new_tokens=4)
+    with pytest.raises(ValueError, match=says):
+        model.generate([[5]], do_sample=True, num_return_sequences=2)
+    rows = model.generate([GREEDY["input_ids"][0], [5] * 7], max_new_tokens=4, pad_token_id=3)
+    assert rows.shape == (2, 11)
+
+
 @pytest.mark.parametrize(
     "entries, message",
     [
@@ -268,10 +288,15 @@ def test_an_end_that_never_comes_does_not_fill(tmp_path):
         ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"max_new_tokens": -1}, "max_new_tokens"),
         ({"max_length": "20"}, "max_length"),
-        ({"pad_token_id": 67}, "pad_token_id: 67 is not in the vocabulary"),
         ({"eos_token_id": ["</s>"]}, "eos_token_id"),
         ({"eos_token_id": {"id": 2}}, "eos_token_id"),
         ({"num_return_sequences": 2}, "num_return_sequences"),
+        ({"num_beams": 4}, "num_beams: 4 is not supported; expected none or 1"),
+        ({"do_sample": True, "typical_p": 0.9}, "typical_p: 0.9 is not supported"),
+        ({"guidance_scale": 1.5}, "guidance_scale: 1.5 is not supported"),
+        ({"min_new_tokens": -1}, "min_new_tokens"),
+        ({"suppress_tokens": "all"}, "suppress_tokens: expected an integer from 0 on, got 'all'"),
+        ({"bad_words_ids": [[99]]}, "bad_words_ids: 99 is not in the vocabulary"),
         ({"do_sample": True, "num_return_sequences": 10**9}, "num_return_sequences: .* to 1024,"),
     ],
 )
@@ -281,7 +306,7 @@ def test_a_wrong_value_of_the_file_is_named_and_can_be_overruled(entries, messag
         model.generate([[5]])
     assert "\n" not in str(caught.value)
     (name,) = set(entries) - {"do_sample"} or {"do_sample"}
-    right = {"do_sample": False, "max_length": 3}
+    right = {"do_sample": False, "max_length": 3, "suppress_tokens": [1], "bad_words_ids": [[1]]}
     assert model.generate([[5]], **{name: right.get(name, 1)}).shape[0] == 1
     # A wrong option is not the file's.
     wrong = {"repetition_penalty": -1} if name != "repetition_penalty" else {name: -1}
@@ -299,11 +324,9 @@ def test_the_files_drawing_counts_as_soon_as_there_is_any(tmp_path):
 
 @pytest.mark.parametrize(
     "entries, options, new",
-    [  # how many transformers 5.23 makes of the same 7 tokens; it refuses a max_length below 8
+    [  # how many transformers 5.23 makes of the same 7 tokens
         ({"max_length": 12}, {}, 5),
         ({"max_length": 8}, {}, 1),
-        ({"max_length": 7}, {}, 0),
-        ({"max_length": 2}, {}, 0),
         ({}, {"max_length": 12}, 5),
         ({"max_length": 12}, {"max_length": 10}, 3),
         ({"max_length": 12}, {"max_new_tokens": 2}, 2),
@@ -316,6 +339,27 @@ def test_the_files_drawing_counts_as_soon_as_there_is_any(tmp_path):
 def test_max_length_counts_the_prompt(entries, options, new, tmp_path):
     ids = with_file(tmp_path, entries).generate(GREEDY["input_ids"], **options)
     np.testing.assert_array_equal(ids, GREEDY["sequences"][:, : 7 + new])
+
+
+def test_config_json_gives_the_defaults_where_there_is_no_generation_config(tmp_path):
+    # transformers 5.23 takes them in one case, and not in the other.
+    settings = {"suppress_tokens": [9, 21], "eos_token_id": [2], "max_length": 40}
+    with_file(tmp_path, {}, **settings)
+    folder = tmp_path / "model"
+    (folder / "generation_config.json").unlink()
+    model = MistralForCausalLM.from_pretrained(folder)
+    assert model.generation_config == {"suppress_tokens": [9, 21], "max_length": 40}
+    assert not {9, 21} & set(model.generate(GREEDY["input_ids"])[0, 7:].tolist())
+    model = with_file(tmp_path / "other", {}, **settings)
+    np.testing.assert_array_equal(model.generate(GREEDY["input_ids"]), GREEDY["sequences"][:, :27])
+
+
+def test_a_setting_that_nobody_knows_is_warned_of(tmp_path):
+    with pytest.warns(
+        UserWarning, match=r"^generation_config.json: 'temprature' is not known"
+    ) as w:
+        with_file(tmp_path, {"temprature": 0.5, "_from_model_config": True})
+    assert w[0].filename == __file__
 
 
 @pytest.mark.parametrize("eos", [(60, 12), np.array([60, 12]), np.array([60], dtype=np.int32)])
@@ -353,6 +397,21 @@ def test_ids_that_end_a_row_may_be_a_tuple_or_an_array(eos):
         ({"eos_token_id": "2"}, "eos_token_id"),
         ({"seed": -1}, "seed"),
         ({"do_sample": 1}, "do_sample"),
+        ({"do_sample": False, "temperature": 0.5}, "^temperature: has no effect without do_sample"),
+        ({"seed": 1}, "^seed: has no effect without do_sample=True"),
+        ({"max_length": 1}, "^max_length: 1 tokens leave none after a prompt of 1"),
+        ({"num_beams": 4}, "^num_beams: 4 is not supported; expected none or 1"),
+        ({"assistant_model": "gqa"}, "^assistant_model: 'gqa' is not supported"),
+        ({"cache_implementation": "quantized"}, "^cache_implementation: 'quantized' is not"),
+        ({"min_new_tokens": 1.5}, "^min_new_tokens: expected an integer"),
+        ({"no_repeat_ngram_size": -1}, "^no_repeat_ngram_size"),
+        ({"suppress_tokens": 5}, "^suppress_tokens: expected a list of ids, got 5"),
+        ({"suppress_tokens": [67]}, "^suppress_tokens: 67 is not in the vocabulary"),
+        ({"bad_words_ids": [5]}, r"^bad_words_ids: expected lists of ids, none empty, got \[5\]"),
+        ({"bad_words_ids": 5}, "^bad_words_ids: expected lists of ids"),
+        ({"bad_words_ids": [[]]}, "^bad_words_ids: expected lists of ids"),
+        ({"bad_words_ids": [[5, "a"]]}, "^bad_words_ids: expected an integer"),
+        ({"bad_words_ids": [[67]]}, "^bad_words_ids: 67 is not in the vocabulary"),
         ({"num_return_sequences": 2}, "do_sample=True"),
         ({"num_return_sequences": 1025, "do_sample": True}, "num_return_sequences: .* to 1024,"),
         ({"stop": ["a"]}, "tokenizer"),
@@ -365,8 +424,12 @@ def test_a_wrong_option_is_an_error_at_once_that_names_it(options, message):
 
 
 def test_an_unknown_option_lists_the_known():
-    with pytest.raises(TypeError, match=r"num_beams; known are .*temperature"):
-        open_model("gqa").generate([[5]], num_beams=4)
+    with pytest.raises(TypeError, match=r"temprature; known are .*temperature"):
+        open_model("gqa").generate([[5]], temprature=0.5)
+    model = open_model("gqa")
+    model.generation_config["temprature"] = 0.5
+    with pytest.raises(TypeError, match=r"generation_config: unknown argument temprature"):
+        model.generate([[5]])
 
 
 def test_an_empty_prompt_is_an_error_that_names_its_row():

@@ -14,17 +14,43 @@ from tinymistral.sampling import GenerationConfig
 
 SETTINGS = read_json("sampling.json")
 TENSORS = load_file(FIXTURES / "sampling.safetensors")
+PROCESSORS = read_json("processors.json")
+PROCESSED = load_file(FIXTURES / "processors.safetensors")
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_processed_scores_are_those_of_transformers(name):
-    logits, ids = TENSORS["logits"], TENSORS["input_ids"]
-    present = np.zeros(logits.shape, dtype=bool)
-    np.put_along_axis(present, ids, True, axis=1)
-    scores = GenerationConfig(do_sample=True, **SETTINGS[name]).process(logits, present)
+    logits, ids = TENSORS["logits"], TENSORS["input_ids"].tolist()
+    scores = GenerationConfig(do_sample=True, **SETTINGS[name]).process(logits, ids)
     assert scores.dtype == np.float32
     # A quotient or product of the same float32 numbers may differ in its last bit.
     np.testing.assert_allclose(scores, TENSORS[name], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(PROCESSORS))
+def test_tokens_are_forbidden_as_by_transformers(name):
+    logits, ids = PROCESSED["logits"], PROCESSED["input_ids"].tolist()
+    scores = GenerationConfig(eos_token_id=[3, 6], **PROCESSORS[name]).process(logits, ids, new=2)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, PROCESSED[name], rtol=1e-6)  # as above
+    np.testing.assert_array_equal(PROCESSED["input_ids"], ids)
+
+
+def test_a_row_shorter_than_a_word_or_an_n_gram_forbids_nothing():
+    scores = np.zeros((2, 4), dtype=np.float32)
+    for forbidden in (
+        sampling.forbid_repeated_ngrams(scores, [[], [1]], 3),
+        sampling.forbid_words(scores, [[], [2]], [[1, 2, 3], [1, 2]]),
+    ):
+        np.testing.assert_array_equal(forbidden, scores)
+
+
+def test_forbidding_every_token_is_an_error():
+    config = GenerationConfig(suppress_tokens=[0, 1], no_repeat_ngram_size=1)
+    scores = np.zeros((2, 3), dtype=np.float32)
+    assert np.isfinite(config.process(scores, [[0], [1]])).sum() == 2
+    with pytest.raises(ValueError, match="no token is left to choose"):
+        config.process(scores, [[0], [2]])
 
 
 @pytest.mark.parametrize("p, kept", [(0.25, 1), (0.5, 2), (0.75, 3), (0.76, 4), (1e-9, 1)])

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.resources
+import json
 import os
 import time
 from functools import cache
@@ -344,6 +345,82 @@ def test_a_missing_entry_is_not_an_attribute() -> None:
     assert not hasattr(inputs, "labels")
 
 
+# ---- settings of a checkpoint, and of the user; the ids are transformers 5.23's
+
+SETTINGS = [
+    (
+        {"add_eos_token": True, "pad_token": "</s>"},
+        [1, 325, 1504, 343, 2],
+        [[2, 1, 261, 2], [1, 325, 1504, 2]],
+    ),
+    (
+        {"padding_side": "right", "pad_token": "<unk>"},
+        [1, 325, 1504, 343],
+        [[1, 261, 0], [1, 325, 1504]],
+    ),
+    (
+        {"add_bos_token": False, "add_eos_token": True, "pad_token": "</s>"},
+        [325, 1504, 343, 2],
+        [[2, 261, 2], [325, 1504, 2]],
+    ),
+]
+
+
+def with_settings(folder: Path, settings: dict[str, object]) -> MistralTokenizer:
+    (folder / "tokenizer.model").write_bytes(DEMO.read_bytes())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return MistralTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("assigned", [False, True])
+@pytest.mark.parametrize(("settings", "ids", "padded"), SETTINGS)
+def test_settings_count_in_the_file_and_as_attributes(
+    tmp_path: Path, settings: dict[str, object], ids: list[int], padded: object, assigned: bool
+) -> None:
+    tokenizer = with_settings(tmp_path, {} if assigned else settings)
+    for name, value in settings.items() if assigned else ():
+        setattr(tokenizer, name, value)
+    assert tokenizer.encode("The fox said") == ids
+    assert tokenizer(["a", "The fox"]).input_ids.tolist() == padded
+
+
+def test_a_text_without_the_space_before_it(tmp_path: Path) -> None:
+    tokenizer = with_settings(tmp_path, {"add_prefix_space": False})
+    assert tokenizer.encode("The fox said") == [1, 1108, 1504, 343]
+    assert tokenizer.encode(" The fox") == [1, 325, 1504]
+    assert tokenizer.decode([325]) == " The"
+
+
+def test_special_tokens_have_names() -> None:
+    tokenizer = tokenizer_of(DEMO)
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == (
+        "<s>",
+        "</s>",
+        "<unk>",
+    )
+    assert tokenizer.pad_token is None
+    tokenizer = MistralTokenizer(DEMO)
+    tokenizer.pad_token = tokenizer.eos_token
+    assert tokenizer.pad_token_id == 2
+    with pytest.raises(ValueError, match=r"pad_token: '\[PAD\]' .* is not in the vocabulary"):
+        tokenizer.pad_token = "[PAD]"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"padding_side": "top"}, "padding_side is 'top'"),
+        ({"add_eos_token": "yes"}, "add_eos_token is 'yes'"),
+        ({"split_special_tokens": True}, "split_special_tokens: True is not supported"),
+    ],
+)
+def test_a_wrong_setting_is_named(
+    tmp_path: Path, settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"tokenizer_config.json: {message}"):
+        with_settings(tmp_path, settings)
+
+
 # ---- pieces
 
 
@@ -389,16 +466,13 @@ def test_a_version_in_the_name_of_the_model(tmp_path: Path, names: list[str], op
     assert len(MistralTokenizer.from_pretrained(tmp_path)) == opened
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", None])
-def test_a_folder_without_the_model_says_what_is_missing(
-    tmp_path: Path, name: str | None, monkeypatch: pytest.MonkeyPatch
+def test_a_folder_without_a_tokenizer_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
-    for present in {"config.json", name} - {None}:
-        (tmp_path / present).write_text("{}", encoding="utf-8")
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match=r"has no tokenizer\.model.*hf download") as error:
         MistralTokenizer.from_pretrained(tmp_path)
-    assert ("tokenizer.json" in str(error.value)) == (name is not None)
     assert "pip install -U huggingface_hub, then: hf download mistralai/Mistral-7B-v0.1" in str(
         error.value
     )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tinymistral.demo import DEMO
     from tinymistral.discovery import get_backend, installed_backends, load_backend
     from tinymistral.heads import (
+        AutoModelForCausalLM,
         MistralForCausalLM,
         MistralForQuestionAnswering,
         MistralForSequenceClassification,
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
         MistralModel,
     )
     from tinymistral.streaming import StopStrings, StreamDecoder
-    from tinymistral.tokenizer import MistralTokenizer
+    from tinymistral.tokenizer import AutoTokenizer, MistralTokenizer
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "DEMO": "demo",
+    "AutoModelForCausalLM": "heads",
+    "AutoTokenizer": "tokenizer",
     "Backend": "backend",
     "BackendUnavailable": "backend",
     "MistralConfig": "config",
@@ -48,6 +51,8 @@ _HOMES = {
 
 __all__ = [
     "DEMO",
+    "AutoModelForCausalLM",
+    "AutoTokenizer",
     "Backend",
     "BackendUnavailable",
     "MistralConfig",
@@ -67,8 +72,17 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'tinymistral' has no attribute {name!r}")
     from importlib import import_module
+    from importlib.util import find_spec
 
-    return getattr(import_module(f"tinymistral.{_HOMES[name]}"), name)
+    if name in _HOMES:
+        return getattr(import_module(f"tinymistral.{_HOMES[name]}"), name)
+    if not name.startswith("_") and find_spec(f"tinymistral.{name}"):
+        return import_module(f"tinymistral.{name}")
+    from tinymistral.renamed import how
+
+    raise AttributeError(f"module 'tinymistral' has no attribute {name!r}{how(name)}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

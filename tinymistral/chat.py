@@ -30,7 +30,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tinymistral.files import read_json, write_json
+from tinymistral.files import write_json
 from tinymistral.streaming import StreamDecoder
 from tinymistral.text import check_text, shown
 
@@ -176,7 +176,7 @@ def _official_ids(
         if role == "user":
             ids += _user_ids(tokenizer, tags, text, system if i == system_at else None)
         else:
-            ids += tokenizer.encode(text if tags is None else text.rstrip(" "), False)
+            ids += _plain_ids(tokenizer, text if tags is None else text.rstrip(" "))
             ids += [eos]
     return ids[:-1] if left_open else ids
 
@@ -208,8 +208,8 @@ def _user_ids(
 ) -> list[int]:
     text = f"{system}\n\n{content}" if system else content
     if tags is None:
-        return tokenizer.encode(f"[INST] {text} [/INST]", False)
-    return [tags[0], *tokenizer.encode(text, False), tags[1]]
+        return _plain_ids(tokenizer, f"[INST] {text} [/INST]")
+    return [tags[0], *_plain_ids(tokenizer, text), tags[1]]
 
 
 def _hf_ids(tokenizer: MistralTokenizer, messages: list[Message], left_open: bool) -> list[int]:
@@ -238,25 +238,30 @@ def _hf_ids(tokenizer: MistralTokenizer, messages: list[Message], left_open: boo
         elif left_open and i == len(messages) - 1:
             text += content
         else:
-            ids += [*tokenizer.encode(text + content, False), eos]
+            ids += [*_plain_ids(tokenizer, text + content), eos]
             text = " "  # the template writes a space after every </s>
-    return ids + tokenizer.encode(text, False)
+    return ids + _plain_ids(tokenizer, text)
+
+
+def _plain_ids(tokenizer: MistralTokenizer, text: str) -> list[int]:
+    """Return the ids of a text in which added tokens are plain text too."""
+    return tokenizer.encode(text, False, split_special_tokens=True)
 
 
 def _control_tags(tokenizer: MistralTokenizer) -> tuple[int, int] | None:
     """Return the ids of [INST] and [/INST] where they are control tokens: in v2 and v3."""
-    if _control_id(tokenizer, "[SYSTEM_PROMPT]") is not None:
+    if tokenizer.control_id("[SYSTEM_PROMPT]") is not None:
         raise ValueError(
             "the tokenizer has a control token [SYSTEM_PROMPT], as v7 and later ones do; their "
             "chat format is not supported, expected a tokenizer of Mistral 7B (v1, v2 or v3)"
         )
-    opening, closing = _control_id(tokenizer, "[INST]"), _control_id(tokenizer, "[/INST]")
+    if tokenizer.chat_template and "[INST]" not in tokenizer.chat_template:
+        raise ValueError(
+            "the model's chat template is not Mistral's, it has no [INST]; conversations in "
+            "another format are not supported: write the format out, and continue it as a text"
+        )
+    opening, closing = tokenizer.control_id("[INST]"), tokenizer.control_id("[/INST]")
     return None if opening is None or closing is None else (opening, closing)
-
-
-def _control_id(tokenizer: MistralTokenizer, piece: str) -> int | None:
-    token_id = tokenizer.convert_tokens_to_ids(piece)
-    return token_id if tokenizer.processor.is_control(token_id) else None
 
 
 def _bos_and_eos(tokenizer: MistralTokenizer) -> tuple[int, int]:
@@ -284,6 +289,7 @@ class Conversation:
         self, model: MistralForCausalLM, tokenizer: MistralTokenizer, system: str | None = None
     ):
         """Begin a conversation, with a system prompt if there is one."""
+        _control_tags(tokenizer)  # raises where the format is not supported
         self.model, self.tokenizer, self.system = model, tokenizer, system
         self.messages: list[dict[str, str]] = []
         if system is not None:
@@ -345,17 +351,11 @@ class Conversation:
         write_json(file, {"messages": self.messages})
 
 
-def is_instruct(folder: Path) -> bool:
+def is_instruct(folder: Path, tokenizer: MistralTokenizer) -> bool:
     """Return whether a checkpoint seems to be an Instruct model: by its chat template or its name.
 
     The name is that of the folder, or of the repository whose snapshot it is; raw checkpoints have
     no template.
     """
     names = (folder.name, folder.parent.parent.name)
-    if (
-        any("instruct" in name.lower() for name in names)
-        or (folder / "chat_template.jinja").exists()
-    ):
-        return True
-    settings = folder / "tokenizer_config.json"
-    return settings.exists() and bool(read_json(settings).get("chat_template"))
+    return bool(tokenizer.chat_template) or any("instruct" in name.lower() for name in names)

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tinymistral.files import CheckpointError, make_folder, read_json, write_json
 from tinymistral.files.consolidated import CONFIG_FILE, PARAMS_FILE, is_raw, read_consolidated
 from tinymistral.files.hub import find_checkpoint
 from tinymistral.files.recognition import OTHER_PARAMS, QUANTIZED, refuse_fields, refuse_folder
+from tinymistral.settings import NO_EFFECT, OF_GENERATE, refuse, warn_of_unknown
 from tinymistral.text import listed, quoted, shorten
 
 if TYPE_CHECKING:
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 # What an absent field means in transformers, where that is not the value of Mistral-7B-v0.1
 # (transformers 5, models/mistral/configuration_mistral.py).
 ABSENT = {"max_position_embeddings": 131072, "rms_norm_eps": 1e-6}
-
-# Fields of other models, and of other Mistrals, that change what is computed.
-UNSUPPORTED = ("layer_types", "attention_bias", "mlp_bias")
 
 PARAMS_NAMES = {  # field of a raw checkpoint's params.json -> field of config.json
     "dim": "hidden_size",
@@ -38,7 +36,6 @@ PARAMS_NAMES = {  # field of a raw checkpoint's params.json -> field of config.j
     "sliding_window": "sliding_window",
 }
 _OPTIONAL_PARAMS = ("head_dim", "n_kv_heads", "rope_theta", "sliding_window")
-_IGNORED_PARAMS = ("max_batch_size", "max_seq_len", "model_type")  # these do not change results
 
 
 @dataclass(frozen=True)
@@ -132,7 +129,8 @@ class MistralConfig:
                 ids = [] if ids is None else [ids]
             for token in ids:
                 _integer(name, token, 0)
-                if token >= self.vocab_size:
+                # An end outside the vocabulary never occurs, and does no harm.
+                if token >= self.vocab_size and name != "eos_token_id":
                     raise ValueError(f"{name}: {token} is not below vocab_size, {self.vocab_size}")
 
     def _settle_rope(self) -> None:
@@ -209,8 +207,9 @@ class MistralConfig:
     def from_dict(cls, fields: Mapping[str, Any]) -> MistralConfig:
         """Read the fields of a config.json, of transformers 5 or any earlier one.
 
-        Fields that do not change results are ignored; one that does and is not supported here
-        (quantization, per-layer windows, scaled RoPE) is an error that names it.
+        Fields that do not change results are ignored, with a warning where they are not known; one
+        that does and is not supported here (quantization, per-layer windows, scaled RoPE) is an
+        error that names it.
         """
         if not isinstance(fields, Mapping):
             raise ValueError(f"expected the fields of a config.json, got {_short(fields)}")
@@ -219,12 +218,12 @@ class MistralConfig:
                 f"model_type: {_short(fields['model_type'])} is not supported; expected 'mistral'"
             )
         refuse_fields(fields, QUANTIZED)
-        for name in UNSUPPORTED:
-            if fields.get(name) not in (None, False):
-                raise ValueError(f"{name}: {_short(fields[name])} is not supported; remove it")
+        refuse(CONFIG_FILE, fields)
         known = {field.name for field in dataclasses.fields(cls)}
+        honoured = {*known, *OF_GENERATE, *QUANTIZED, "model_type", "rope_scaling", "torch_dtype"}
+        warn_of_unknown(CONFIG_FILE, fields, honoured)
         values = ABSENT | {name: value for name, value in fields.items() if name in known}
-        if fields.get("rope_scaling") is not None and fields.get("rope_parameters") is None:
+        if fields.get("rope_scaling"):  # comes before rope_parameters in transformers too
             values["rope_parameters"] = fields["rope_scaling"]
         inner = values.get("rope_parameters")
         if isinstance(inner, Mapping) and "rope_theta" in inner:
@@ -265,7 +264,7 @@ class MistralConfig:
                 "expected 'transformer'"
             )
         refuse_fields(params, QUANTIZED | OTHER_PARAMS)
-        known = (*PARAMS_NAMES, *_IGNORED_PARAMS)
+        known = (*PARAMS_NAMES, *NO_EFFECT[PARAMS_FILE])
         unknown = [
             n for n, value in params.items() if n not in known and value not in (None, False)
         ]
@@ -332,6 +331,15 @@ class MistralConfig:
         make_folder(folder)
         write_json(folder / CONFIG_FILE, self.to_dict() | {"architectures": [architecture]})
 
+
+def _say_how_to_change(config: MistralConfig, name: str, value: Any) -> NoReturn:
+    raise dataclasses.FrozenInstanceError(
+        f"{name}: a configuration cannot be changed, but replaced: "
+        f"model.config = dataclasses.replace(model.config, {name}={_short(value)})"
+    )
+
+
+MistralConfig.__setattr__ = _say_how_to_change  # type: ignore[assignment, method-assign]
 
 LARGEST = 2**31 - 1  # of any integer here: the range of a 32-bit index
 MOST_LABELS = 2**16  # each has a name, so a number in a file must not fill the memory

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+import numpy as np
+
 from tinymistral import __version__
 from tinymistral.backend import DTYPES, Backend, BackendUnavailable
 from tinymistral.text import one_line
@@ -51,12 +53,15 @@ BUILT_IN = {
 }
 
 
-def get_backend(backend: str | Backend | None = None, dtype: str | None = None) -> Backend:
+def get_backend(backend: str | Backend | None = None, dtype: Any = None) -> Backend:
     """Return the backend asked for: by argument, else by TINYMISTRAL_BACKEND, else numpy.
 
-    A `Backend` object is returned as it is. Raises ValueError for a name that is not installed or
+    A `Backend` object is returned as it is. `dtype` is a name, such as "float16", or what has it,
+    such as np.float16. Raises ValueError for a name that is not installed or
     a dtype that it does not support, and BackendUnavailable for one that cannot run here.
     """
+    if dtype is not None and not isinstance(dtype, str):
+        dtype = _name_of(dtype)
     if isinstance(backend, Backend):
         if dtype not in (None, backend.dtype):
             raise ValueError(
@@ -68,6 +73,13 @@ def get_backend(backend: str | Backend | None = None, dtype: str | None = None) 
     installed, others = _find(name, asked_by)
     with named(installed, asked_by):
         return make_backend(installed, others, dtype)
+
+
+def _name_of(dtype: Any) -> str:
+    try:
+        return np.dtype(dtype).name
+    except TypeError:
+        return str(dtype).removeprefix("torch.")
 
 
 def load_backend(name: str) -> type[Backend]:

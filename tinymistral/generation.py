@@ -49,11 +49,20 @@ def generate(
 ) -> np.ndarray | GenerationOutput:
     """Continue prompts (B, T) -> prompts and continuations (B, T + new), as transformers does.
 
-    Greedy, unless `do_sample` is given, or set in the model's `generation_config`. The options are
-    the fields of `GenerationConfig` and those of `generate_stream`; `stop`, texts that end a row,
-    needs the `tokenizer`. Shorter rows are padded on either side, as `attention_mask` says;
-    finished rows are filled up. With `return_dict_in_generate` the log-probability of every new
-    token is returned too.
+    Greedy, unless `do_sample` is given, or set in the model's `generation_config`. Shorter rows are
+    padded on either side, as `attention_mask` says; finished rows are filled up. With
+    `return_dict_in_generate` the log-probability of every new token is returned too. The options:
+
+    max_new_tokens, min_new_tokens: how many (20, 0); max_length: the same with the prompt
+    eos_token_id: the ids that end a row; pad_token_id: what fills it then
+    stop, tokenizer: texts that end a row, and what finds them
+    do_sample: draw each token, with a seed; else the likeliest is taken
+    temperature, top_k, top_p, min_p: what is drawn from (1, 50, 1, None)
+    num_return_sequences: how many are drawn for each prompt
+    repetition_penalty: above 1 makes tokens of the row less likely
+    no_repeat_ngram_size: no so many tokens in a row come twice
+    suppress_tokens, bad_words_ids: ids, and lists of ids, that never come
+    past_key_values, progress: see `generate_stream`
     """
     ids = check_ids(input_ids, model.config.vocab_size)
     steps = list(generate_stream(model, ids, attention_mask, **options))
@@ -87,7 +96,7 @@ def generate_stream(
     but the last new one.
     """
     ids = check_ids(input_ids, model.config.vocab_size)
-    config = settle(model, options, prompt_length=ids.shape[1])
+    config = settle(model, options, prompt_length=ids.shape[1], rows=len(ids))
     prompts = unpadded(ids, attention_mask)
     stoppers: list[Stopper] = []
     if stop is not None and stop != []:
@@ -158,17 +167,16 @@ def decode(
     source = np.repeat(np.arange(len(prompts)), config.num_return_sequences)  # prompt of each row
     if config.num_return_sequences > 1:
         logits, cache = logits[source], cache.select(source)
-    present = np.zeros(logits.shape, dtype=bool)  # (B, V), the tokens that a row contains
-    for row, prompt in enumerate(source):
-        present[row, prompts[prompt]] = True
+    sequences = [prompts[prompt].tolist() for prompt in source]
     randoms = random_streams(config.seed, len(source)) if config.do_sample else []
     active = np.arange(len(source))  # rows of the result that are still in the batch
     finished = np.zeros(len(source), dtype=bool)
 
-    for remaining in reversed(range(config.max_new_tokens)):
-        scores = config.process(logits, present)
+    for new in range(config.max_new_tokens):
+        scores = config.process(logits, sequences, new)
         chosen = sampling.draw(scores, randoms) if config.do_sample else scores.argmax(axis=-1)
-        present[np.arange(len(chosen)), chosen] = True
+        for sequence, token in zip(sequences, chosen.tolist(), strict=True):
+            sequence.append(token)
 
         tokens = np.full(len(source), config.fill_id, dtype=np.int64)
         logprobs = np.zeros(len(source), dtype=np.float64)
@@ -180,12 +188,12 @@ def decode(
         finished[active] = ends
         yield GenerationStep(tokens, logprobs, finished.copy())
 
-        if ends.all() or not remaining:
+        if ends.all() or new + 1 == config.max_new_tokens:
             return
         if ends.any():
             rows = np.flatnonzero(~ends)
             cache, chosen = cache.select(rows), chosen[rows]
-            present, active = present[rows], active[rows]
+            sequences, active = [sequences[row] for row in rows], active[rows]
             randoms = [randoms[row] for row in rows] if randoms else []
             stoppers = [stoppers[row] for row in rows] if stoppers else []
         logits = step(model, cache, chosen)

@@ -125,6 +125,14 @@ class MistralForCausalLM(PreTrainedModel[CausalLMOutput]):
         return generate_stream(self, input_ids, attention_mask, **options)
 
 
+# What help() says of a method is what stands at the function.
+MistralForCausalLM.generate.__doc__ = generate.__doc__
+MistralForCausalLM.generate_stream.__doc__ = generate_stream.__doc__
+
+
+AutoModelForCausalLM = MistralForCausalLM  # its name in transformers' examples
+
+
 def joined(backend: Backend, pieces: Iterable[Array]) -> np.ndarray:
     """Bring pieces (B, t, n) to the host as one array (B, T, n)."""
     return np.concatenate([backend.to_numpy(piece) for piece in pieces], axis=1)

@@ -102,6 +102,7 @@ def as_array(name: str, value: Any, kind: str = "integer") -> np.ndarray:
     """Return lists or an array as an array of any dtype and shape."""
     if not isinstance(value, np.ndarray | list | tuple):
         hint = "; pass tensor.numpy()" if hasattr(value, "numpy") else ""
+        hint = "; write ** before it, as in model(**inputs)" if isinstance(value, dict) else hint
         raise ValueError(
             f"{name}: expected lists or a NumPy array of {kind}s, "
             f"got {type(value).__module__}.{type(value).__qualname__}{hint}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 
@@ -16,6 +17,12 @@ class Output:
     past_key_values: RollingCache | None = None
     hidden_states: tuple[np.ndarray, ...] | None = None  # embedding, layers; the last one normed
     attentions: tuple[np.ndarray, ...] | None = None  # each layer's (B, H, T, tokens so far)
+
+    def __getitem__(self, index: object) -> NoReturn:
+        names = [name for name, value in vars(self).items() if value is not None]
+        raise TypeError(
+            f"output[{index!r}]: results have names; write output.{' or output.'.join(names)}"
+        )
 
 
 @dataclass(kw_only=True)

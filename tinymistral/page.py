@@ -23,6 +23,7 @@ from tinymistral.files.safetensors import write_file
 from tinymistral.sampling import read_generation_config
 from tinymistral.text import check_text
 from tinymistral.tokenizer import MistralTokenizer
+from tinymistral.tokenizer_json import JsonVocabulary
 
 LARGEST = 50_000_000  # bytes of weights
 # In the order in which they are joined: each imports only those before it.
@@ -59,8 +60,17 @@ def build_page(name_or_path: str | Path = DEMO, text: str = "", chapters: str | 
             f"{folder}: its weights are {size / 1e6:,.0f} MB, and a page holds at most "
             f"{LARGEST / 1e6:.0f} MB; choose a smaller model"
         )
+    # The page reads numbers of at most 32 bits.
+    narrow = {n: t.astype(np.float32) for n, t in tensors.items() if t.dtype == np.float64}
+    tensors |= narrow
     tokenizer = MistralTokenizer.from_pretrained(folder)
     tokenizer.check_vocabulary(config.vocab_size)
+    is_whole = tokenizer.vocab_size == len(tokenizer) == config.vocab_size
+    if not is_whole or isinstance(tokenizer.processor, JsonVocabulary):
+        raise ValueError(
+            f"{folder}: the page reads a tokenizer.model that has all of the model's "
+            f"{config.vocab_size} tokens, and nothing else; choose another model"
+        )
     stride = max(tensor.itemsize for tensor in tensors.values())
     about = {
         "about": describe(folder),

@@ -6,13 +6,12 @@ import dataclasses
 import inspect
 import math
 import os
-import sys
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 import numpy as np
 
@@ -26,7 +25,9 @@ from tinymistral.files import make_folder, mapped_files, parse_size, write_json
 from tinymistral.inputs import Inputs, check_inputs
 from tinymistral.model import Weights, forward
 from tinymistral.outputs import Output
+from tinymistral.renamed import Declared, how, refuse_unknown
 from tinymistral.sampling import read_generation_config
+from tinymistral.settings import caller
 from tinymistral.tap import Tap, Tapped
 
 # A model of at most this many bytes in float32 has its weights widened when it is opened.
@@ -39,13 +40,19 @@ Model = TypeVar("Model", bound="PreTrainedModel[Any]")
 AnyOutput = TypeVar("AnyOutput", bound=Output)
 
 
-class PreTrainedModel(Generic[AnyOutput]):
+class PreTrainedModel(Declared, Generic[AnyOutput]):
     """A configuration, a backend, and the weights as a tree of the checkpoint's names.
 
     Attributes: `config`; `backend`; `generation_config`, a dict of defaults for `generate`;
     `tensors`, the weights by name as NumPy arrays in the checkpoint's dtype (views of the mapped
     file); `weights`, the same on the backend, `weights.layers[0].self_attn.q_proj.weight`.
     """
+
+    config: MistralConfig
+    backend: Backend
+    generation_config: dict[str, Any]
+    tensors: Mapping[str, np.ndarray]
+    weights: Any
 
     def __init__(
         self,
@@ -64,7 +71,7 @@ class PreTrainedModel(Generic[AnyOutput]):
         self.config = config
         self.backend = get_backend(backend, dtype)
         check_head_width(self.backend, config.head_dim)
-        self.generation_config: dict[str, Any] = {}
+        self.generation_config = {}
         if tensors is None:
             refuse_if_too_large(4 * self.num_parameters(), "random weights of this configuration")
             self.tensors = random_tensors(self.parameter_shapes(config), config, seed)
@@ -78,7 +85,9 @@ class PreTrainedModel(Generic[AnyOutput]):
         wide = self.backend.dtype in ("float32", "float64")
         as_stored = large and wide and self.backend.narrow_weights
         dtypes = {  # None: as it is stored
-            name: None if as_stored and array.ndim > 1 else self.backend.dtype
+            name: None
+            if as_stored and array.ndim > 1 and array.dtype != np.float64
+            else self.backend.dtype
             for name, array in self.tensors.items()
         }
         self.backend.check_memory(
@@ -129,7 +138,9 @@ class PreTrainedModel(Generic[AnyOutput]):
         of `tap.STAGES`; the input then goes through in one piece. `head` explains further
         arguments, such as `labels`. Raises ValueError for inputs that do not fit.
         """
-        refuse_unknown(type(self).__name__, head_arguments, PreTrainedModel.__call__, self.head)
+        if head_arguments:
+            known = arguments_of(PreTrainedModel.__call__, self.head)
+            refuse_unknown(type(self).__name__, head_arguments, known)
         if output_attentions and not self.backend.has_attention_weights:
             raise ValueError(
                 f"output_attentions: backend {self.backend.name!r} does not give attention "
@@ -182,7 +193,7 @@ class PreTrainedModel(Generic[AnyOutput]):
         name_or_path: str | Path,
         *,
         backend: str | Backend | None = None,
-        dtype: str | None = None,
+        dtype: str | Any = None,
         revision: str = "main",
         **unknown: Any,
     ) -> Model:
@@ -191,16 +202,34 @@ class PreTrainedModel(Generic[AnyOutput]):
         The folder is in Hugging Face's format or, without a config.json, raw as Mistral publishes
         it. The weights of a large model are mapped, not read. `backend` and `dtype` as in
         `get_backend`: `dtype` is what activations are rounded to, float32 by default whatever the
-        checkpoint's dtype.
+        checkpoint's dtype, which is what "auto" takes.
         Raises ValueError, in one line, for anything but a complete Mistral checkpoint.
         """
-        refuse_unknown(cls.from_pretrained.__qualname__, unknown, cls.from_pretrained)
+        known = arguments_of(PreTrainedModel.from_pretrained)
+        refuse_unknown(f"{cls.__name__}.from_pretrained", unknown, known)
         folder = find_checkpoint(name_or_path, revision)
+        if isinstance(dtype, str) and dtype == "auto":
+            dtype = MistralConfig.from_pretrained(folder).dtype
         chosen = get_backend(backend, dtype)
         config, tensors = load_checkpoint(folder, cls.parameter_shapes, cls.__name__)
         model = cls(config, backend=chosen, tensors=tensors)
         model.generation_config = read_generation_config(folder)
         return model
+
+    if not TYPE_CHECKING:  # which has to find wrong names itself
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Say how a name of transformers is written here."""
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{how(name)}")
+
+    def __repr__(self) -> str:
+        config, backend = self.config, self.backend
+        sizes = ("num_hidden_layers", "hidden_size", "sliding_window", "vocab_size")
+        parts = [f"{name}={getattr(config, name)}" for name in sizes]
+        return (
+            f"{type(self).__name__}({self.num_parameters():,} parameters, {', '.join(parts)}, "
+            f"backend={backend.name!r}, dtype={backend.dtype!r})"
+        )
 
     def save_pretrained(self, folder: str | Path, max_shard_size: int | str = "5GB") -> None:
         """Write config.json, generation_config.json and model.safetensors (or shards of it).
@@ -254,34 +283,19 @@ class PreTrainedModel(Generic[AnyOutput]):
             warnings.warn(
                 f"position {last} is past max_position_embeddings, {limit}: the model "
                 "was not made for texts this long, and its output may get worse",
-                stacklevel=_caller(),
+                stacklevel=caller(),
             )
 
 
-def _caller() -> int:
-    """Return the `stacklevel` that points a warning of our caller at the user's line."""
-    package, level = __name__.partition(".")[0], 1
-    frame = sys._getframe(1)
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == package:
-        frame, level = frame.f_back, level + 1
-    return level
-
-
-def refuse_unknown(name: str, extra: Mapping[str, Any], *functions: Callable[..., Any]) -> None:
-    """Raise a TypeError that lists the known arguments if `extra` has one of no function."""
-    if not extra:
-        return
+def arguments_of(*functions: Callable[..., Any]) -> list[str]:
+    """Return the names of the arguments that a user may give to these functions."""
     parameters = [p for f in functions for p in inspect.signature(f).parameters.values()]
     passed_on = ("self", "pieces", "inputs", "backend")  # required ones: no user gives them
-    named = [
+    return [
         p.name
         for p in parameters
         if p.kind != p.VAR_KEYWORD and (p.name not in passed_on or p.default is not p.empty)
     ]
-    if unknown := sorted(set(extra) - set(named)):
-        raise TypeError(
-            f"{name}: unknown argument {', '.join(unknown)}; known are {', '.join(named)}"
-        )
 
 
 def check_head_width(backend: Backend, head_dim: int) -> None:

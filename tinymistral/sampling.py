@@ -17,16 +17,21 @@ import numpy as np
 
 from tinymistral.config import plain_ids
 from tinymistral.files import is_named, read_json
+from tinymistral.renamed import refuse_unknown
+from tinymistral.settings import CONFIG_FILE, REFUSED, refuse, warn_of_unknown
+from tinymistral.settings import GENERATION_FILE as FILE_NAME
 from tinymistral.text import shorten
 
 if TYPE_CHECKING:
     from tinymistral.heads import MistralForCausalLM
 
-FILE_NAME = "generation_config.json"
 LARGEST = 2**63 - 1  # of integers that have no other bound
 MOST_SEQUENCES = 1024  # of each prompt, at once: a number in a file must not fill the memory
 # Used only with `do_sample`; files often contain values of these that are not valid
 ONLY_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
+OTHER_SAMPLING = ("epsilon_cutoff", "eta_cutoff", "top_h", "typical_p")  # refused, if used
+
+Sequences = Sequence[Sequence[int]]  # the ids of each row, those of its prompt included
 
 
 def penalize_repetition(scores: np.ndarray, present: np.ndarray, penalty: float) -> np.ndarray:
@@ -37,6 +42,34 @@ def penalize_repetition(scores: np.ndarray, present: np.ndarray, penalty: float)
     """
     penalized = np.where(scores < 0, scores * penalty, scores / penalty)
     return np.where(present, penalized, scores)
+
+
+def forbid_repeated_ngrams(scores: np.ndarray, sequences: Sequences, n: int) -> np.ndarray:
+    """Forbid each token that would repeat n tokens of its row (NoRepeatNGramLogitsProcessor)."""
+    scores = scores.copy()
+    for row, ids in enumerate(sequences):
+        last = len(ids) + 1 - n  # where the n-gram begins that the next token completes
+        for start in range(last):
+            if ids[start : start + n - 1] == ids[last:]:
+                scores[row, ids[start + n - 1]] = -np.inf
+    return scores
+
+
+def forbid_words(scores: np.ndarray, sequences: Sequences, words: Sequences) -> np.ndarray:
+    """Forbid each token that would complete one of the words (NoBadWordsLogitsProcessor)."""
+    scores = scores.copy()
+    for row, ids in enumerate(sequences):
+        for *before, last in words:
+            if ids[len(ids) - len(before) :] == before:
+                scores[row, last] = -np.inf
+    return scores
+
+
+def forbid_tokens(scores: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
+    """Forbid tokens (SuppressTokensLogitsProcessor, MinNewTokensLengthLogitsProcessor)."""
+    scores = scores.copy()
+    scores[:, list(tokens)] = -np.inf
+    return scores
 
 
 def scale_temperature(scores: np.ndarray, temperature: float) -> np.ndarray:
@@ -104,13 +137,17 @@ class GenerationConfig:
     """The options of `generate`; the defaults are those of transformers.
 
     A checkpoint's generation_config.json gives other defaults. The processors are applied in the
-    order of the fields; all but `repetition_penalty` only with `do_sample`.
+    order of the fields, those from `temperature` on only with `do_sample`.
     """
 
     max_new_tokens: int = 20
     max_length: int | None = None  # with the prompt; used if max_new_tokens is not given
     do_sample: bool = False  # draw from the distribution; else take the likeliest
     repetition_penalty: float = 1.0  # above 1: tokens of the row are less likely
+    no_repeat_ngram_size: int = 0  # n: no n tokens in a row come twice; 0: off
+    bad_words_ids: list[list[int]] | None = None  # sequences of ids that never come
+    min_new_tokens: int = 0  # no eos before so many
+    suppress_tokens: list[int] | None = None  # ids that never come
     temperature: float = 1.0
     top_k: int = 50  # 0: all
     top_p: float = 1.0
@@ -121,8 +158,15 @@ class GenerationConfig:
     num_return_sequences: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "eos_token_id", plain_ids(self.eos_token_id))
-        _check("max_new_tokens", self.max_new_tokens, int, 0)
+        for name in ("eos_token_id", "suppress_tokens"):
+            object.__setattr__(self, name, plain_ids(getattr(self, name)))
+        if not isinstance(self.suppress_tokens, list | None):
+            got = shorten(repr(self.suppress_tokens), 40)
+            raise ValueError(f"suppress_tokens: expected a list of ids, got {got}")
+        if self.bad_words_ids is not None:
+            object.__setattr__(self, "bad_words_ids", _words(self.bad_words_ids))
+        for name in ("max_new_tokens", "min_new_tokens", "no_repeat_ngram_size"):
+            _check(name, getattr(self, name), int, 0)
         _check("repetition_penalty", self.repetition_penalty, float, 1e-6, 1e6)
         _check("temperature", self.temperature, float, 1e-6, 1e6)
         _check("top_k", self.top_k, int, 0)
@@ -136,10 +180,9 @@ class GenerationConfig:
             _check("seed", self.seed, int, 0)
         if not isinstance(self.do_sample, bool):
             raise ValueError(f"do_sample: expected True or False, got {str(self.do_sample)[:40]!r}")
-        for token in self.eos_ids:
-            _check("eos_token_id", token, int, 0)
-        if self.pad_token_id is not None:
-            _check("pad_token_id", self.pad_token_id, int, 0)
+        for name, ids in self.ids().items():
+            for token in ids:
+                _check(name, token, int, 0)
         if self.num_return_sequences > 1 and not self.do_sample:
             raise ValueError(
                 f"num_return_sequences: {self.num_return_sequences} without do_sample would "
@@ -158,13 +201,40 @@ class GenerationConfig:
         """The id that a finished row is padded with."""
         return self.pad_token_id if self.pad_token_id is not None else (self.eos_ids or [0])[0]
 
-    def process(self, logits: np.ndarray, present: np.ndarray) -> np.ndarray:
+    def ids(self) -> dict[str, list[int]]:
+        """Return the ids that each option names."""
+        words = self.bad_words_ids or []
+        return {
+            "eos_token_id": self.eos_ids,
+            "pad_token_id": [self.fill_id],
+            "suppress_tokens": self.suppress_tokens or [],
+            "bad_words_ids": [token for word in words for token in word],
+        }
+
+    def process(self, logits: np.ndarray, sequences: Sequences, new: int = 0) -> np.ndarray:
         """Apply the processors that the options ask for to logits (B, V).
 
-        `present` (B, V) is true for the tokens that a row contains so far.
+        `sequences` are the ids of each row so far, `new` of which have been generated.
         """
         if self.repetition_penalty != 1:
+            present = np.zeros(logits.shape, dtype=bool)
+            for row, ids in enumerate(sequences):
+                present[row, ids] = True
             logits = penalize_repetition(logits, present, self.repetition_penalty)
+        if self.no_repeat_ngram_size:
+            logits = forbid_repeated_ngrams(logits, sequences, self.no_repeat_ngram_size)
+        if self.bad_words_ids:
+            words = [word for word in self.bad_words_ids if word not in [[i] for i in self.eos_ids]]
+            logits = forbid_words(logits, sequences, words)
+        if new < self.min_new_tokens:
+            logits = forbid_tokens(logits, self.eos_ids)
+        if self.suppress_tokens:
+            logits = forbid_tokens(logits, self.suppress_tokens)
+        if (logits.max(axis=-1) == -np.inf).any():
+            raise ValueError(
+                "no token is left to choose: no_repeat_ngram_size, bad_words_ids, min_new_tokens "
+                "and suppress_tokens forbid all; forbid less"
+            )
         if self.do_sample:
             if self.temperature != 1:
                 logits = scale_temperature(logits, self.temperature)
@@ -177,75 +247,107 @@ class GenerationConfig:
         return logits
 
 
+FIELDS = {field.name: field.default for field in dataclasses.fields(GenerationConfig)}
+# What `generate` and `generate_stream` take
+ARGUMENTS = (
+    *("input_ids", "attention_mask", "return_dict_in_generate"),
+    *sorted({*FIELDS, "stop", "tokenizer", "past_key_values", "progress"}),
+)
+
+
 def settle(
-    model: MistralForCausalLM, options: dict[str, Any], prompt_length: int = 0
+    model: MistralForCausalLM, options: dict[str, Any], prompt_length: int = 0, rows: int = 1
 ) -> GenerationConfig:
     """Return the settings: from options, else generation_config.json, else the model's config.
 
     If `max_new_tokens` is not given, it follows from `max_length` for prompts of `prompt_length`
-    tokens, padding included. Raises ValueError for a wrong value, one in the file only if it would
-    be used, and TypeError for an unknown option.
+    tokens, padding included. Of several rows, `rows` times `num_return_sequences`, those that end
+    first are padded. Raises ValueError for a wrong value, one in the file only if it would be used,
+    and TypeError for an unknown option.
     """
-    fields = {field.name for field in dataclasses.fields(GenerationConfig)}
-    known = fields | {"stop", "tokenizer", "past_key_values", "progress"}
-    if unknown := set(options) - known:
-        raise TypeError(
-            f"generate: unknown argument {', '.join(sorted(unknown))}; known are "
-            f"input_ids, attention_mask, return_dict_in_generate, {', '.join(sorted(known))}"
-        )
-    explicit = {n: v for n, v in options.items() if n in fields and v is not None}
-    file = _used_defaults(model, explicit)
-    model_ids = {
-        "eos_token_id": model.config.eos_token_id,
-        "pad_token_id": model.config.pad_token_id,
-    }
-    values = model_ids | file | explicit
+    refuse(FILE_NAME, options)
+    refuse_unknown("generate", [n for n in options if n not in REFUSED[FILE_NAME]], ARGUMENTS)
+    explicit = {n: v for n, v in options.items() if n in FIELDS and v is not None}
+    file = _used_defaults(model, options)
+    refuse_unknown("generation_config", file, [*FIELDS, *REFUSED[FILE_NAME]])
+    values = file | explicit
     try:
-        config = GenerationConfig(**values)
-        for name, ids in (("eos_token_id", config.eos_ids), ("pad_token_id", [config.fill_id])):
+        refuse(FILE_NAME, file)
+        config = GenerationConfig(**{n: v for n, v in values.items() if n in FIELDS})
+        pads = rows * config.num_return_sequences > 1 or "pad_token_id" in explicit
+        for name, ids in config.ids().items():
+            if name == "pad_token_id" and not pads:
+                continue
             if max(ids, default=0) >= model.config.vocab_size:
                 raise ValueError(
                     f"{name}: {max(ids)} is not in the vocabulary; "
                     f"expected 0 to {model.config.vocab_size - 1}"
                 )
+        if config.max_length is not None and "max_new_tokens" not in values:
+            new = config.max_length - prompt_length
+            if new < 1:
+                raise ValueError(
+                    f"max_length: {config.max_length} tokens leave none after a prompt of "
+                    f"{prompt_length}; give a larger one, or max_new_tokens"
+                )
+            config = dataclasses.replace(config, max_new_tokens=new)
     except ValueError as error:
         name = str(error).partition(":")[0]  # each message begins with the field's
         from_file = name in file and name not in explicit
         raise ValueError(f"{FILE_NAME}: {error}" if from_file else str(error)) from None
-    if config.max_length is not None and "max_new_tokens" not in values:
-        new = max(0, config.max_length - prompt_length)
-        config = dataclasses.replace(config, max_new_tokens=new)
+    for name in ONLY_SAMPLING:
+        if not config.do_sample and explicit.get(name, FIELDS[name]) != FIELDS[name]:
+            raise ValueError(f"{name}: has no effect without do_sample=True; leave one of the two")
     return config
 
 
-def _used_defaults(model: MistralForCausalLM, explicit: dict[str, Any]) -> dict[str, Any]:
-    """Return the defaults of generation_config.json that apply beside the explicit options."""
-    file = {n: v for n, v in model.generation_config.items() if v is not None}
+def _used_defaults(model: MistralForCausalLM, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the defaults of the checkpoint's files that apply beside the options."""
+    explicit = {n: v for n, v in options.items() if v is not None}
+    from_config = {n: getattr(model.config, n) for n in ("eos_token_id", "pad_token_id")}
+    entries = (*from_config.items(), *model.generation_config.items())
+    # A padding id of -1 means none in old conversions of Llama.
+    file = {n: v for n, v in entries if v is not None and not (n == "pad_token_id" and v == -1)}
     if not explicit.get("do_sample", file.get("do_sample")):
-        file = {n: v for n, v in file.items() if n not in ONLY_SAMPLING}
+        file = {n: v for n, v in file.items() if n not in (*ONLY_SAMPLING, *OTHER_SAMPLING)}
     if "max_length" in explicit:
         file.pop("max_new_tokens", None)
-    if file.get("pad_token_id") == -1:  # means none in old conversions of Llama
-        del file["pad_token_id"]
-    if "eos_token_id" in file:
-        eos = plain_ids(file["eos_token_id"])
-        V = model.config.vocab_size
-        eos = eos if isinstance(eos, list) else [eos]
+    V = model.config.vocab_size
+    for name in {"eos_token_id", "suppress_tokens"} & file.keys():
+        ids = plain_ids(file[name])
+        ids = ids if isinstance(ids, list) else [ids]
         # An id outside the vocabulary never occurs; what is not an id is an error later.
-        file["eos_token_id"] = [i for i in eos if not isinstance(i, int) or 0 <= i < V]
-    return file
+        file[name] = [i for i in ids if not isinstance(i, int) or 0 <= i < V]
+    return {n: v for n, v in file.items() if n in FIELDS or n not in explicit}
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
     """Read the defaults of `generate` from a checkpoint's generation_config.json, if it has one.
 
-    Unknown entries are left out; the others are checked when they are used.
+    Older checkpoints without this file may have some in config.json. What has no effect is left
+    out; the values are checked when they are used.
     """
     path = folder / FILE_NAME
-    if not is_named(path):
+    if is_named(path):
+        settings = read_json(path)
+        warn_of_unknown(FILE_NAME, settings, FIELDS)
+        known = {*FIELDS, *REFUSED[FILE_NAME]}
+    elif is_named(folder / CONFIG_FILE):
+        settings = read_json(folder / CONFIG_FILE)
+        known = {*FIELDS, *REFUSED[FILE_NAME]} - {"eos_token_id", "pad_token_id"}  # MistralConfig's
+    else:
         return {}
-    known = {field.name for field in dataclasses.fields(GenerationConfig)}
-    return {n: v for n, v in read_json(path).items() if n in known and v is not None}
+    return {n: v for n, v in settings.items() if n in known and v is not None}
+
+
+def _words(value: Any) -> list[list[int]]:
+    words = plain_ids(value)
+    words = [plain_ids(word) for word in words] if isinstance(words, list) else [words]
+    if not all(isinstance(word, list) and word for word in words):
+        raise ValueError(
+            f"bad_words_ids: expected lists of ids, none empty, got {shorten(repr(value), 40)}"
+        )
+    return words
 
 
 def _check(name: str, value: Any, kind: type, least: float, most: float | None = None) -> None:

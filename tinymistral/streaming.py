@@ -43,19 +43,21 @@ class StreamDecoder:
 
     def push(self, token_id: int) -> str:
         """Return the text that `token_id` completes, perhaps none."""
-        token_id = self._tokenizer.check_id(token_id)
-        processor = self._tokenizer.processor
-        special = processor.is_control(token_id) or processor.is_unknown(token_id)
+        tokenizer, processor = self._tokenizer, self._tokenizer.processor
+        token_id = tokenizer.check_id(token_id)
+        added, special = token_id in tokenizer.added.by_id, tokenizer.is_special(token_id)
+        if not added and token_id >= tokenizer.vocab_size:  # padding of the embedding
+            return ""
         if special and self._skip_special_tokens:
             return ""
+        if added or special:
+            self._opening = None
+            return self.flush() + tokenizer.convert_ids_to_tokens(token_id)
         piece: str = processor.id_to_piece(token_id)
         if processor.is_byte(token_id):  # <0x0A>
             self._opening = None
-            return self._utf8.decode(bytes([int(piece[3:5], 16)]))
+            return self._utf8.decode(tokenizer.bytes_of(token_id))
         broken_off = self.flush()
-        if special:
-            self._opening = None
-            return broken_off + piece
         if self._opening is None:
             return broken_off + piece.replace(SPACE, " ")
         # At the start SentencePiece drops one space, or (depending on the model) one of each token

@@ -159,8 +159,8 @@ axes.axis("off")
 picture(figure, "01_pieces", "Two texts as rows of coloured pieces, with their ids below")
 
 # %% [markdown]
-# The package has the same in one line: SentencePiece, the library that made the vocabulary, does
-# the joining, much faster.
+# The package leaves the joining to SentencePiece, the library that made the vocabulary, which is
+# much faster.
 
 # %% tags=["remove-input"]
 show(MistralTokenizer.encode)

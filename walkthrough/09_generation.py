@@ -210,10 +210,11 @@ counts tokens, whatever their probabilities.
 """)
 
 # %% [markdown]
-# First of all comes the *repetition penalty*, the one option that also works with greedy choice. It
-# makes the tokens that the row already contains less likely: a positive logit is divided by the
-# penalty, a negative one is multiplied by it. (So here the zero of the scale does count, though it
-# means nothing. The rule is crude, and it works.)
+# What comes before the temperature also works with greedy choice: several options that forbid
+# tokens, and first of all the *repetition penalty*. It makes the tokens that the row already
+# contains less likely: a positive logit is divided by the penalty, a negative one is multiplied by
+# it. (So here the zero of the scale does count, though it means nothing. The rule is crude, and it
+# works.)
 
 # %%
 contained = np.array([[True, True, False]])
@@ -240,8 +241,7 @@ show(draw)
 
 # %% tags=["remove-input"]
 settings = GenerationConfig(do_sample=True, temperature=0.7, top_k=8)
-nobody = np.zeros((1, logits.shape[1]), dtype=bool)
-lengths = softmax(settings.process(logits[[openest]], nobody))[0]
+lengths = softmax(settings.process(logits[[openest]], [[]]))[0]
 figure = Figure(figsize=(8, 2.3))
 axes = figure.subplots()
 ends = np.cumsum(lengths)
@@ -273,8 +273,7 @@ def write(prompt: list[int], new: int, seed: int, **options: float) -> list[int]
     row = list(prompt)
     for _ in range(new):
         last = model([row]).logits[:, -1]  # (1, V)
-        present = np.isin(np.arange(last.shape[1]), row)[None]  # for the penalty
-        scores = settings.process(last, present)
+        scores = settings.process(last, [row])
         row.append(int(draw(scores, [random])[0]))
     return row
 

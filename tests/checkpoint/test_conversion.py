@@ -1,5 +1,6 @@
 """Conversion, compared with fixtures that have the same model in both formats."""
 
+import importlib.resources
 import json
 import os
 import shutil
@@ -13,6 +14,9 @@ import numpy as np
 import pytest
 from cli_runner import copy_of_demo
 from goldens import DEMO, FIXTURES, MODELS
+from mistral_common.protocol.instruct.request import ChatCompletionRequest
+from mistral_common.tokens.tokenizers.mistral import MistralTokenizer as MistralCommonTokenizer
+from mistral_common.tokens.tokenizers.sentencepiece import get_spm_version
 
 from tinymistral import (
     MistralConfig,
@@ -173,6 +177,53 @@ def test_the_tokenizer_is_written_under_one_name(tmp_path, raw, version):
     convert(raw, tmp_path / "hf")
     found = {path.name: path.read_bytes() for path in (tmp_path / "hf").glob("tokenizer*")}
     assert found == {"tokenizer.model": (DEMO / "tokenizer.model").read_bytes()}
+
+
+@LOSES
+@pytest.mark.parametrize(
+    ("vocabulary", "name"),
+    [
+        ("tokenizer.model.v1", "tokenizer.model"),
+        ("mistral_instruct_tokenizer_240216.model.v2", "tokenizer.model.v2"),
+        ("mistral_instruct_tokenizer_240323.model.v3", "tokenizer.model.v3"),
+        ("mistral_instruct_tokenizer_241114.model.v7", "tokenizer.model.v7"),
+    ],
+)
+def test_the_name_of_a_raw_tokenizer_says_its_version_as_mistral_common_reads_it(
+    tmp_path, vocabulary, name
+):
+    source, data = save(tmp_path / "hf"), importlib.resources.files("mistral_common") / "data"
+    (source / "tokenizer.model").write_bytes((data / vocabulary).read_bytes())
+    convert(source, tmp_path / "raw", to="raw")
+    assert [path.name for path in (tmp_path / "raw").glob("tokenizer*")] == [name]
+    version = vocabulary.rpartition(".")[2]
+    assert get_spm_version(tmp_path / "raw" / name).value == version
+    messages = [{"role": "user", "content": "Hello"}]
+    if version != "v7":  # whose chat format is refused
+        theirs = MistralCommonTokenizer.from_file(str(tmp_path / "raw" / name))
+        request = ChatCompletionRequest(messages=messages)
+        ours = MistralTokenizer.from_pretrained(tmp_path / "raw").apply_chat_template(messages)
+        assert ours == theirs.encode_chat_completion(request).tokens
+    convert(tmp_path / "raw", tmp_path / "again")
+    assert (tmp_path / "again" / "tokenizer.model").read_bytes() == (data / vocabulary).read_bytes()
+    convert(tmp_path / "again", tmp_path / "raw", to="raw", force=True)
+
+
+@LOSES
+def test_the_files_of_added_tokens_are_written_along_and_replaced(tmp_path):
+    source = save(tmp_path / "hf")
+    names = {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
+    for name in names:
+        (source / name).write_text("{}", "utf-8")
+    (source / "tokenizer.json").write_text('{"added_tokens": []}', "utf-8")
+    (source / "chat_template.jinja").write_text("[INST]", "utf-8")
+    for force in (False, True):
+        convert(source, tmp_path / "raw", to="raw", force=force)
+        assert content_of(tmp_path / "raw").keys() >= {
+            *names,
+            "tokenizer.json",
+            "chat_template.jinja",
+        }
 
 
 def test_fields_that_params_json_does_not_have_are_a_warning(tmp_path):
@@ -387,7 +438,7 @@ def test_targets_whose_replacement_would_lose_data_are_refused(tmp_path, raw, mo
 
 def test_a_folder_with_anything_but_a_checkpoint_is_never_replaced(tmp_path, raw):
     """It is named, whatever else there is: a web project, for example, has a config.json too."""
-    for path in ("index.html", ".git/HEAD", "tokenizer.json", "consolidated.00.pth", "config.json"):
+    for path in ("index.html", ".git/HEAD", "README.md", "consolidated.00.pth", "config.json"):
         project = tmp_path / "project"
         save(project)
         (project / path).unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """Raw checkpoints, compared with the same ones in Hugging Face's format; published params.json."""
 
+import dataclasses
 import json
 import shutil
 
@@ -13,7 +14,9 @@ from tinymistral import MistralConfig, MistralForCausalLM, MistralModel, Mistral
 from tinymistral.checkpoint import find_checkpoint, is_raw, load_checkpoint, read_tensors
 from tinymistral.checkpoint.tensors import rotate_halves
 from tinymistral.config import PARAMS_NAMES
+from tinymistral.files.consolidated import read_consolidated
 from tinymistral.files.pth import read_pth
+from tinymistral.files.safetensors import write_file
 
 MODELS, RAW = FIXTURES / "models", FIXTURES / "raw"
 TWINS = ["half", "no_window", "tied"]
@@ -143,6 +146,11 @@ def test_the_published_story_of_stories260k_to_the_letter(test_models):
             MistralConfig(),
         ),
         (V01 | {"sliding_window": 4096, "moe": None, "use_biases": False}, MistralConfig()),
+        (V01 | {"sliding_window": 4096, "model_parallel": 1}, MistralConfig()),
+        *(
+            (V01 | {"sliding_window": 4096, "lora": {"enable": on, "rank": 16}}, MistralConfig())
+            for on in (True, False)
+        ),
     ],
 )
 def test_params_as_published_are_read(params, expected):
@@ -152,7 +160,7 @@ def test_params_as_published_are_read(params, expected):
 @pytest.mark.parametrize(
     ("params", "says"),
     [
-        (V01 | {"yarn": {}, "lora": {"rank": 8}}, "'yarn', 'lora' is not supported"),
+        (V01 | {"yarn": {}, "llama_4_scaling": {"beta": 0.1}}, "'yarn', 'llama_4_scaling' is not"),
         (V01 | {"_sliding_window": [None, 4096]}, "'_sliding_window' is not supported"),
         (V01 | {"model_type": "mamba"}, "model_type: 'mamba' is not supported"),
         (V01 | {"sliding_window": [4096, None]}, "sliding_window: a list"),
@@ -277,8 +285,8 @@ def test_params_that_are_not_json_are_refused(twin):
         ({"layers.0.attention.wq.weight": tensor()}, "wrong shape: 'layers.0.attention.wq.weight'"),
         ({"layers.0.x": tensor()}, "not expected: 'layers.0.x'"),
         (
-            {"layers.0.x": tensor(), "rope.freqs": tensor()},
-            "not expected: 'layers.0.x', 'rope.freq",
+            {"layers.0.attention.wq.lora_A.weight": tensor()},
+            "'layers.0.attention.wq.lora_A.weight': the weights are those of an adapter (LoRA)",
         ),
         # Hugging Face's names, in a folder that says it is raw
         (
@@ -291,6 +299,17 @@ def test_tensors_missing_extra_or_misshapen_are_one_error_in_raw_names(twin, ten
     change_params(twin, n_layers=1)
     (twin / "consolidated.00.pth").write_bytes(pth(whole(tensors), _0=bytes(8)))
     assert says in error_of(twin)
+
+
+def test_llama_s_rotary_frequencies_are_no_weights(twin):
+    tensors = {name: np.array(tensor) for name, tensor in read_consolidated(twin).items()}
+    write_file(twin / "consolidated.safetensors", tensors | {"rope.freqs": np.ones(2, np.float32)})
+    config, found = load_checkpoint(twin)
+    expected_config, expected = load_checkpoint(RAW / "tied")
+    assert config == dataclasses.replace(expected_config, dtype=config.dtype)
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
 
 
 def test_tensors_may_be_strided_views_of_one_storage(twin):

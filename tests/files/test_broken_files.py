@@ -98,8 +98,8 @@ REFUSED_BY_US_ALONE = {
     "a length that NumPy cannot hold": (with_a(shape=[2**63, 0], offsets=(0, 0), data=0), ""),
     "a hundred axes": (with_a(shape=[1] * 100), ""),
     "a header over 10 MB": (file_bytes(b"{}" + b" " * 10_000_000), "claims 10000002 bytes"),
-    "an 8-bit float": (with_a("F8_E4M3", [4]), "tensor 'a' is F8_E4M3; weights are read in F32,"),
-    "a 4-bit float": (with_a("F4", [8]), "tensor 'a' is F4; weights are read in F32, F16 or BF16"),
+    "an 8-bit float": (with_a("F8_E4M3", [4]), "'a' is F8_E4M3; weights are read in F64, F32,"),
+    "a 4-bit float": (with_a("F4", [8]), "'a' is F4; weights are read in F64, F32, F16 or BF16"),
 }
 
 

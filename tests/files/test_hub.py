@@ -93,16 +93,20 @@ def test_a_reference_may_end_in_a_line_break(cache):
     ("variables", "folder"),
     [
         ({"HF_HUB_CACHE": "{}/a", "HF_HOME": "{}/b", "XDG_CACHE_HOME": "{}/c"}, "a"),
+        ({"HF_HUB_CACHE": "{}/a", "HUGGINGFACE_HUB_CACHE": "{}/b"}, "a"),
+        ({"HUGGINGFACE_HUB_CACHE": "{}/b", "HF_HOME": "{}/c"}, "b"),
+        ({"HUGGINGFACE_HUB_CACHE": "", "HF_HOME": "{}/b", "XDG_CACHE_HOME": "{}/c"}, "b/hub"),
         ({"HF_HOME": "{}/b", "XDG_CACHE_HOME": "{}/c"}, "b/hub"),
         ({"XDG_CACHE_HOME": "{}/c"}, "c/huggingface/hub"),
         ({}, "home/.cache/huggingface/hub"),
         ({"HF_HUB_CACHE": "", "HF_HOME": "", "XDG_CACHE_HOME": ""}, "home/.cache/huggingface/hub"),
         ({"HF_HOME": "~/d"}, "home/d/hub"),
         ({"HF_HUB_CACHE": "$HOME/e"}, "home/e"),
+        ({"HUGGINGFACE_HUB_CACHE": "~/f"}, "home/f"),
     ],
 )
 def test_the_cache_is_where_huggingface_hub_has_it(monkeypatch, tmp_path, variables, folder):
-    for name in ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     for name in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(name, str(tmp_path / "home"))

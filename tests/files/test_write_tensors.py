@@ -166,7 +166,7 @@ def test_a_full_disk_is_reported_as_such():
         writing.write_file(Path("/dev/full"), {"x": floats(100_000)})
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.int64, ml_dtypes.float8_e5m2, ">f8"])
+@pytest.mark.parametrize("dtype", [np.int64, ml_dtypes.float8_e5m2, ">i8"])
 def test_types_that_cannot_be_read_are_not_written(tmp_path, dtype):
     with pytest.raises(CheckpointError, match=r"cannot write 'x' as .* convert it to float32"):
         write_tensors(tmp_path / "new", {"x": np.zeros(1, dtype)})

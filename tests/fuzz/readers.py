@@ -34,8 +34,9 @@ def open_pth(path: Path) -> None:
 
 
 def open_tokenizer(path: Path) -> None:
-    tokenizer = MistralTokenizer(path)
-    ids = tokenizer.encode("Once upon a time,\n  日本語 🙂 <s> 1789")
+    folder = path.is_dir()
+    tokenizer = MistralTokenizer.from_pretrained(path) if folder else MistralTokenizer(path)
+    ids = tokenizer.encode("Once upon a time,\n  日本語 🙂 <s> 1789 <|im_end|>")
     everything = [*range(len(tokenizer))]
     for some in (ids, everything, everything[::-1]):
         tokenizer.decode(some)

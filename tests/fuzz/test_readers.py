@@ -95,9 +95,32 @@ def build_tokenizer(tree: Tree) -> bytes:
     return content
 
 
+TOKENS = {  # the files of added tokens
+    "tokenizer_config.json": {
+        "added_tokens_decoder": {
+            "512": {"content": "<|im_end|>", "special": True, "rstrip": True},
+            "513": {"content": "<|im_start|>", "lstrip": True, "single_word": True},
+        },
+        "additional_special_tokens": ["<|im_end|>"],
+        "eos_token": "<|im_end|>",
+        "pad_token": {"content": "<pad>"},
+        "legacy": False,
+        "add_prefix_space": False,
+        "add_eos_token": True,
+        "padding_side": "right",
+        "chat_template": [{"name": "default", "template": "[INST]"}],
+    },
+    "special_tokens_map.json": {"eos_token": "<|im_end|>", "pad_token": {"content": "<pad>"}},
+    "added_tokens.json": {"<|im_end|>": 512, "<|im_start|>": 513},
+}
+
+
 @dataclass(frozen=True)
 class Format:
-    """A file of a checkpoint, the function that opens it, and its form."""
+    """A file of a checkpoint, the function that opens it, and its form.
+
+    `content` is given where the folder has no such file.
+    """
 
     read: str  # of readers.py: its argument is `path` of the copied folder
     folder: Path
@@ -106,6 +129,7 @@ class Format:
     build: Callable[[Tree], bytes] = build_json
     values: st.SearchStrategy[Any] = VALUES
     path: str = ""
+    content: bytes = b""
 
 
 opcodes = st.binary(min_size=1, max_size=1) | st.sampled_from(
@@ -128,6 +152,14 @@ FORMATS = {
         "open_tokenizer", DEMO, "tokenizer.model", parse_tokenizer, build_tokenizer,
         st.sampled_from(NUMBERS) | st.binary(max_size=4), path="tokenizer.model",
     ),
+    **{
+        name: Format("open_tokenizer", FIXTURES / "tokenizers", f"{name}.json", path=f"{name}.json")
+        for name in ("byte_level", "prepend")
+    },
+    **{
+        name: Format("open_tokenizer", DEMO, name, content=json.dumps(fields).encode())
+        for name, fields in TOKENS.items()
+    },
 }  # fmt: skip
 
 
@@ -148,7 +180,7 @@ def folder(form: Format, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tree(form: Format) -> Tree:
-    return form.parse((form.folder / form.file).read_bytes())
+    return form.parse(form.content or (form.folder / form.file).read_bytes())
 
 
 def test_the_unchanged_tree_opens(readers: Readers, form: Format, folder: Path, tree: Tree) -> None:
@@ -168,7 +200,7 @@ def test_a_changed_file_opens_or_is_refused_in_one_line(
         reject()  # nothing that the format can hold, such as a text for a number
     if data.draw(st.integers(0, 3)) == 0:
         content = data.draw(edited(content))
-    (folder / form.file).unlink()  # what is mapped stays as it is
+    (folder / form.file).unlink(missing_ok=True)  # what is mapped stays as it is
     (folder / form.file).write_bytes(content)
     message = readers.open(form.read, folder / form.path)
     note(message)

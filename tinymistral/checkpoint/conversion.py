@@ -95,7 +95,7 @@ def convert(
                 named = {raw_name(name): tensor for name, tensor in tensors.items()}
                 write_file(new / SAFETENSORS_FILE, named, prepare)
                 write_json(new / PARAMS_FILE, params_of(config))
-            tokenizer.save_pretrained(new)
+            tokenizer.save_pretrained(new, raw=to == "raw")
     except OSError as error:
         raise CheckpointError(f"{given}: cannot be written: {error.strerror or error}") from error
     if lost:

@@ -1,5 +1,6 @@
 """Opening a checkpoint: its configuration, and exactly the tensors that a model of it has."""
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -38,8 +39,12 @@ def load_checkpoint(
     """
     if is_raw(folder):
         config, found = read_raw(folder)
+        ignorable = ignorable_names(shapes(config))
     else:
-        config, found = MistralConfig.from_pretrained(folder), read_tensors(folder)
+        config = MistralConfig.from_pretrained(folder)
+        # Of one layer, since a configuration may claim a billion.
+        ignorable = ignorable_names(shapes(dataclasses.replace(config, num_hidden_layers=1)))
+        found = read_tensors(folder, ignorable)
         refuse_tensors(folder, found)
         check_layers(found, config, f"{folder}: {CONFIG_FILE} says num_hidden_layers is")
     expected = shapes(config)
@@ -48,12 +53,10 @@ def load_checkpoint(
         found = {f"model.{name}": array for name, array in found.items()}
     if not prefixed and any(name.startswith("model.") for name in found):
         found = {name.removeprefix("model."): array for name, array in found.items()}
-
-    def ignorable(name: str) -> bool:
-        """Return whether it is a rotary frequency, of old checkpoints, or an unused head."""
-        unused = name in HEADS[: 1 if prefixed else None] and name not in expected
-        return name.endswith("rotary_emb.inv_freq") or unused
-
+    embedding = "model.embed_tokens.weight" if prefixed else "embed_tokens.weight"
+    if config.tie_word_embeddings and embedding not in found and "lm_head.weight" in found:
+        # Of two tensors that are one, transformers too takes the one that is stored.
+        found[embedding] = found.pop("lm_head.weight")
     missing = [name for name in expected if name not in found]
     if missing and all(name in HEADS for name in missing):
         others = [name for name in HEADS if name in found and name not in expected]
@@ -70,6 +73,16 @@ def load_checkpoint(
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from None
     return config, {name: found[name] for name in expected}
+
+
+def ignorable_names(expected: Shapes) -> Callable[[str], bool]:
+    """Return a function that says whether a model with these tensors has no use for a name.
+
+    It has none for rotary frequencies, which old checkpoints store, and for heads of other models.
+    """
+    prefixed = any(name.startswith("model.") for name in expected)
+    heads = [name for name in HEADS[: 1 if prefixed else None] if name not in expected]
+    return lambda name: name in heads or name.endswith("rotary_emb.inv_freq")
 
 
 def check_tied(folder: Path, head: np.ndarray, embedding: np.ndarray | None) -> None:
@@ -113,7 +126,8 @@ def read_raw_unpermuted(folder: Path) -> tuple[MistralConfig, dict[str, np.ndarr
     shapes = causal_lm_shapes(config)
     names = {raw_name(name): name for name in shapes}  # raw name -> Hugging Face's
     try:
-        check_tensors(tensors, {raw: shapes[name] for raw, name in names.items()})
+        expected = {raw: shapes[name] for raw, name in names.items()}
+        check_tensors(tensors, expected, ignorable=lambda name: name == "rope.freqs")
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from None
     return config, {name: tensors[raw] for raw, name in names.items()}

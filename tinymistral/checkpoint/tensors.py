@@ -105,7 +105,7 @@ def check_tensors(
     expected: Mapping[str, tuple[int, ...]],
     ignorable: Callable[[str], bool] = lambda name: False,
 ) -> None:
-    """Check that `found` has the expected names and shapes, in float32, float16 or bfloat16.
+    """Check that `found` has the expected names and shapes, in float64, float32 or 16 bits.
 
     A name that is not expected is ignored if `ignorable(name)` is true. Raises one CheckpointError
     that lists all that are missing, not expected, or of a wrong shape or type.
@@ -122,7 +122,7 @@ def check_tensors(
             if found[name].shape != tuple(expected[name])
         ],
         "wrong type": [
-            f"{quoted(name)} is {found[name].dtype}, expected float32, float16 or bfloat16"
+            f"{quoted(name)} is {found[name].dtype}, expected float32, float16, bfloat16 or float64"
             for name in both
             if found[name].dtype not in WEIGHT_DTYPES
         ],

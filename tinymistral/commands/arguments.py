@@ -146,6 +146,7 @@ def check_range(flag: str, value: int, least: int, most: int) -> None:
 
 integer = checked(int, "an integer")
 number = checked(float, "a number")
+ids = checked(lambda text: [int(part) for part in text.split(",")], "ids such as 13,28705")
 utf8 = checked(decode)
 
 
@@ -177,7 +178,7 @@ def add_computation(parser: argparse.ArgumentParser) -> None:
         help="what computes: a name that `tinymistral backends` lists (default: the environment "
         "variable TINYMISTRAL_BACKEND, else numpy)",
     )
-    text = "float32 (default), float64, float16 or bfloat16"
+    text = "float32 (default), float64, float16, bfloat16, or auto: as the checkpoint"
     parser.add_argument("--dtype", metavar="TYPE", help=text)
     add_threads(parser)
 
@@ -199,6 +200,12 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     add("--greedy", action="store_true", help="always take the most likely token (default)")
     text = "above 1: repeat the text so far less (default: 1)"
     add("--repetition-penalty", type=number, metavar="X", help=text)
+    text = "never repeat N tokens in a row (default: 0, may repeat)"
+    add("--no-repeat-ngram-size", type=integer, metavar="N", help=text)
+    text = "never choose these tokens: ids with commas, as `tokenize` prints them"
+    add("--suppress-tokens", type=ids, metavar="IDS", help=text)
+    text = "never choose these tokens in a row; may be repeated"
+    add("--bad-words-ids", type=ids, action="append", metavar="IDS", help=text)
 
 
 def add_json(parser: argparse._ActionsContainer, text: str = "one JSON object; see below") -> None:
@@ -261,12 +268,12 @@ def open_tokenizer(folder: str) -> MistralTokenizer:
     return MistralTokenizer.from_pretrained(folder)
 
 
-def warn_of_base_model(options: argparse.Namespace) -> None:
+def warn_of_base_model(options: argparse.Namespace, tokenizer: MistralTokenizer) -> None:
     """Warn if the model does not seem to be made for conversations."""
     from tinymistral.chat import is_instruct
     from tinymistral.files.hub import find_checkpoint
 
-    if not is_instruct(find_checkpoint(options.model)):
+    if not is_instruct(find_checkpoint(options.model), tokenizer):
         say(
             "tinymistral: warning: this seems to be a base model, which continues a text rather "
             "than answer; use an Instruct model for conversations"

@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
 
     model, tokenizer = arguments.open_checkpoint(options)
     chosen = choose(options, model, MAX_NEW_TOKENS)
-    arguments.warn_of_base_model(options)
+    arguments.warn_of_base_model(options, tokenizer)
     conversation = Conversation(model, tokenizer, options.system)
     typed = lines()
     for n, line in enumerate(typed):

@@ -18,9 +18,10 @@ from tinymistral.commands.console import Progress, interruptible, write
 EPILOG = """\
 A raw checkpoint is params.json, consolidated.00.pth or
 consolidated.safetensors, and tokenizer.model, or tokenizer.model.v1, .v2 or
-.v3, which become tokenizer.model. OUT appears once it is complete. One weight
-at a time is in memory; the disk needs room for all of them. What a run that is
-killed leaves beside OUT, .OUT.unfinished-..., the next run removes.
+.v3, which become tokenizer.model, and back. OUT appears once it is complete.
+One weight at a time is in memory; the disk needs room for all of them. What
+a run that is killed leaves beside OUT, .OUT.unfinished-..., the next run
+removes.
 """
 
 

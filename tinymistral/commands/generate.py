@@ -52,6 +52,10 @@ leaves the text so far.
 MAX_NEW_TOKENS = 200  # where neither the command line nor the model says
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")  # each turns sampling on
+OTHERS = (
+    *("max_new_tokens", "min_new_tokens", "repetition_penalty"),
+    *("no_repeat_ngram_size", "suppress_tokens", "bad_words_ids"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("how far").add_argument
     text = "at most N tokens (default: 200)"
     add("--max-new-tokens", type=arguments.integer, metavar="N", help=text)
+    text = "at least N tokens before the model may end the text (default: 0)"
+    add("--min-new-tokens", type=arguments.integer, metavar="N", help=text)
     text = "end before this text; may be repeated"
     add("--stop", type=arguments.utf8, action="append", default=[], metavar="TEXT", help=text)
     add("--ignore-eos", action="store_true", help="continue where the model ends the text")
@@ -97,7 +103,7 @@ def run(options: argparse.Namespace) -> None:
     chosen = choose(options, model)
     decoder = StreamDecoder(tokenizer)
     if options.chat:
-        arguments.warn_of_base_model(options)
+        arguments.warn_of_base_model(options, tokenizer)
         ids = user_turn(tokenizer, prompt, options.system)
     else:
         ids = tokenizer.encode(prompt)
@@ -129,8 +135,8 @@ def choose(
     """Return the options of `generate` for those of the command line, and check them."""
     from tinymistral.sampling import settle
 
-    names = (*SAMPLING, "max_new_tokens", "repetition_penalty")
-    chosen = {n: getattr(options, n) for n in names if getattr(options, n) is not None}
+    given = {name: getattr(options, name, None) for name in (*SAMPLING, *OTHERS)}
+    chosen = {name: value for name, value in given.items() if value is not None}
     greedy = "--greedy" if options.greedy else None
     if chosen.get("temperature") == 0:
         del chosen["temperature"]

@@ -107,7 +107,11 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
 def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
     """Read the JSON object in a UTF-8 file; ValueError in one line for anything else."""
-    content = read_bytes(path, limit)
+    return json_object(read_bytes(path, limit), path)
+
+
+def json_object(content: bytes, path: Path) -> dict[str, Any]:
+    """Return the JSON object that is the content of a file; ValueError for anything else."""
     try:
         value = parse_json(content)
     except ValueError as error:

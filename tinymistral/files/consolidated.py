@@ -3,7 +3,7 @@
 params.json                 sizes and constants, under other names than config.json's
 consolidated.00.pth         the tensors, under other names, queries and keys in another order
 consolidated.safetensors    the same tensors; if both are there, this one is read
-tokenizer.model             or tokenizer.model.v1, .v2 or .v3
+tokenizer.model             or tokenizer.model.v1, .v2, .v3 or .v7, the version of the vocabulary
 """
 
 from __future__ import annotations

@@ -102,5 +102,6 @@ def _cache_folder() -> Path:
     """Return the hub cache by huggingface_hub's rules; an empty variable counts as unset."""
     xdg = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("HF_HOME") or f"{xdg}/huggingface"
-    cache = os.environ.get("HF_HUB_CACHE") or f"{home}/hub"
+    older = os.environ.get("HUGGINGFACE_HUB_CACHE") or f"{home}/hub"
+    cache = os.environ.get("HF_HUB_CACHE") or older
     return Path(os.path.expandvars(os.path.expanduser(cache)))  # noqa: PTH111 - never raises

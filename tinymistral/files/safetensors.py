@@ -23,6 +23,7 @@ from tinymistral.files import (
     CheckpointError,
     MappedFile,
     check_is_file,
+    is_named,
     mapped_files,
     parse_json,
     read_json,
@@ -51,7 +52,7 @@ DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
-WEIGHT_DTYPES = tuple(DTYPES[name] for name in ("F32", "BF16", "F16"))
+WEIGHT_DTYPES = tuple(DTYPES[name] for name in ("F64", "F32", "BF16", "F16"))
 
 _SHARD_NAME = re.compile(r"\w[\w .+-]{0,200}\.safetensors")  # no separator, drive or control code
 WEIGHTS_NAME = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors(\.index\.json)?")
@@ -62,7 +63,9 @@ Prepare = Callable[[str, np.ndarray], np.ndarray]  # name, tensor -> what is wri
 _READ_ERRORS = (SafetensorError, OSError, ValueError, MemoryError)
 
 
-def read_tensors(folder: Path) -> dict[str, np.ndarray]:
+def read_tensors(
+    folder: Path, ignorable: Callable[[str], bool] = lambda name: False
+) -> dict[str, np.ndarray]:
     """Map the weights of a checkpoint folder: tensor name -> read-only array.
 
     The arrays are views of the files: nothing is read before it is used, and the files must not be
@@ -70,7 +73,8 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     bfloat16 is `ml_dtypes.bfloat16`; an array need not be aligned.
 
     As in transformers, `model.safetensors` is preferred to the shards that
-    `model.safetensors.index.json` lists. Raises CheckpointError.
+    `model.safetensors.index.json` lists. Raises CheckpointError, also where index and shards
+    disagree about a tensor, unless `ignorable(name)` is true.
     """
     folder = Path(folder)
     try:
@@ -80,7 +84,7 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     if SINGLE_FILE in present:
         return read_file(folder / SINGLE_FILE)
     if INDEX_FILE in present:
-        return _read_shards(folder)
+        return _read_shards(folder, ignorable)
     refuse_files(folder)
     weights = [n for n in present if n.endswith((".safetensors", ".bin", ".pth", ".pt", ".gguf"))]
     raise CheckpointError(
@@ -90,21 +94,28 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     )
 
 
-def _read_shards(folder: Path) -> dict[str, np.ndarray]:
+def _read_shards(folder: Path, ignorable: Callable[[str], bool]) -> dict[str, np.ndarray]:
     index = folder / INDEX_FILE
     weight_map = _read_weight_map(index)
     tensors: dict[str, np.ndarray] = {}
+    needed = {shard for name, shard in weight_map.items() if not ignorable(name)}
     for shard in sorted(set(weight_map.values())):
+        if shard not in needed and not is_named(folder / shard):
+            continue
         found = read_file(folder / shard)
         for name in found:
-            if weight_map.get(name) != shard:
+            if weight_map.get(name) != shard and not ignorable(name):
                 where = quoted(weight_map[name]) if name in weight_map else "nowhere"
                 raise CheckpointError(
                     f"{index} does not fit its shards: tensor {quoted(name)} is in "
                     f"{quoted(shard)}, the index says {where}; download the checkpoint again"
                 )
         tensors.update(found)
-    absent = [f"{quoted(name)} ({weight_map[name]})" for name in weight_map if name not in tensors]
+    absent = [
+        f"{quoted(name)} ({shard})"
+        for name, shard in weight_map.items()
+        if name not in tensors and not ignorable(name)
+    ]
     if absent:
         raise CheckpointError(
             f"{index} does not fit its shards: not where it says are {listed(absent)}; "
@@ -162,7 +173,7 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
         if unreadable:
             raise ValueError(
                 f"tensor {listed(unreadable)}; "
-                "weights are read in F32, F16 or BF16, quantized ones are not"
+                "weights are read in F64, F32, F16 or BF16, quantized ones are not"
             )
         start = 8 + header_length
         return {name: _view(mapped, start, entry) for name, entry in header.items()}

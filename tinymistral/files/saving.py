@@ -38,7 +38,9 @@ from tinymistral.files.safetensors import (
 
 # The files that are written as a checkpoint: in a folder that is replaced, no other is removed.
 WRITTEN = re.compile(
-    r"config\.json|generation_config\.json|params\.json|tokenizer\.model"
+    r"config\.json|generation_config\.json|params\.json"
+    r"|tokenizer\.model(\.v[237])?|tokenizer\.json|tokenizer_config\.json"
+    r"|special_tokens_map\.json|added_tokens\.json|chat_template\.jinja"
     rf"|consolidated\.safetensors|{WEIGHTS_NAME.pattern}|{UNFINISHED_NAME.pattern}"
 )
 _EXCHANGE = 2  # RENAME_EXCHANGE in linux/fs.h
@@ -51,7 +53,7 @@ def write_tensors(
     max_shard_size: int = 5_000_000_000,
     beside: Callable[[Path], None] = lambda new: None,
 ) -> None:
-    """Write float32, float16 or bfloat16 arrays to `folder`, which is made if it does not exist.
+    """Write floating-point arrays to `folder`, which is made if it does not exist.
 
     They become `model.safetensors` or, if they are more than `max_shard_size` bytes,
     `model-00001-of-0000N.safetensors` ... and `model.safetensors.index.json`. A shard is larger

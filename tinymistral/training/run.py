@@ -25,7 +25,7 @@ from tinymistral.checkpoint.tensors import causal_lm_shapes
 from tinymistral.config import MistralConfig
 from tinymistral.files import CheckpointError, make_folder, read_json, whole_file, write_json
 from tinymistral.files.hub import find_checkpoint
-from tinymistral.files.safetensors import WEIGHT_DTYPES, read_file, write_file
+from tinymistral.files.safetensors import read_file, write_file
 from tinymistral.operations import NUMPY_DTYPES
 from tinymistral.pretrained import refuse_if_too_large
 from tinymistral.sampling import FILE_NAME as GENERATION_FILE
@@ -294,7 +294,7 @@ def read_recipe(path: Path) -> Recipe:
             least = 1 if name in ("steps", "batch_tokens", "length") else 0
             kinds = (int, float) if isinstance(value, float) else int
             fits = isinstance(given, kinds) and least <= given < math.inf
-        if not fits or (name == "dtype" and NUMPY_DTYPES.get(given) not in WEIGHT_DTYPES):
+        if not fits or (name == "dtype" and given not in ("float32", "float16", "bfloat16")):
             raise CheckpointError(f"{path}: {name} is {shown(given)}, expected such as {value!r}")
     return Recipe(**recipe)
 

@@ -186,10 +186,9 @@ def run_vectors(
 def run_sampling(inputs: Inputs, parameters: Mapping[str, Any], dtype: str = "float32") -> Arrays:
     """Return the probabilities (B, V) after logits (B, V); what is no parameter is switched off."""
     logits = inputs["logits"].astype(dtype)
-    seen = np.zeros(logits.shape, dtype=np.bool_)
-    np.put_along_axis(seen, inputs["previous_ids"], True, axis=1)
     options = {"do_sample": True, "top_k": 0} | dict(parameters)
-    return {"probabilities": softmax(GenerationConfig(**options).process(logits, seen))}
+    scores = GenerationConfig(**options).process(logits, inputs["previous_ids"].tolist())
+    return {"probabilities": softmax(scores)}
 
 
 def run_tokenizer(document: Mapping[str, Any], tokenizer: MistralTokenizer) -> Results:
