@@ -59,7 +59,7 @@ REFUSED: dict[str, dict[str, tuple[Any, ...]]] = {
         "typical_p": (1,),
         "watermarking_config": (),
     },
-    TOKENIZER_FILE: {"fix_mistral_regex": (False,), "split_special_tokens": (False,)},
+    TOKENIZER_FILE: {"split_special_tokens": (False,)},
 }
 
 # Settings that change nothing here: for training, other models, speed, or the form of a result.
@@ -87,8 +87,9 @@ NO_EFFECT: dict[str, frozenset[str]] = {
             use_cache use_mtp""",
         TOKENIZER_FILE: """
             auto_map backend clean_up_tokenization_spaces cls_token do_lower_case errors
-            is_local local_files_only mask_token max_length model_input_names model_max_length
-            name_or_path pad_to_multiple_of pad_token_type_id padding processor_class
+            fix_mistral_regex is_local local_files_only mask_token max_length model_input_names
+            model_max_length name_or_path pad_to_multiple_of pad_token_type_id padding
+            processor_class
             response_schema sep_token sp_model_kwargs spaces_between_special_tokens
             special_tokens_map_file stride tokenizer_class tokenizer_file truncation
             truncation_side truncation_strategy trust_remote_code unk_token

@@ -184,6 +184,9 @@ class MistralTokenizer(Declared):
         settings, names = self.added.settings, ["padding_side"]
         if not isinstance(self.processor, JsonVocabulary):  # which says the others itself
             names += ["add_bos_token", "add_eos_token"]
+        elif self.vocab_size > 100_000 and settings.get("fix_mistral_regex"):
+            # In transformers it changes how a tokenizer.json of this size divides a text.
+            raise ValueError(f"{path}: fix_mistral_regex is not supported; expected none")
         try:
             refuse(TOKENIZER_FILE, settings)
             for name in names:
