@@ -5,8 +5,8 @@
   tinymistral train my-model --from FOLDER --corpus book.txt
   tinymistral train my-model --resume
 
-The first makes the demo model, from stories, in about an hour on two cores;
-the second a tokenizer and a model of the same size on your own text.
+The first trains 2.4 million parameters on stories, in about an hour on two
+cores; the second a tokenizer and a model of the same size on your own text.
 The third fine-tunes a checkpoint. The last goes on with a run that was
 stopped, to the same bits as without the stop.
 
