@@ -357,7 +357,7 @@ def test_a_peer_that_is_not_installed(
     [
         ("", "either a PEER or --command"),
         ("tinymistral --command 'a {case} {out}'", "either a PEER or --command"),
-        ("onnx", "invalid choice"),
+        ("onnx", "unknown 'onnx'; expected tinymistral, transformers, llama-cpp"),
         ("transformers --backend numpy", "only tinymistral has backends"),
         ("tinymistral --backend abacus", "expected one of: numpy"),
         ("tinymistral --case rms_norm", "there is no case 'rms_norm'"),
