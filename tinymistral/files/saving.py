@@ -1,4 +1,4 @@
-"""Saving a checkpoint: its files count together, and whatever stops a save, it never reads wrongly.
+"""Saving a checkpoint as a whole: what a stopped save leaves never opens as a mixture of two.
 
 All that is written is first complete under a name of `files.unfinished`. A process that is killed
 leaves it there, for the next one that writes to the same place to remove.
