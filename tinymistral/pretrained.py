@@ -27,7 +27,7 @@ from tinymistral.model import Weights, forward
 from tinymistral.outputs import Output
 from tinymistral.renamed import Declared, how, refuse_unknown
 from tinymistral.sampling import read_generation_config
-from tinymistral.settings import caller
+from tinymistral.settings import GENERATION_FILE, caller
 from tinymistral.tap import Tap, Tapped
 
 # A model of at most this many bytes in float32 has its weights widened when it is opened.
@@ -242,7 +242,7 @@ class PreTrainedModel(Declared, Generic[AnyOutput]):
 
         def beside(new: Path) -> None:
             self.config.save_pretrained(new, type(self).__name__)
-            write_json(new / "generation_config.json", ids | self.generation_config)
+            write_json(new / GENERATION_FILE, ids | self.generation_config)
 
         write_tensors(Path(folder), self.tensors, max_shard_size, beside)
 
