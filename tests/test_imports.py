@@ -22,7 +22,7 @@ LAYERS = """
     files                                       files to JSON and tensors, the hub's cache
     settings                                    what files may say beside what is honoured
     config
-    streaming chat added_tokens tokenizer tokenizer_json
+    streaming chat added_tokens tokenizer tokenizer_json tokenizer_model
     sampling
     checkpoint                                  files to a configuration and its tensors, and back
     backend operations numpy_backend discovery

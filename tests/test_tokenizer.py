@@ -4,6 +4,7 @@ import hashlib
 import importlib.resources
 import json
 import os
+import pickle
 import time
 from functools import cache
 from itertools import chain
@@ -435,6 +436,11 @@ def test_ids_and_pieces() -> None:
 
 
 # ---- files
+
+
+def test_another_process_can_be_given_a_tokenizer() -> None:
+    tokenizer = pickle.loads(pickle.dumps(tokenizer_of(DEMO)))
+    assert tokenizer.encode("Once upon a time") == tokenizer_of(DEMO).encode("Once upon a time")
 
 
 def test_saved_and_read_again_it_is_the_same_file(tmp_path: Path) -> None:

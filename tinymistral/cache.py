@@ -122,7 +122,7 @@ class RollingCache:
         self.add_to_mask(new)
 
     def evict(self, slots: np.ndarray) -> None:
-        """Empty the slots (B, T) that a piece will overwrite, which cannot be undone: commit it."""
+        """Empty the slots (B, T) that a piece will overwrite; committed, as nothing undoes it."""
         b, t = np.nonzero(slots >= 0)
         at = b, slots[b, t]
         self.evicted, self.positions = self.evicted.copy(), self.positions.copy()

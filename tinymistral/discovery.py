@@ -56,9 +56,9 @@ BUILT_IN = {
 def get_backend(backend: str | Backend | None = None, dtype: Any = None) -> Backend:
     """Return the backend asked for: by argument, else by TINYMISTRAL_BACKEND, else numpy.
 
-    A `Backend` object is returned as it is. `dtype` is a name, such as "float16", or what has it,
-    such as np.float16. Raises ValueError for a name that is not installed or
-    a dtype that it does not support, and BackendUnavailable for one that cannot run here.
+    A `Backend` object is returned as it is. `dtype` is a name, such as "float16", or a dtype of
+    NumPy or PyTorch, such as np.float16. Raises ValueError for a name that is not installed or a
+    dtype that it does not support, and BackendUnavailable for one that cannot run here.
     """
     if dtype is not None and not isinstance(dtype, str):
         dtype = _name_of(dtype)

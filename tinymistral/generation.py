@@ -60,7 +60,7 @@ def generate(
     temperature, top_k, top_p, min_p: what is drawn from (1, 50, 1, None)
     num_return_sequences: how many are drawn for each prompt
     repetition_penalty: above 1 makes tokens of the row less likely
-    no_repeat_ngram_size: no so many tokens in a row come twice
+    no_repeat_ngram_size: n, if no n tokens may come twice in the same order
     suppress_tokens, bad_words_ids: ids, and lists of ids, that never come
     past_key_values, progress: see `generate_stream`
     """

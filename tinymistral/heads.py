@@ -125,7 +125,7 @@ class MistralForCausalLM(PreTrainedModel[CausalLMOutput]):
         return generate_stream(self, input_ids, attention_mask, **options)
 
 
-# What help() says of a method is what stands at the function.
+# help() of a method shows the docstring of its function.
 MistralForCausalLM.generate.__doc__ = generate.__doc__
 MistralForCausalLM.generate_stream.__doc__ = generate_stream.__doc__
 

@@ -23,7 +23,7 @@ from tinymistral.files.safetensors import write_file
 from tinymistral.sampling import read_generation_config
 from tinymistral.text import check_text
 from tinymistral.tokenizer import MistralTokenizer
-from tinymistral.tokenizer_json import JsonVocabulary
+from tinymistral.tokenizer_model import SentencePieceVocabulary
 
 LARGEST = 50_000_000  # bytes of weights
 # In the order in which they are joined: each imports only those before it.
@@ -66,7 +66,7 @@ def build_page(name_or_path: str | Path = DEMO, text: str = "", chapters: str | 
     tokenizer = MistralTokenizer.from_pretrained(folder)
     tokenizer.check_vocabulary(config.vocab_size)
     is_whole = tokenizer.vocab_size == len(tokenizer) == config.vocab_size
-    if not is_whole or isinstance(tokenizer.processor, JsonVocabulary):
+    if not is_whole or not isinstance(tokenizer.processor, SentencePieceVocabulary):
         raise ValueError(
             f"{folder}: the page reads a tokenizer.model that has all of the model's "
             f"{config.vocab_size} tokens, and nothing else; choose another model"

@@ -21,13 +21,13 @@ from tinymistral.checkpoint import check_tensors, find_checkpoint, load_checkpoi
 from tinymistral.checkpoint.tensors import Shapes
 from tinymistral.config import MistralConfig
 from tinymistral.discovery import get_backend
-from tinymistral.files import make_folder, mapped_files, parse_size, write_json
+from tinymistral.files import mapped_files, write_json
 from tinymistral.inputs import Inputs, check_inputs
 from tinymistral.model import Weights, forward
 from tinymistral.outputs import Output
 from tinymistral.renamed import Declared, how, refuse_unknown
 from tinymistral.sampling import read_generation_config
-from tinymistral.settings import caller
+from tinymistral.settings import GENERATION_FILE, caller
 from tinymistral.tap import Tap, Tapped
 
 # A model of at most this many bytes in float32 has its weights widened when it is opened.
@@ -234,20 +234,17 @@ class PreTrainedModel(Declared, Generic[AnyOutput]):
     def save_pretrained(self, folder: str | Path, max_shard_size: int | str = "5GB") -> None:
         """Write config.json, generation_config.json and model.safetensors (or shards of it).
 
-        The weights keep their dtype. A shard's size is in bytes, or a text such as "500MB", see
-        `files.parse_size`. At every moment the folder opens as an earlier save, as this one, or
-        not at all, see `write_tensors`.
+        The weights keep their dtype. A shard's size is in bytes, or a text such as "500MB". At
+        every moment the folder opens as an earlier save, as this one, or not at all, see
+        `write_tensors`.
         """
-        size = parse_size(max_shard_size)
-        folder = Path(folder)
-        make_folder(folder)
         ids = {"bos_token_id": self.config.bos_token_id, "eos_token_id": self.config.eos_token_id}
 
         def beside(new: Path) -> None:
             self.config.save_pretrained(new, type(self).__name__)
-            write_json(new / "generation_config.json", ids | self.generation_config)
+            write_json(new / GENERATION_FILE, ids | self.generation_config)
 
-        write_tensors(folder, self.tensors, size, beside)
+        write_tensors(Path(folder), self.tensors, max_shard_size, beside)
 
     def num_parameters(self) -> int:
         """Count the weights; tied ones once."""

@@ -1,4 +1,4 @@
-"""Names of transformers that are written otherwise here, and how: what errors about them say."""
+"""Names of transformers that differ here: what errors about them say to write instead."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 LARGEST = 2**63 - 1  # of integers that have no other bound
 MOST_SEQUENCES = 1024  # of each prompt, at once: a number in a file must not fill the memory
-# Used only with `do_sample`; files often contain values of these that are not valid
+# Used only with `do_sample`; files often contain values of these that are not valid.
 ONLY_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
 OTHER_SAMPLING = ("epsilon_cutoff", "eta_cutoff", "top_h", "typical_p")  # refused, if used
 
@@ -144,7 +144,7 @@ class GenerationConfig:
     max_length: int | None = None  # with the prompt; used if max_new_tokens is not given
     do_sample: bool = False  # draw from the distribution; else take the likeliest
     repetition_penalty: float = 1.0  # above 1: tokens of the row are less likely
-    no_repeat_ngram_size: int = 0  # n: no n tokens in a row come twice; 0: off
+    no_repeat_ngram_size: int = 0  # n: no n tokens come twice in the same order; 0: off
     bad_words_ids: list[list[int]] | None = None  # sequences of ids that never come
     min_new_tokens: int = 0  # no eos before so many
     suppress_tokens: list[int] | None = None  # ids that never come

@@ -89,11 +89,10 @@ NO_EFFECT: dict[str, frozenset[str]] = {
             auto_map backend clean_up_tokenization_spaces cls_token do_lower_case errors
             fix_mistral_regex is_local local_files_only mask_token max_length model_input_names
             model_max_length name_or_path pad_to_multiple_of pad_token_type_id padding
-            processor_class
-            response_schema sep_token sp_model_kwargs spaces_between_special_tokens
-            special_tokens_map_file stride tokenizer_class tokenizer_file truncation
-            truncation_side truncation_strategy trust_remote_code unk_token
-            use_default_system_prompt use_fast vocab_file""",
+            processor_class response_schema sep_token sp_model_kwargs
+            spaces_between_special_tokens special_tokens_map_file stride tokenizer_class
+            tokenizer_file truncation truncation_side truncation_strategy trust_remote_code
+            unk_token use_default_system_prompt use_fast vocab_file""",
         # mistral-finetune writes `lora` when it has merged the adapters too; where they are not
         # merged, their tensors are refused.
         PARAMS_FILE: "lora max_batch_size max_seq_len model_parallel model_type",

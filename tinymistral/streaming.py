@@ -56,7 +56,7 @@ class StreamDecoder:
         piece: str = processor.id_to_piece(token_id)
         if processor.is_byte(token_id):  # <0x0A>
             self._opening = None
-            return self._utf8.decode(tokenizer.bytes_of(token_id))
+            return self._utf8.decode(processor.bytes_of(token_id))
         broken_off = self.flush()
         if self._opening is None:
             return broken_off + piece.replace(SPACE, " ")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-import sentencepiece
 
 from tinymistral.added_tokens import JSON_FILE, LARGEST_FILE, AddedTokens
 from tinymistral.chat import chat_ids
@@ -22,12 +21,8 @@ from tinymistral.settings import TOKENIZER_FILE, refuse, warn_of_unknown
 from tinymistral.streaming import StreamDecoder
 from tinymistral.text import check_text, shown
 from tinymistral.tokenizer_json import JsonVocabulary
+from tinymistral.tokenizer_model import FILE_NAME, FILE_NAMES, SentencePieceVocabulary
 
-FILE_NAME = "tokenizer.model"
-# In a raw checkpoint the name may end with the version of the vocabulary.
-FILE_NAMES = (FILE_NAME, *(f"{FILE_NAME}.{version}" for version in ("v7", "v3", "v2", "v1")))
-# The version by the newest control token that a vocabulary has; v1 has none of these.
-VERSIONS = {"[SYSTEM_PROMPT]": "v7", "[PREFIX]": "v3", "[INST]": "v2"}
 # Embeddings are often padded to a multiple of 8 to 256; more ids than that are another tokenizer's.
 MOST_PADDING = 255
 NO_PIECE = "<no piece>"  # what is shown for an id of such padding
@@ -37,8 +32,6 @@ HONOURED = (
     *("bos_token", "eos_token", "added_tokens_decoder", "additional_special_tokens"),
     *("extra_special_tokens", "legacy", "chat_template"),
 )
-# Appended to a SentencePiece model it replaces one field: normalizer_spec.add_dummy_prefix = false.
-NO_SPACE_BEFORE_TEXT = b"\x1a\x02\x18\x00"
 Ids = Sequence[int] | np.ndarray  # integers, one dimension
 
 
@@ -71,7 +64,7 @@ class MistralTokenizer(Declared):
     there they are plain text.
     """
 
-    processor: Any  # a SentencePieceProcessor, or a JsonVocabulary
+    processor: SentencePieceVocabulary | JsonVocabulary
     added: AddedTokens
     vocab_size: int
     model_vocab_size: int
@@ -93,17 +86,12 @@ class MistralTokenizer(Declared):
         model_vocab_size: int = 0,
     ) -> None:
         path = Path(model_file)
-        self._model = read_bytes(path, LARGEST_FILE)
         self.added = AddedTokens() if added is None else added
         self.chat_template = self.added.chat_template()
-        self.padding_side, self.add_bos_token, self.add_eos_token = "left", True, False
-        if path.suffix == ".json":
-            self.processor = JsonVocabulary(self._model, path, self.added)
-            before, after = self.processor.frame()
-            self.add_bos_token, self.add_eos_token = bool(before), bool(after)
-        else:
-            space = self.added.settings.get("add_prefix_space") is not False
-            self.processor = _open_sentencepiece(self._model, path, space)
+        kind = JsonVocabulary if path.suffix == ".json" else SentencePieceVocabulary
+        self.processor = kind(read_bytes(path, LARGEST_FILE), path, self.added)
+        self.padding_side = "left"
+        self.add_bos_token, self.add_eos_token = self.processor.adds_bos_and_eos
         self.vocab_size = self.processor.vocab_size()
         # SentencePiece returns -1 if there is no such token.
         self.unk_token_id = _none_if_negative(self.processor.unk_id())
@@ -181,25 +169,20 @@ class MistralTokenizer(Declared):
         return tokenizer
 
     def _take_settings(self, path: Path) -> None:
-        settings, names = self.added.settings, ["padding_side"]
-        if not isinstance(self.processor, JsonVocabulary):  # which says the others itself
-            names += ["add_bos_token", "add_eos_token"]
-        elif self.vocab_size > 100_000 and settings.get("fix_mistral_regex"):
-            # In transformers it changes how a tokenizer.json of this size divides a text.
-            raise ValueError(f"{path}: fix_mistral_regex is not supported; expected none")
+        settings = self.added.settings
         try:
             refuse(TOKENIZER_FILE, settings)
-            for name in names:
+            for name in ("padding_side", *self.processor.settings):
                 if settings.get(name) is not None:
                     setattr(self, name, settings[name])
-            self._check_settings()
+            self._check_settings(self.padding_side)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         warn_of_unknown(TOKENIZER_FILE, settings, HONOURED)
 
-    def _check_settings(self) -> None:
-        if self.padding_side not in ("left", "right"):
-            raise ValueError(f"padding_side is {self.padding_side!r}, expected 'left' or 'right'")
+    def _check_settings(self, padding_side: str) -> None:
+        if padding_side not in ("left", "right"):
+            raise ValueError(f"padding_side is {padding_side!r}, expected 'left' or 'right'")
         for name in ("add_bos_token", "add_eos_token"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected True or False")
@@ -235,22 +218,15 @@ class MistralTokenizer(Declared):
         return None if token_id is None else self.convert_ids_to_tokens(token_id)
 
     def save_pretrained(self, folder: str | Path, *, raw: bool = False) -> None:
-        """Write `tokenizer.model`, and the files read beside it, with the bytes that were read.
+        """Write the model file, and the files read beside it, with the bytes that were read.
 
-        `raw`: the name ends with the version, such as .v3, unless that is v1. mistral-inference and
-        mistral-common, which read raw checkpoints, know the version by nothing else.
+        `raw`: a tokenizer.model has the name that it has in a raw checkpoint, such as
+        tokenizer.model.v3.
         """
         folder = Path(folder)
         make_folder(folder)
-        versions = [
-            version
-            for control, version in VERSIONS.items()
-            if raw and self.control_id(control) is not None
-        ]
-        file_name = ".".join([FILE_NAME, *versions[:1]])
-        if isinstance(self.processor, JsonVocabulary):
-            file_name = JSON_FILE
-        for name, content in (self.added.files | {file_name: self._model}).items():
+        own = self.processor.raw_file_name if raw else self.processor.file_name
+        for name, content in (self.added.files | {own: self.processor.content}).items():
             with whole_file(folder / name) as temporary:
                 temporary.write_bytes(content)
 
@@ -286,15 +262,13 @@ class MistralTokenizer(Declared):
         """
         known = ("text", "padding", "padding_side", "add_special_tokens", "return_tensors")
         refuse_unknown("MistralTokenizer", unknown, known)
-        self._check_settings()
         padding_side = self.padding_side if padding_side is None else padding_side
+        self._check_settings(padding_side)
         texts = [text] if isinstance(text, str) else text
         if not isinstance(texts, (list, tuple)) or not texts:
             raise ValueError(f"text is {shown(text)}, expected a text or a list of texts")
         if not isinstance(padding, bool):
             raise ValueError(f"padding is {padding!r}, expected True or False")
-        if padding_side not in ("left", "right"):
-            raise ValueError(f"padding_side is {padding_side!r}, expected 'left' or 'right'")
         if return_tensors not in (None, "np"):
             raise ValueError(
                 f"return_tensors is {return_tensors!r}, but NumPy arrays are returned: "
@@ -305,15 +279,11 @@ class MistralTokenizer(Declared):
         longest = max(len(row) for row in rows)
         if not padding and any(len(row) != longest for row in rows):
             return BatchEncoding(input_ids=rows, attention_mask=masks)
+        fill = next(i for i in (self.pad_token_id, self.eos_token_id, 0) if i is not None)
         return BatchEncoding(
-            input_ids=_padded(rows, longest, self._fill_id, padding_side),
+            input_ids=_padded(rows, longest, fill, padding_side),
             attention_mask=_padded(masks, longest, 0, padding_side),
         )
-
-    @property
-    def _fill_id(self) -> int:
-        candidates = (self.pad_token_id, self.eos_token_id, 0)
-        return next(i for i in candidates if i is not None)
 
     def encode(
         self, text: str, add_special_tokens: bool = True, *, split_special_tokens: bool = False
@@ -324,31 +294,14 @@ class MistralTokenizer(Declared):
         `split_special_tokens` added tokens in the text are plain text too.
         """
         check_text(text)
-        ids: list[int] = self.processor.encode(text) if split_special_tokens else self._ids(text)
+        processor = self.processor
+        encode = processor.encode if split_special_tokens else processor.encode_with_added
+        ids = encode(text)
         if add_special_tokens and self.add_bos_token and self.bos_token_id is not None:
             ids = [self.bos_token_id, *ids]
         if add_special_tokens and self.add_eos_token and self.eos_token_id is not None:
             ids = [*ids, self.eos_token_id]
         return ids
-
-    def _ids(self, text: str) -> list[int]:
-        """Return the ids of a text, with those of the added tokens in it."""
-        if isinstance(self.processor, JsonVocabulary):
-            return self.processor.encode_with_added(text)
-        ids: list[int] = []
-        for part, token in self.added.split(text):
-            if part:
-                ids += (self._later if ids else self.processor).encode(part)
-            if token is not None:
-                ids.append(token)
-        return ids
-
-    @cached_property
-    def _later(self) -> sentencepiece.SentencePieceProcessor:
-        """What encodes a part of a text that follows an added token."""
-        if self.added.settings.get("legacy", True):
-            return self.processor
-        return _open_sentencepiece(self._model, Path(FILE_NAME), space_before_text=False)
 
     def decode(self, ids: Ids, skip_special_tokens: bool = False) -> str:
         """Return the text of a sequence of ids.
@@ -398,12 +351,6 @@ class MistralTokenizer(Declared):
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
         )
-
-    def bytes_of(self, token_id: int) -> bytes:
-        """Return the bytes of a piece that stands for them, such as <0x0A>."""
-        if isinstance(self.processor, JsonVocabulary):
-            return self.processor.bytes_of(token_id)
-        return bytes.fromhex(self.processor.id_to_piece(token_id)[3:5])
 
     @overload
     def convert_ids_to_tokens(self, ids: int) -> str: ...
@@ -457,23 +404,6 @@ class MistralTokenizer(Declared):
 
 
 AutoTokenizer = MistralTokenizer  # its name in transformers' examples
-
-
-def _open_sentencepiece(
-    content: bytes, file: Path, space_before_text: bool
-) -> sentencepiece.SentencePieceProcessor:
-    processor = sentencepiece.SentencePieceProcessor()
-    try:
-        processor.load_from_serialized_proto(
-            content if space_before_text else content + NO_SPACE_BEFORE_TEXT
-        )
-        processor.id_to_piece(list(range(processor.vocab_size())))
-    except (RuntimeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{file} ({len(content)} bytes) is not a SentencePiece model in UTF-8, "
-            f"expected the {FILE_NAME} of a Mistral checkpoint; download it again"
-        ) from error
-    return processor
 
 
 def _none_if_negative(token_id: int) -> int | None:

@@ -16,8 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tinymistral.added_tokens import LARGEST_ID, AddedTokens
+from tinymistral.added_tokens import JSON_FILE, LARGEST_ID, AddedTokens
 from tinymistral.files import parse_json
+from tinymistral.settings import TOKENIZER_FILE
 from tinymistral.text import one_line
 
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
@@ -35,6 +36,9 @@ class JsonVocabulary:
     The added tokens of the file are put into `added`. Raises ValueError, in one line, for a file
     that cannot be read or is of another kind, and where `tokenizers` is not installed.
     """
+
+    file_name = raw_file_name = JSON_FILE
+    settings = ()  # fields of tokenizer_config.json that count: the file says itself what it adds
 
     def __init__(self, content: bytes, file: Path, added: AddedTokens) -> None:
         try:
@@ -58,16 +62,20 @@ class JsonVocabulary:
         self._pieces = {i: piece for piece, i in self._ids.items()}
         if self.vocab_size() - 1 > LARGEST_ID:
             raise ValueError(f"{file}: a piece has an id over {LARGEST_ID}, the largest")
-        self._file, self._added = file, added
+        if self.vocab_size() > 100_000 and added.settings.get("fix_mistral_regex"):
+            # In transformers it changes how a file of this size divides a text.
+            path = file.with_name(TOKENIZER_FILE)
+            raise ValueError(f"{path}: fix_mistral_regex is not supported; expected none")
+        self.content, self._file, self._added = content, file, added
         tokens = added.take(self._fields, file)
         self._controls = {i for i, token in tokens.items() if token.special and i in self._pieces}
 
-    def frame(self) -> tuple[list[int], list[int]]:
-        """Return the ids that the file puts before a text, and those after it."""
+    @property
+    def adds_bos_and_eos(self) -> tuple[bool, bool]:
+        """Whether the file says that a text begins with <s>, and that it ends with </s>."""
         alone = self._tokenizer.encode("x", add_special_tokens=False).ids
-        framed: list[int] = self._tokenizer.encode("x").ids
-        start = next(i for i in range(len(framed)) if framed[i : i + len(alone)] == alone)
-        return framed[:start], framed[start + len(alone) :]
+        framed = self._tokenizer.encode("x").ids
+        return framed[: len(alone)] != alone, framed[-len(alone) :] != alone
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text in which nothing is an added token."""

@@ -172,7 +172,7 @@ WRITERS = {
     "tokenizer.model": lambda path, n: TOKENIZERS[n].save_pretrained(path.parent),
 }
 TOKENIZERS = [MistralTokenizer.from_pretrained(DEMO) for _ in range(2)]
-TOKENIZERS[1]._model += b"\x00"
+TOKENIZERS[1].processor.content += b"\x00"
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -172,7 +172,7 @@ def test_mistakes(arguments: list[str], says: str) -> None:
         (("greedy", 1, "end"), [1] * 5, "greedy: ids: end: expected 4 tokens at most"),
         (("greedy", 1, "end"), [], "greedy: 1: end: expected at least 1 items, got 0"),
         (("config",), [], "config: expected an object, got []"),
-        (("comment",), "", "'comment' is one too many"),
+        (("comment",), "", "'comment' is not expected"),
     ],
 )
 def test_other_contents_are_refused(

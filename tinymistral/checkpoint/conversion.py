@@ -24,6 +24,7 @@ from tinymistral.files.recognition import refuse_folder
 from tinymistral.files.safetensors import write_file, write_shards
 from tinymistral.files.saving import strangers, whole_folder
 from tinymistral.sampling import read_generation_config
+from tinymistral.settings import GENERATION_FILE
 from tinymistral.text import listed, quoted
 from tinymistral.tokenizer import MistralTokenizer
 
@@ -90,7 +91,7 @@ def convert(
                 write_shards(new, tensors, shard_size, prepare)
                 config.save_pretrained(new)
                 ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
-                write_json(new / "generation_config.json", ids)
+                write_json(new / GENERATION_FILE, ids)
             else:
                 named = {raw_name(name): tensor for name, tensor in tensors.items()}
                 write_file(new / SAFETENSORS_FILE, named, prepare)

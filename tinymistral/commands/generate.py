@@ -50,12 +50,6 @@ leaves the text so far.
 
 MAX_NEW_TOKENS = 200  # where neither the command line nor the model says
 
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")  # each turns sampling on
-OTHERS = (
-    *("max_new_tokens", "min_new_tokens", "repetition_penalty"),
-    *("no_repeat_ngram_size", "suppress_tokens", "bad_words_ids"),
-)
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
@@ -132,15 +126,15 @@ def choose(
     options: argparse.Namespace, model: MistralForCausalLM, max_new_tokens: int = MAX_NEW_TOKENS
 ) -> dict[str, Any]:
     """Return the options of `generate` for those of the command line, and check them."""
-    from tinymistral.sampling import settle
+    from tinymistral.sampling import FIELDS, ONLY_SAMPLING, settle
 
-    given = {name: getattr(options, name, None) for name in (*SAMPLING, *OTHERS)}
+    given = {name: getattr(options, name, None) for name in FIELDS}
     chosen = {name: value for name, value in given.items() if value is not None}
     greedy = "--greedy" if options.greedy else None
     if chosen.get("temperature") == 0:
         del chosen["temperature"]
         greedy = greedy or "--temperature 0"
-    sampling = [f"--{name.replace('_', '-')}" for name in SAMPLING if name in chosen]
+    sampling = [f"--{name.replace('_', '-')}" for name in ONLY_SAMPLING if name in chosen]
     if greedy and sampling:
         raise ValueError(f"{greedy} does not sample; leave it out, or else {', '.join(sampling)}")
     if greedy or sampling:

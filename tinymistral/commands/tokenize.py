@@ -11,11 +11,10 @@ byte.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 
 from tinymistral.commands import arguments
-from tinymistral.commands.console import write
+from tinymistral.commands.console import print_json, write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,12 +47,12 @@ def run(options: argparse.Namespace) -> None:
         ids = tokenizer.encode(text, add_special_tokens=not options.no_bos)
     pieces = tokenizer.convert_ids_to_tokens(ids)
     if options.json:
-        shown = json.dumps({"text": text, "ids": ids, "pieces": pieces}, ensure_ascii=False)
+        print_json({"text": text, "ids": ids, "pieces": pieces})
     elif decoding:
-        shown = text
+        write(f"{text}\n")
     else:
-        shown = "\n".join(f"{token:>6}  {piece}" for token, piece in zip(ids, pieces, strict=True))
-    write(f"{shown}\n")
+        lines = [f"{token:>6}  {piece}" for token, piece in zip(ids, pieces, strict=True)]
+        write("\n".join(lines) + "\n")
 
 
 def parse_ids(text: str) -> list[int]:

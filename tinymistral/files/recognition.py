@@ -1,7 +1,8 @@
-"""What a folder or a file is that is no Mistral checkpoint: errors name it, and say what to do.
+"""Recognizing what is not a Mistral checkpoint, so that errors name it and say what to do.
 
-The tables are looked up only where a checkpoint cannot be opened, or for names and fields that none
-has which can, so they refuse no checkpoint that opens.
+The first and the last table are used once a checkpoint could not be opened. The others list names
+of tensors and fields that no checkpoint has which can be read. So what could be read is not
+refused.
 """
 
 import codecs

@@ -257,10 +257,8 @@ def _bytes_of(array: np.ndarray) -> memoryview:
     return little.reshape(-1).view(np.uint8).data
 
 
-def check_writable(tensors: Mapping[str, np.ndarray], max_shard_size: int) -> None:
-    """Raise a CheckpointError for tensors that are no weights, or a size below one byte."""
-    if max_shard_size < 1:
-        raise CheckpointError(f"max_shard_size is {max_shard_size}, expected 1 byte or more")
+def check_writable(tensors: Mapping[str, np.ndarray]) -> None:
+    """Raise a CheckpointError for tensors that are no weights."""
     if "__metadata__" in tensors:
         raise CheckpointError("no tensor can be named '__metadata__': the format uses that name")
     for name, tensor in tensors.items():

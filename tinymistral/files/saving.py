@@ -1,4 +1,4 @@
-"""Saving a checkpoint: its files count together, and whatever stops a save, it never reads wrongly.
+"""Saving a checkpoint as a whole: what a stopped save leaves never opens as a mixture of two.
 
 All that is written is first complete under a name of `files.unfinished`. A process that is killed
 leaves it there, for the next one that writes to the same place to remove.
@@ -22,8 +22,10 @@ from tinymistral.files import (
     CheckpointError,
     is_named,
     leftovers,
+    make_folder,
     move,
     only_writer,
+    parse_size,
     sync,
     unfinished,
 )
@@ -50,12 +52,12 @@ _HERE = -100  # AT_FDCWD in fcntl.h
 def write_tensors(
     folder: Path,
     tensors: Mapping[str, np.ndarray],
-    max_shard_size: int = 5_000_000_000,
+    max_shard_size: int | str = "5GB",
     beside: Callable[[Path], None] = lambda new: None,
 ) -> None:
     """Write floating-point arrays to `folder`, which is made if it does not exist.
 
-    They become `model.safetensors` or, if they are more than `max_shard_size` bytes,
+    They become `model.safetensors` or, if they are larger than `max_shard_size` (see `parse_size`),
     `model-00001-of-0000N.safetensors` ... and `model.safetensors.index.json`. A shard is larger
     only if it holds a single tensor that is. `beside(new)` writes the checkpoint's other files to
     the empty folder `new`.
@@ -66,11 +68,12 @@ def write_tensors(
     another process is saving there.
     """
     folder = Path(folder)
-    check_writable(tensors, max_shard_size)
+    size = parse_size(max_shard_size)
+    check_writable(tensors)
+    make_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with only_writer(folder), _new_folder(folder / "checkpoint") as new:
-            names = write_shards(new, tensors, max_shard_size)
+            names = write_shards(new, tensors, size)
             beside(new)
             try:
                 _move_all(new, folder, names)

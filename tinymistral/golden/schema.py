@@ -87,7 +87,7 @@ def fields(
         for name, x in value.items():
             item = required.get(name) or optional.get(name)
             if item is None:
-                raise ValueError(f"{name!r:.100} is one too many")
+                raise ValueError(f"{name!r:.100} is not expected")
             inside(name, item, x)
 
     return check

@@ -88,7 +88,7 @@ def _inputs_of(case: Case) -> Mapping[str, str]:
 def _same(what: str, found: Collection[str], expected: Collection[str]) -> None:
     if different := set(found) ^ set(expected):
         first = min(different)
-        wrong = "is missing" if first in expected else "is one too many"
+        wrong = "is missing" if first in expected else "is not expected"
         raise ValueError(f"{what}: {first!r:.100} {wrong}")
 
 
