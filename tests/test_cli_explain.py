@@ -161,6 +161,15 @@ def test_numbers_that_are_not_numbers_have_no_bar() -> None:
     assert line.split() == ["3", "x", "nan"]
 
 
+def test_next_tokens_of_no_numbers_are_an_error(tmp_path: Path) -> None:
+    copy_of_demo(tmp_path / "model")
+    model = MistralForCausalLM.from_pretrained(DEMO)
+    norm = np.full_like(model.tensors["model.norm.weight"], np.nan)
+    tensors = {**model.tensors, "model.norm.weight": norm}
+    MistralForCausalLM(model.config, tensors=tensors).save_pretrained(tmp_path / "model")
+    assert "logits are not finite" in refused("explain", "x", "--model", str(tmp_path / "model"))
+
+
 def test_html_writes_a_page_that_begins_with_the_text(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     out = good("explain", "--html", str(path), "--model", str(DEMO), "--", "A fox </script>")

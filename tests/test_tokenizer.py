@@ -405,6 +405,9 @@ def test_special_tokens_have_names() -> None:
     assert tokenizer.pad_token_id == 2
     with pytest.raises(ValueError, match=r"pad_token: '\[PAD\]' .* is not in the vocabulary"):
         tokenizer.pad_token = "[PAD]"
+    tokenizer.pad_token_id = 2048
+    with pytest.raises(ValueError, match="pad_token_id: token id 2048 is out of range"):
+        tokenizer(["a", "a b"])
 
 
 @pytest.mark.parametrize(

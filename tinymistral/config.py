@@ -232,7 +232,12 @@ class MistralConfig:
             values["pad_token_id"] = None
         if values.get("dtype") is None and fields.get("torch_dtype") is not None:
             values["dtype"] = fields["torch_dtype"]
-        return cls(**values)
+        try:
+            return cls(**values)
+        except ValueError as error:
+            if not fields.get("rope_scaling"):
+                raise
+            raise ValueError(str(error).replace("rope_parameters", "rope_scaling")) from None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields of a config.json; labels only if they differ from the default.

@@ -243,16 +243,20 @@ def step(model: MistralForCausalLM, cache: RollingCache, tokens: np.ndarray) -> 
 def finite_logits(model: MistralForCausalLM, hidden: Any) -> np.ndarray:
     """Map hidden states (B, T, D) to logits (B, T, V) on the host, float32 at least.
 
-    ValueError where they are no scores: where one is NaN or inf, or all are -inf.
+    ValueError for what `check_finite` refuses.
     """
     logits = model.backend.to_numpy(model.logits(hidden))
-    logits = logits if logits.dtype == np.float64 else logits.astype(np.float32)
+    check_finite(logits, model.backend.dtype)
+    return logits if logits.dtype == np.float64 else logits.astype(np.float32)
+
+
+def check_finite(logits: np.ndarray, dtype: str) -> None:
+    """Raise a ValueError where logits are no scores: where one is NaN or inf, or all are -inf."""
     if not np.isfinite(logits.max(axis=-1)).all():
         raise ValueError(
             "the model's logits are not finite: its weights are damaged (download them again), or "
-            f"its numbers overflow in {model.backend.dtype} (take another dtype)"
+            f"its numbers overflow in {dtype} (take another dtype)"
         )
-    return logits
 
 
 def random_streams(seed: int | None, rows: int) -> list[np.random.Generator]:

@@ -186,6 +186,12 @@ class MistralTokenizer(Declared):
         for name in ("add_bos_token", "add_eos_token"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected True or False")
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if (token_id := getattr(self, name)) is not None:
+                try:
+                    self.check_id(token_id)
+                except ValueError as error:
+                    raise ValueError(f"{name}: {error}") from None
 
     @property
     def bos_token(self) -> str | None:

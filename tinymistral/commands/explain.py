@@ -160,12 +160,16 @@ def last_piece(
     """Run ids through the model -> the last piece's stages, and the last token's logits (V,)."""
     import numpy as np
 
+    from tinymistral.generation import check_finite
+
     start = (len(ids) - 1) // cache.chunk * cache.chunk
     if start:
         model([ids[:start]], past_key_values=cache, logits_to_keep=1)
     stages: dict[str, np.ndarray] = {}
     model([ids[start:]], past_key_values=cache, tap=stages.__setitem__)
-    return stages, stages["logits"][0, -1].astype(np.float64)
+    logits = stages["logits"][0, -1].astype(np.float64)
+    check_finite(logits, model.backend.dtype)
+    return stages, logits
 
 
 def largest(numbers: np.ndarray, count: int) -> np.ndarray:

@@ -240,6 +240,26 @@ def test_another_checkpoint_or_other_arguments_are_refused(
     assert says in error
 
 
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("cases/text.safetensors", "no recording wrote them; record into another folder"),
+        ("manifest.json", "expected 'tinymistral-golden'"),
+    ],
+)
+def test_a_folder_of_something_else_is_left_as_it_is(tmp_path: Path, file: str, says: str) -> None:
+    (tmp_path / "cases").mkdir()
+    (tmp_path / file).write_text("{}", "utf-8")
+    error = refused(
+        *("golden", "record", "--model", str(GQA), "-o", str(tmp_path)),
+        *("--case", "text", "--ids", "1", "2"),
+    )
+    assert says in error
+    assert str(tmp_path) in error
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [tmp_path / file]
+    assert (tmp_path / file).read_text("utf-8") == "{}"
+
+
 def test_wrongly_drafted_tokens_are_corrected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: Path
 ) -> None:

@@ -41,12 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("peer", nargs="?", choices=PEERS, metavar="PEER", help=f"one of {', '.join(PEERS)}")
     add("--command", dest="program", metavar="COMMAND", help="instead of PEER; see below")
     text = "how long the command may take for a case (default: 3600)"
-    add("--timeout", type=arguments.integer, default=3600, metavar="SECONDS", help=text)
+    add("--timeout", type=arguments.integer, metavar="SECONDS", help=text)
     add("-o", "--out", type=Path, required=True, metavar="OUT", help="the folder of the dump")
     add("--suite", default="v1", metavar="SUITE", help="v1 (default), or the folder of a suite")
     golden.add_case(parser)
     text = "what a PEER computes in (default: float32)"
-    add("--dtype", choices=golden.DTYPES, default="float32", help=text)
+    add("--dtype", choices=golden.DTYPES, help=text)
     add("--backend", metavar="NAME", help="of tinymistral (default: numpy)")
     golden.add_recorded_model(parser)
     text = "a tokenizer.model, for tokenizer and chat cases; may be repeated"
@@ -62,15 +62,19 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("expected either a PEER or --command; see tinymistral golden run --help")
     if options.backend is not None and options.peer != "tinymistral":
         raise ValueError("--backend: only tinymistral has backends")
-    arguments.check_range("--timeout", options.timeout, 1, MOST_SECONDS)
+    for name, whose, given in (("dtype", "a PEER", "peer"), ("timeout", "--command", "program")):
+        if getattr(options, name) is not None and getattr(options, given) is None:
+            raise ValueError(f"--{name}: has no effect without {whose}; leave it out")
+    timeout = 3600 if options.timeout is None else options.timeout
+    arguments.check_range("--timeout", timeout, 1, MOST_SECONDS)
     suite = golden.find_suite(options.suite, options.model)
     unavailable = unavailable_models(suite, options.case or suite.manifest.cases)
     settings = Settings(
-        options.dtype,
+        options.dtype or "float32",
         options.backend,
         tuple(options.vocabulary),
         options.program,
-        options.timeout,
+        timeout,
     )
     adapter = open_adapter(options.peer, suite, settings)
     outcomes = []

@@ -44,11 +44,20 @@ class RecordedSuite:
     """A suite in a folder, whose models' weights are not part of it."""
 
     def __init__(self, folder: Path, says: str):
-        """Open or begin it; ValueError if its tolerances were made in another way than `says`."""
+        """Open or begin it.
+
+        ValueError if its tolerances were made in another way than `says`, or if what is there is no
+        recorded suite, whose files could be replaced.
+        """
         self.folder = folder
         make_folder(folder / "cases")
         self._path = folder / "manifest.json"
         if not self._path.exists():
+            if any((folder / "cases").iterdir()):  # a recording writes its manifest first
+                raise ValueError(
+                    f"{folder}: has cases, but no manifest.json, so no recording wrote them; "
+                    "record into another folder"
+                )
             name = slug(folder.resolve().name)
             self.fields: dict[str, Any] = {
                 "format": FORMAT,
@@ -62,7 +71,10 @@ class RecordedSuite:
             }
             return
         self.fields = read_json(self._path)
-        parse_manifest(self.fields)
+        try:
+            parse_manifest(self.fields)
+        except ValueError as error:
+            raise ValueError(f"{self._path}: {error}; record into another folder") from None
         if self.fields["tolerance"] != {"factor": FACTOR, "says": says}:
             raise ValueError(
                 f"{folder}: its tolerances were made in another way; give the same --dtype and "
