@@ -72,6 +72,15 @@ def test_a_model_that_agrees(tmp_path: Path, numbers: dict) -> None:
     assert found == {"mean logits": "OK", "first logits": "OK", "king": "OK", "ids": "OK"}
 
 
+def changed(numbers: dict, path: tuple, wrong: object) -> dict:
+    """Return a copy of the numbers with another value at the path."""
+    copied = at = json.loads(json.dumps(numbers))
+    for step in path[:-1]:
+        at = at[step]
+    at[path[-1]] = wrong
+    return copied
+
+
 @pytest.mark.parametrize(
     ("path", "wrong", "name"),
     [
@@ -85,12 +94,8 @@ def test_a_model_that_agrees(tmp_path: Path, numbers: dict) -> None:
 def test_a_difference_is_reported(
     tmp_path: Path, numbers: dict, path: tuple, wrong: object, name: str
 ) -> None:
-    changed = json.loads(json.dumps(numbers))
-    at = changed
-    for step in path[:-1]:
-        at = at[step]
-    at[path[-1]] = wrong
-    code, out, _ = run(*write(tmp_path, changed), "--model", str(DEMO), "--long")
+    files = write(tmp_path, changed(numbers, path, wrong))
+    code, out, _ = run(*files, "--model", str(DEMO), "--long")
     assert code == 1
     assert {n for n, verdict in verdicts(out).items() if verdict == "DIFFERS"} == {name}
 
@@ -178,12 +183,7 @@ def test_mistakes(arguments: list[str], says: str) -> None:
 def test_other_contents_are_refused(
     tmp_path: Path, numbers: dict, path: tuple, wrong: object, says: str
 ) -> None:
-    changed = json.loads(json.dumps(numbers))
-    at = changed
-    for step in path[:-1]:
-        at = at[step]
-    at[path[-1]] = wrong
-    assert says in refused(*write(tmp_path, changed), "--model", str(DEMO))
+    assert says in refused(*write(tmp_path, changed(numbers, path, wrong)), "--model", str(DEMO))
 
 
 def test_another_model_is_recognized_by_its_configuration(tmp_path: Path, numbers: dict) -> None:
