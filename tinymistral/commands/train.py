@@ -36,6 +36,9 @@ OUT is an ordinary checkpoint, which opens from the first save on. Its folder
 need neither. Ctrl-C ends the step, saves, and exits with code 130. The same
 options give the same bits on the same machine, whatever --threads says.
 
+Without --corpus the first 700 steps or so read memory games alone, from which
+a model learns to look back; stories come after them.
+
 FILE of --corpus is text in UTF-8; a line <|endoftext|> ends a document. One of
 more than 3 characters for each token of --length is cut into several. Of 20 or
 more documents every 20th is held out, to measure the loss on.

@@ -34,9 +34,9 @@ TOKENIZER_CHARACTERS = 2_000_000  # of text that the tokenizer is trained on
 class Stories:
     """First lists alone; then stories, with a list and rounds after each.
 
-    Lists alone teach a model to look for what it has read within a million tokens; mixed with
-    stories from the start they had not after five, since there is so much else to learn in these.
-    Runs of different seeds begin elsewhere.
+    A model that reads lists alone learns within a million tokens to look for what it has read. In
+    the runs that were tried with stories from the start it had not after five million. Runs of
+    different seeds begin elsewhere.
     """
 
     def __init__(self, seed: int) -> None:
