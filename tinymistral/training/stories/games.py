@@ -2,18 +2,30 @@
 
 A story says much that is new for each thing that it says again, so a model learns from stories
 alone to write whole sentences long before it recalls who they were about. A *list* grows by one
-thing a turn, and is said from its start each time: most of it can be copied. *Rounds* say the same
-facts again and again, in another order and other words: of each kind, such as a colour or a day,
-there is one to look for, as in a story.
+thing a turn, and is said from its start each time: most of it can be copied. Its things are of
+every kind that a story asks for, since what no list holds is learned tens of times more slowly.
+*Rounds* say the same facts again and again, in another order and other words: of each kind, such as
+a colour or a day, there is one to look for, as in a story.
 """
 
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
-from tinymistral.training.stories.words import ANIMALS, BOYS, GIRLS, WORDS, article
+from tinymistral.training.stories.words import (
+    ANIMALS,
+    BOY_ENDS,
+    BOYS,
+    GIRL_ENDS,
+    GIRLS,
+    MIDDLES,
+    STARTS,
+    WORDS,
+    article,
+)
 
 NAMES = (*GIRLS, *BOYS)
+ENDS = (*GIRL_ENDS, *BOY_ENDS)
 SLOTS = ("toy", "garment", "gift", "spot", "fruit", "flower")
 THINGS = tuple(dict.fromkeys(word for slot in SLOTS for word in WORDS[slot]))
 MOST_TURNS = 9
@@ -43,9 +55,12 @@ ROUND = {
         "boat": "The boat was called the {}.|They sailed on the {}.|The {} lay in the harbour.",
         "animal": "Once there was a little {}.|The {} was happy.|Good night, little {}.",
         "name": "{} laughed.|This is {}.|Hello, {}!|It was {} who knew.",
+        "made-up name": "{} laughed.|This is {}.|Hello, {}!|It was {} who knew.",
     }.items()
 }
-POOLS = {**WORDS, "animal": ANIMALS, "name": NAMES}
+MADE_UP = tuple(start + middle + end for start in STARTS for middle in MIDDLES for end in ENDS)
+POOLS = {**WORDS, "animal": ANIMALS, "name": NAMES, "made-up name": MADE_UP}
+KINDS = tuple(ROUND)
 
 
 def growing_list(seed: int) -> str:
@@ -55,8 +70,14 @@ def growing_list(seed: int) -> str:
     def coloured() -> str:
         return f"{article(one(WORDS['colour']))} {one(THINGS)}"
 
+    def of_any_kind() -> str:
+        return one(POOLS[one(KINDS)])
+
     begin, draw = one(
         (
+            ("The words to remember are", of_any_kind),
+            ("What comes next is", of_any_kind),
+            ("This is what they said:", of_any_kind),
             (f"{one(NAMES)} went on a journey and packed", coloured),
             ("In my bag I put", lambda: article(one(THINGS))),
             ("At the party I met", lambda: one(NAMES)),
