@@ -70,7 +70,6 @@ def test_an_adapter_of_mistral_finetune(tmp_path):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("mistral-7b.Q4_K_M.gguf", "GGUF"),
         ("weights.00.npz", "MLX"),
         ("quantize_config.json", "GPTQ"),
         ("quant_config.json", "AWQ"),
@@ -103,8 +102,12 @@ def test_other_files_beside_good_weights_change_nothing(tmp_path):
 
 
 def test_a_file_in_another_format_is_named(tmp_path):
-    (tmp_path / "mistral.gguf").write_bytes(b"GGUF")
-    assert "GGUF" in error_of(tmp_path / "mistral.gguf")
+    file = tmp_path / "mistral.gguf"
+    file.write_bytes(b"GGUF")
+    for given in (file, tmp_path):  # the folder too
+        assert f"in the GGUF format; to convert them: tinymistral convert {file} OUT" in error_of(
+            given
+        )
 
 
 @pytest.mark.parametrize("opens", [MistralForCausalLM, MistralConfig, MistralTokenizer])

@@ -1,4 +1,4 @@
-"""Conversion between raw checkpoints and Hugging Face's format, tensor by tensor."""
+"""Conversion between raw checkpoints and Hugging Face's format, and from GGUF, by tensor."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tinymistral.checkpoint.gguf import open_gguf
 from tinymistral.checkpoint.loading import load_checkpoint, read_raw_unpermuted
 from tinymistral.checkpoint.tensors import pair_rows, raw_name, rotate_halves
 from tinymistral.config import PARAMS_NAMES, MistralConfig
 from tinymistral.files import CheckpointError, parse_size, write_json
 from tinymistral.files.consolidated import CONFIG_FILE, PARAMS_FILE, SAFETENSORS_FILE, is_raw
+from tinymistral.files.gguf import is_gguf
 from tinymistral.files.hub import find_checkpoint
 from tinymistral.files.recognition import refuse_folder
 from tinymistral.files.safetensors import write_file, write_shards
@@ -28,6 +31,7 @@ from tinymistral.settings import GENERATION_FILE
 from tinymistral.text import listed, quoted
 from tinymistral.tokenizer import MistralTokenizer
 
+DTYPES = ("bfloat16", "float16", "float32")  # of the weights that a GGUF file becomes
 REORDERED = ("q_proj.weight", "k_proj.weight", "wq.weight", "wk.weight")
 
 
@@ -45,6 +49,7 @@ def convert(
     target: str | Path,
     *,
     to: str = "hf",
+    dtype: str | None = None,
     model_size: str | None = None,
     max_shard_size: int | str = "5GB",
     force: bool = False,
@@ -52,30 +57,40 @@ def convert(
 ) -> Converted:
     """Convert a checkpoint to the format `to`, "hf" or "raw", in the folder `target`.
 
-    source: a folder, or a hub name in the local cache, in the other format.
+    source: a folder, or a hub name in the local cache, in the other format; or a GGUF file, of
+        several the first.
+    dtype: of the weights, if `source` is a GGUF file: bfloat16, float16 or float32.
     model_size: such as 7B; compared with the checkpoint.
     max_shard_size: as in `write_tensors`, bytes or such as "5GB"; a raw checkpoint is one file.
     force: replace a checkpoint that is already in `target`, if that folder holds nothing else.
     progress: called with the bytes that are written and their total.
 
-    Each weight keeps its dtype and its bits; at most one is in memory. The folder appears complete
-    or not at all, see `whole_folder`. A warning lists the fields that `params.json` does not have.
-    Raises ValueError.
+    Each weight of a checkpoint keeps its dtype and its bits; at most one is in memory. The folder
+    appears complete or not at all, see `whole_folder`. A warning lists the fields that
+    `params.json` does not have. Raises ValueError.
     """
-    source, given = find_checkpoint(source), target
+    given = target
+    source = Path(source) if is_gguf(source) else find_checkpoint(source)
     target = Path(os.path.realpath(target))  # which accepts a loop of links
-    _check_formats(source, to)
+    _check_formats(source, to, dtype)
     _check_target(given, target, source.resolve(), force)
     shard_size = parse_size(max_shard_size)
-    if to == "hf":
+    opened = open_gguf(source, dtype or DTYPES[0]) if is_gguf(source) else None
+    reorder, lost = rotate_halves, {}
+    if opened:
+        config, tensors = opened.config, opened.placeholders()
+    elif to == "hf":
         config, tensors = read_raw_unpermuted(source)
-        reorder, lost = rotate_halves, {}
     else:
         config, tensors = load_checkpoint(source)
         reorder, lost = pair_rows, lost_in_raw(config, read_generation_config(source))
     parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
     check_size(model_size, parameters)
-    tokenizer = MistralTokenizer.from_pretrained(source)
+    if opened:
+        save_tokenizer = opened.save_tokenizer
+    else:
+        tokenizer = MistralTokenizer.from_pretrained(source)
+        save_tokenizer = partial(tokenizer.save_pretrained, raw=to == "raw")
 
     done, total = 0, sum(tensor.nbytes for tensor in tensors.values())
 
@@ -83,6 +98,8 @@ def convert(
         nonlocal done
         progress(done, total)
         done += tensor.nbytes
+        if opened:
+            tensor = opened.read(name)
         return reorder(tensor, config.head_dim) if name.endswith(REORDERED) else tensor
 
     try:
@@ -96,7 +113,7 @@ def convert(
                 named = {raw_name(name): tensor for name, tensor in tensors.items()}
                 write_file(new / SAFETENSORS_FILE, named, prepare)
                 write_json(new / PARAMS_FILE, params_of(config))
-            tokenizer.save_pretrained(new, raw=to == "raw")
+            save_tokenizer(new)
     except OSError as error:
         raise CheckpointError(f"{given}: cannot be written: {error.strerror or error}") from error
     if lost:
@@ -105,9 +122,19 @@ def convert(
     return Converted(config, parameters, total)
 
 
-def _check_formats(source: Path, to: str) -> None:
+def _check_formats(source: Path, to: str, dtype: str | None) -> None:
     if to not in ("hf", "raw"):
         raise ValueError(f"to: expected 'hf' or 'raw', got {to!r}")
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r:.60}")
+    if is_gguf(source):
+        if to == "raw":
+            raise ValueError(
+                f"{source}: a GGUF file is converted by --to hf; then that by --to raw"
+            )
+        return
+    if dtype is not None:
+        raise ValueError(f"dtype: {dtype} is for GGUF files; here each weight keeps its bits")
     found = PARAMS_FILE if is_raw(source) else CONFIG_FILE
     if not (source / found).exists():
         refuse_folder(source)

@@ -1,10 +1,12 @@
-"""Convert a raw checkpoint to Hugging Face's format, or back.
+"""Convert a raw checkpoint or a GGUF file to Hugging Face's format, or back to a raw one.
 
-A raw checkpoint is one as Mistral publishes it. No bit of a weight changes.
+A raw checkpoint is one as Mistral publishes it. No bit of a weight changes. A
+GGUF file is one for llama.cpp; its quantized weights become 16-bit ones.
 
   tinymistral convert --input_dir IN --model_size 7B --output_dir OUT
   tinymistral convert IN OUT --max-shard-size 2GB
   tinymistral convert --to raw IN OUT
+  tinymistral convert mistral-7b.Q4_K_M.gguf OUT
 """
 
 from __future__ import annotations
@@ -22,6 +24,11 @@ consolidated.safetensors, and tokenizer.model, or tokenizer.model.v1, .v2 or
 One weight at a time is in memory; the disk needs room for all of them. What
 a run that is killed leaves beside OUT, .OUT.unfinished-..., the next run
 removes.
+
+Of a GGUF model in several files give the first, -00001-of-0000N.gguf. This
+needs pip install 'tinymistral[gguf]'. llama.cpp does not write down the
+sliding window of Mistral-7B-v0.1: write "sliding_window": 4096 into OUT's
+config.json.
 """
 
 
@@ -29,12 +36,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments, under the names of Hugging Face's script too."""
     add = parser.add_argument
     add("folders", nargs="*", metavar="IN [SIZE] OUT", help="the same as the three named below")
-    text = "folder of a checkpoint, or its name on the Hugging Face hub if it is in the local cache"
+    text = (
+        "folder of a checkpoint, or its name on the Hugging Face hub if it is in the local cache; "
+        "or a GGUF file"
+    )
     add("--input_dir", "--input-dir", metavar="IN", help=text)
     add("--output_dir", "--output-dir", metavar="OUT", help="the folder to write")
     text = "such as 7B: refuse a checkpoint whose size differs by more than 10%%"
     add("--model_size", "--model-size", metavar="SIZE", help=text)
     add("--to", choices=("hf", "raw"), default="hf", help="the format of OUT (default: hf)")
+    text = "of the weights that a GGUF file becomes (default: bfloat16)"
+    add("--dtype", choices=("bfloat16", "float16", "float32"), help=text)
     text = "size of a file of weights for --to hf, in bytes or as 200MB (default: 5GB)"
     names = ("--max-shard-size", "--max_shard_size")
     add(*names, type=arguments.checked(_size), metavar="SIZE", help=text)
@@ -54,6 +66,7 @@ def run(options: argparse.Namespace) -> None:
             source,
             target,
             to=options.to,
+            dtype=options.dtype,
             model_size=options.model_size,
             max_shard_size=options.max_shard_size or "5GB",
             force=options.force,

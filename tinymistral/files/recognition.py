@@ -28,7 +28,7 @@ FILES = {  # in a folder without weights that can be read -> what it holds
     "quant_config.json": f"weights quantized by AWQ, {_UNQUANTIZED}",
     "pytorch_model*.bin": f"weights in PyTorch's pickles, which are not read; {_SAVED} writes "
     "safetensors",
-    "*.gguf": f"weights in the GGUF format, {_UNQUANTIZED}",
+    "*.gguf": "weights in the GGUF format; to convert them: tinymistral convert {file} OUT",
     "weights*.npz": f"weights in the .npz files of MLX, {_UNQUANTIZED}",
 }
 
@@ -57,7 +57,7 @@ OTHER_PARAMS = {  # field of a params.json -> what it says
 GIT_LFS_POINTER = b"version https://git-lfs"  # in place of a large file in a git clone
 BEGINNINGS = {  # of a file in the place of safetensors -> what it is
     GIT_LFS_POINTER: "a Git LFS pointer, not the weights; to get them: git lfs pull",
-    b"GGUF": f"a GGUF file, {_UNQUANTIZED}",
+    b"GGUF": "a GGUF file; name it so, and to convert it: tinymistral convert model.gguf OUT",
     b"PK\x03\x04": "a zip archive, as torch.save writes, not safetensors; save it as safetensors",
     b"\x93NUMPY": "a .npy file, not safetensors; save it as safetensors",
 }
@@ -69,8 +69,9 @@ def refuse_files(path: Path) -> None:
     if matching(names, "model*.safetensors") or matching(names, "consolidated.*"):
         return
     for pattern, what in FILES.items():
-        if matching(names, pattern):
-            raise CheckpointError(f"{path} holds {what.format(base=_base_of(path))}")
+        if found := sorted(matching(names, pattern)):
+            file = path / found[0] if path.is_dir() else path
+            raise CheckpointError(f"{path} holds {what.format(base=_base_of(path), file=file)}")
 
 
 def refuse_folder(folder: Path) -> None:

@@ -37,7 +37,6 @@ from tinymistral.golden.run import (
     open_adapter,
     template,
 )
-from tinymistral.golden.run.llama_cpp import gguf_name
 from tinymistral.golden.run.transformers import (
     check_finite,
     check_padding,
@@ -454,12 +453,6 @@ def test_transformers_does_not_count_past_2_24() -> None:
         inputs = SUITE.read(SUITE.case(f"{case}-past-2-24")).inputs
         with pytest.raises(CannotRun, match="angles are float32"):
             check_counted(inputs[name])
-
-
-def test_names_of_llama_cpp() -> None:
-    """By its tensor_mapping.py."""
-    assert gguf_name("model.layers.12.mlp.down_proj.weight") == "blk.12.ffn_down.weight"
-    assert gguf_name("model.embed_tokens.weight") == "token_embd.weight"
 
 
 # writing arrays

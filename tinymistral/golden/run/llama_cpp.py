@@ -1,8 +1,8 @@
 """llama.cpp, by llama-cpp-python: logits, and greedy continuations by them, in float32.
 
 A model of the suite becomes a GGUF file of the `llama` architecture, as llama.cpp's own
-convert_hf_to_gguf.py writes Mistral: wq and wk in pairs again (2i and 2i + 1), all weights in F32,
-no vocabulary. Keys and values are cached in F32 too, and attention is the plain one.
+convert_hf_to_gguf.py writes Mistral, all weights in F32, without a vocabulary. Keys and values are
+cached in F32 too, and attention is the plain one.
 
 That architecture has no window, whatever the file says. So past a window tokens are sent one at a
 time, and before each the keys that have left the window are removed from the cache; llama.cpp by
@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tinymistral.checkpoint.tensors import pair_rows
-from tinymistral.config import MistralConfig
+from tinymistral.checkpoint.gguf import write_gguf
 from tinymistral.golden.calls import calls_of, logprobs
 from tinymistral.golden.models import read_model
 from tinymistral.golden.run import (
@@ -166,55 +165,3 @@ def _quiet(library: Any) -> Any:
 
 
 _LOG: Any = None
-
-
-TENSORS = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-    "input_layernorm.weight": "attn_norm.weight",
-    "self_attn.q_proj.weight": "attn_q.weight",
-    "self_attn.k_proj.weight": "attn_k.weight",
-    "self_attn.v_proj.weight": "attn_v.weight",
-    "self_attn.o_proj.weight": "attn_output.weight",
-    "post_attention_layernorm.weight": "ffn_norm.weight",
-    "mlp.gate_proj.weight": "ffn_gate.weight",
-    "mlp.up_proj.weight": "ffn_up.weight",
-    "mlp.down_proj.weight": "ffn_down.weight",
-}
-
-
-def write_gguf(path: Path, config: MistralConfig, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write a model as llama.cpp reads it, without a vocabulary."""
-    import gguf
-
-    file = gguf.GGUFWriter(path, "llama")
-    file.add_vocab_size(config.vocab_size)
-    file.add_context_length(config.max_position_embeddings)
-    file.add_embedding_length(config.hidden_size)
-    file.add_feed_forward_length(config.intermediate_size)
-    file.add_block_count(config.num_hidden_layers)
-    file.add_head_count(config.num_attention_heads)
-    file.add_head_count_kv(config.num_key_value_heads)
-    file.add_key_length(config.head_dim)
-    file.add_value_length(config.head_dim)
-    file.add_rope_dimension_count(config.head_dim)
-    file.add_rope_freq_base(config.rope_theta)
-    file.add_layer_norm_rms_eps(config.rms_norm_eps)
-    file.add_tokenizer_model("none")
-    for name, tensor in tensors.items():
-        if name.endswith(("q_proj.weight", "k_proj.weight")):
-            tensor = pair_rows(tensor, config.head_dim)
-        file.add_tensor(gguf_name(name), tensor.astype(np.float32))
-    file.write_header_to_file()
-    file.write_kv_data_to_file()
-    file.write_tensors_to_file()
-    file.close()
-
-
-def gguf_name(name: str) -> str:
-    """Return the name that a tensor of Hugging Face's layout has in a GGUF file."""
-    if name in TENSORS:
-        return TENSORS[name]
-    n, rest = name.removeprefix("model.layers.").split(".", 1)
-    return f"blk.{n}.{TENSORS[rest]}"
