@@ -79,6 +79,8 @@ def convert(
     reorder, lost = rotate_halves, {}
     if opened:
         config, tensors = opened.config, opened.placeholders()
+        if not opened.tokenizer_files:
+            raise CheckpointError(f"{source} has no vocabulary, tokenizer.ggml; take another file")
     elif to == "hf":
         config, tensors = read_raw_unpermuted(source)
     else:

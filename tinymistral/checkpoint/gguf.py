@@ -92,7 +92,7 @@ class OpenGGUF:
     def read(self, name: str) -> np.ndarray:
         """Return a tensor, dequantized; the rows of queries and keys are in pairs, as stored."""
         try:
-            with np.errstate(over="raise"):
+            with np.errstate(over="raise", invalid="ignore"):
                 return self.tensors[name].dequantize(self.config.dtype)
         except FloatingPointError:
             raise CheckpointError(

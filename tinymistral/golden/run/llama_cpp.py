@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from tinymistral.checkpoint.gguf import write_gguf
+from tinymistral.config import MistralConfig
 from tinymistral.golden.calls import calls_of, logprobs
 from tinymistral.golden.models import read_model
 from tinymistral.golden.run import (
@@ -53,7 +54,7 @@ def open_peer(suite: Suite, settings: Settings) -> Adapter:
             raise CannotRun("it gives nothing but the logits of whole models")
         if case.model not in models:
             models.clear()
-            models[case.model] = Model(suite, case.model, llama_cpp)
+            models[case.model] = model_of(suite, case.model, llama_cpp)
         inputs = suite.read(case).inputs
         if case.kind == "generate":
             return models[case.model].generate(
@@ -64,19 +65,24 @@ def open_peer(suite: Suite, settings: Settings) -> Adapter:
     return run
 
 
-class Model:
-    """A model of a suite in llama.cpp."""
+def model_of(suite: Suite, name: str, library: Any) -> Model:
+    """Return a model of the suite in llama.cpp."""
+    config, tensors = read_model(suite, name)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.gguf"
+        write_gguf(path, config, tensors)
+        return Model(path, config, library)
 
-    def __init__(self, suite: Suite, name: str, library: Any):
-        self.library = library
-        self.config, tensors = read_model(suite, name)
+
+class Model:
+    """A GGUF file in llama.cpp."""
+
+    def __init__(self, path: Path, config: MistralConfig, library: Any):
+        self.library, self.config = library, config
         library.llama_log_set(_quiet(library), None)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.gguf"
-            write_gguf(path, self.config, tensors)
-            how = library.llama_model_default_params()
-            how.use_mmap = False
-            self.model = library.llama_model_load_from_file(str(path).encode(), how)
+        how = library.llama_model_default_params()
+        how.use_mmap = False
+        self.model = library.llama_model_load_from_file(str(path).encode(), how)
         if not self.model:
             raise ValueError("llama.cpp does not load the model")
 
