@@ -5,6 +5,7 @@ by conversion/llama.py of llama.cpp. The second share no code with anything.
 """
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,19 @@ from tinymistral import DEMO, MistralConfig
 
 CONFIG = MistralConfig(
     vocab_size=2048,  # of the demo's tokenizer
-    hidden_size=256,  # a block of the K-quantizations
-    intermediate_size=256,
+    hidden_size=64,
+    intermediate_size=96,
     num_hidden_layers=2,
     num_attention_heads=4,
     num_key_value_heads=2,
-    head_dim=64,
+    head_dim=32,
     max_position_embeddings=1000,
     rms_norm_eps=1e-6,
     rope_theta=123456.0,
     sliding_window=17,
+)
+WIDE = replace(  # as wide as a block of the K-quantizations
+    CONFIG, hidden_size=256, intermediate_size=256, num_hidden_layers=1, head_dim=64
 )
 
 

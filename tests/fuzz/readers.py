@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tinymistral import MistralForCausalLM, MistralTokenizer
 from tinymistral.checkpoint import CheckpointError
+from tinymistral.checkpoint.gguf import open_gguf
 from tinymistral.files.pth import read_pth
 from tinymistral.sampling import settle
 
@@ -31,6 +32,12 @@ def open_checkpoint(folder: Path) -> None:
 def open_pth(path: Path) -> None:
     for array in read_pth(path).values():
         array.tobytes()
+
+
+def open_gguf_file(path: Path) -> None:
+    opened = open_gguf(path)
+    for name in opened.tensors:
+        opened.read(name)
 
 
 def open_tokenizer(path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tinymistral.checkpoint.gguf_tokenizer import tokenizer_files
+from tinymistral.checkpoint.gguf_tokenizer import special_id, tokenizer_files
 from tinymistral.checkpoint.loading import check_layers
 from tinymistral.checkpoint.tensors import (
     causal_lm_shapes,
@@ -178,16 +178,11 @@ def config_of(metadata: Mapping[str, Any], tensors: Mapping[str, QuantizedTensor
 
 def token_ids(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return the special ids; a text ends at each that llama.cpp takes as an end."""
-
-    def stated(key: str, otherwise: int | None = None) -> Any:
-        return metadata.get(f"tokenizer.ggml.{key}_token_id", otherwise)
-
-    llama = metadata.get("tokenizer.ggml.model") == "llama"
-    ends = [stated("eos", 2 if llama else None), stated("eot"), stated("eom")]
+    ends = [special_id(metadata, name) for name in ("eos", "eot", "eom")]
     known = sorted({i for i in ends if isinstance(i, int)})
     return {
-        "bos_token_id": stated("bos", 1 if llama else None),
-        "pad_token_id": stated("padding"),
+        "bos_token_id": special_id(metadata, "bos"),
+        "pad_token_id": special_id(metadata, "padding"),
         "eos_token_id": known if len(known) > 1 else next(iter(known), None),
     }
 

@@ -91,11 +91,14 @@ def tokenizer_files(metadata: Mapping[str, Any], vocab_size: int, path: Path) ->
     types = [int(kind) for kind in _numbers(own, "token_type")]
     if not {*types} <= {NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE}:
         raise ValueError(f"{ggml}token_type: expected numbers from {NORMAL} to {BYTE}")
+    unknown = special_id(metadata, "unknown")
+    if UNKNOWN not in types and isinstance(unknown, int) and 0 <= unknown < len(types):
+        types[unknown] = UNKNOWN  # llama.cpp's converter calls it a control token, if files list it
     size = 1 + max((i for i, kind in enumerate(types) if kind in (NORMAL, BYTE)), default=-1)
     named = [_added(i, tokens[i], kind) for i, kind in enumerate(types) if kind in NAMED]
     settings: dict[str, Any] = {}
     for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
-        i = own.get(f"{key}_token_id", {"bos": 1, "eos": 2}.get(name) if model == "llama" else None)
+        i = special_id(metadata, key)
         if isinstance(i, int) and 0 <= i < len(tokens):
             settings[f"{name}_token"] = tokens[i]
     if isinstance(template := metadata.get("tokenizer.chat_template"), str):
@@ -119,6 +122,13 @@ def tokenizer_files(metadata: Mapping[str, Any], vocab_size: int, path: Path) ->
     else:
         raise ValueError(f"{ggml}model: {model!r:.60} is not supported; expected llama or gpt2")
     return {name: content, TOKENIZER_FILE: json.dumps(settings, indent=2).encode("utf-8")}
+
+
+def special_id(metadata: Mapping[str, Any], name: str) -> Any:
+    """Return the id of `bos`, `eos`, `padding` and so on; what is absent is as in llama.cpp."""
+    llama = metadata.get("tokenizer.ggml.model") == "llama"
+    absent = {"unknown": 0, "bos": 1, "eos": 2}.get(name) if llama else None
+    return metadata.get(f"tokenizer.ggml.{name}_token_id", absent)
 
 
 def _numbers(own: Mapping[str, Any], key: str) -> np.ndarray:
