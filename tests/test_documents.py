@@ -46,7 +46,7 @@ NEEDS = {
     "Node.js": shutil.which("node") is not None,
     "transformers": importlib.util.find_spec("transformers") is not None,
     "a GPU": False,
-    "the weights of Mistral-7B": False,
+    "a package index": False,
 }
 
 

@@ -12,6 +12,8 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+import gguf  # noqa: F401 - imported here, its time is not that of a reader
+
 from tinymistral import MistralForCausalLM, MistralTokenizer
 from tinymistral.checkpoint import CheckpointError
 from tinymistral.checkpoint.gguf import open_gguf

@@ -117,12 +117,20 @@ TOKENS = {  # the files of added tokens
 }
 
 
-def a_gguf_file() -> Tree:
-    config = replace(gguf_files.CONFIG, hidden_size=32, intermediate_size=32, num_hidden_layers=1)
+def small_gguf() -> Tree:
+    """A model of one layer, with the first pieces of the demo's vocabulary."""
+    config = replace(
+        gguf_files.CONFIG, vocab_size=270, hidden_size=32, intermediate_size=32, head_dim=8,
+        num_hidden_layers=1,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.gguf"
         gguf_files.write(path, config, kind="Q8_0")
-        return gguf_files.tree_of(path)
+        tree = gguf_files.tree_of(path)
+    for key, _, value in tree["metadata"]:
+        if key.startswith("tokenizer.ggml.") and isinstance(value, list):
+            value[1] = value[1][: config.vocab_size]
+    return tree
 
 
 @dataclass(frozen=True)
@@ -167,7 +175,7 @@ FORMATS = {
         for name in ("byte_level", "prepend")
     },
     "gguf": Format(
-        "open_gguf_file", DEMO, "model.gguf", lambda content: a_gguf_file(), gguf_files.build,
+        "open_gguf_file", DEMO, "model.gguf", lambda content: small_gguf(), gguf_files.build,
         path="model.gguf",
     ),
     **{
