@@ -159,16 +159,23 @@ def build(tree: dict[str, Any]) -> bytes:
     [name, sizes, type, offset]. `counts`, where it is there, are said to be the numbers of both.
     """
     metadata, tensors = tree["metadata"], tree["tensors"]
-    content = tree["begin"] + struct.pack("<QQ", *tree.get("counts", [len(tensors), len(metadata)]))
+    content = tree["begin"] + _pack("QQ", *tree.get("counts", [len(tensors), len(metadata)]))
     content += b"".join(_text(key) + _typed(kind, value) for key, kind, value in metadata)
     for name, sizes, kind, offset in tensors:
-        content += _text(name) + struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes)
-        content += struct.pack("<IQ", kind, offset)
+        content += _text(name) + _pack(f"I{len(sizes)}Q", len(sizes), *sizes)
+        content += _pack("IQ", kind, offset)
     return content + bytes(-len(content) % 32) + tree["data"]
 
 
+def _pack(form: str, *values: Any) -> bytes:
+    try:
+        return struct.pack("<" + form, *values)
+    except (struct.error, OverflowError) as error:
+        raise ValueError(f"no file can hold it: {error}") from None
+
+
 def _typed(kind: int, value: Any) -> bytes:
-    return struct.pack("<I", kind) + _value(kind, value)
+    return _pack("I", kind) + _value(kind, value)
 
 
 def _value(kind: int, value: Any) -> bytes:
@@ -176,15 +183,15 @@ def _value(kind: int, value: Any) -> bytes:
         return _text(value)
     if kind == ARRAY:
         inner, values = value
-        return struct.pack("<IQ", inner, len(values)) + b"".join(_value(inner, v) for v in values)
+        return _pack("IQ", inner, len(values)) + b"".join(_value(inner, v) for v in values)
     if isinstance(value, bytes):
         return value
-    return struct.pack("<" + dict(zip(range(13), "BbHhIif?..Qqd", strict=True))[kind], value)
+    return _pack(dict(zip(range(13), "BbHhIif?..Qqd", strict=True))[kind], value)
 
 
 def _text(text: str | bytes) -> bytes:
     content = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-    return struct.pack("<Q", len(content)) + content
+    return _pack("Q", len(content)) + content
 
 
 def tree_of(path: Path) -> dict[str, Any]:

@@ -617,19 +617,26 @@ def test_a_real_model_says_what_the_capital_of_france_is(smollm2: Path) -> None:
     assert good("generate", *options, "The capital of France is").startswith(
         "The capital of France is Paris.\n"
     )
-    config = json.loads((smollm2 / "config.json").read_text("utf-8"))
-    windowed = json.dumps(config | {"sliding_window": 128})
-    (smollm2 / "config.json").write_text(windowed, "utf-8")
-    # What is in the window is the same question; what is before it must not matter.
-    before = "A list of words without meaning, which is over before the question begins: one. " * 12
-    try:
-        model = MistralForCausalLM.from_pretrained(smollm2)
-    finally:
-        (smollm2 / "config.json").write_text(json.dumps(config), "utf-8")
+
+
+@pytest.mark.slow
+def test_a_real_model_with_a_window_of_128(smollm2: Path) -> None:
     tokenizer = MistralTokenizer.from_pretrained(smollm2)
-    ids = tokenizer.encode(before + "The capital of France is")
-    assert len(ids) > 128 + 40
-    assert tokenizer.decode(model.generate([ids], max_new_tokens=1)[0][len(ids) :]) == " Paris"
+    whole = MistralForCausalLM.from_pretrained(smollm2)
+    config = dataclasses.replace(whole.config, sliding_window=128)
+    windowed = MistralForCausalLM(config, tensors=whole.tensors)
+    text = "Water boils, ice melts, and the wind blows from the sea. " * 12
+    ids = tokenizer.encode(f"{text}The capital of France is")
+    assert len(ids) == 173
+    # By llama.cpp, with the keys that have left the window removed from its cache before each
+    # token; all 173 rows differ by at most 7e-5. Whoever cannot see the first token says "France".
+    for model, likeliest, logits in (
+        (windowed, [4649, 28, 260, 1217, 3996], [16.293, 15.751, 15.651, 15.447, 14.930]),
+        (whole, [7042, 260, 1315, 4528, 3692], [16.265, 12.798, 12.463, 12.249, 11.697]),
+    ):
+        found = model([ids]).logits[0, -1]
+        assert found.argsort()[:-6:-1].tolist() == likeliest
+        np.testing.assert_allclose(found[likeliest], logits, atol=1e-3)  # as they are printed
 
 
 @pytest.mark.slow
