@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cuda_emulator.faults import KernelFault, Misaligned, OutOfBounds, UnknownInstruction
+from cuda_emulator.faults import KernelFault, Misaligned, OutOfBounds, Race, UnknownInstruction
 from cuda_emulator.memory import LOCAL, REGION_BITS, SHARED
 from cuda_emulator.ptx import Instruction
 
@@ -137,9 +137,21 @@ class Site:
             self._refuse(S, a, lanes, S.shared_limit, "shared memory")
         if S.shared_base is not None:
             a = a + (S.shared_base if lanes is None else S.shared_base.take(lanes))
+        if S.copies:
+            self._check_arriving(S, a, lanes)
         S.shared_tracker.note(S, self, a, lanes)
         S.counts.shared(S, self, a, lanes)
         return S.shared_view(self.key), a >> self.shift
+
+    def _check_arriving(self, S: Any, a: np.ndarray, lanes: Any) -> None:
+        """Raise Race for the first lane that touches bytes to which a copy is under way."""
+        touched = S.arriving.view(f"u{max(1, self.size // 4)}")[a // max(4, self.size)] != 0
+        if touched.any():
+            i = int(np.argmax(touched))
+            line, thread = _copier(S, int(a[i]), self.size)
+            at = f"byte {S.shared_offset(int(a[i]))} of shared memory"
+            what = f"{self} at {at}, to which {thread} has a copy under way since line {line}"
+            raise S.fault(Race, self.instruction, _lane(lanes, i), what)
 
     def _local(self, S: Any, a: np.ndarray, lanes: Any) -> tuple[np.ndarray, np.ndarray]:
         bits = int(np.bitwise_or.reduce(a))
@@ -234,8 +246,8 @@ ATOMICS: dict[str, Callable[..., Any]] = {
 
 # Copies from global to shared memory that run while the thread goes on (`cp.async`)
 #
-# Here a copy arrives only when the thread waits for it. Until then shared memory is unchanged, so
-# that a missing wait is found. For races, the write counts both when it is issued and when it is
+# Here a copy arrives only when the thread waits for it, and who touches its bytes before that, the
+# thread itself included, races with it. The write is noted both when it is issued and when it is
 # waited for, as it may happen at any time between.
 
 
@@ -269,6 +281,29 @@ def start_copy(
     parts = tuple(values) if load.vector > 1 else (values,)
     addresses = np.broadcast_to(to, S.N).copy()
     S.copies.append(Copy(arrive, addresses, parts, here.copy(), S.groups.copy()))
+    _mark(S, S.copies[-1], here, True)
+
+
+def _words(S: Any, copy: Copy, lanes: np.ndarray) -> np.ndarray:
+    """Return the words (lanes, words of a copy) that a copy writes for some lanes."""
+    first = copy.addresses + (0 if S.shared_base is None else S.shared_base) >> 2
+    return first[lanes][:, None] + np.arange(copy.site.size // 4)
+
+
+def _mark(S: Any, copy: Copy, lanes: np.ndarray, arriving: bool) -> None:
+    """Mark the words of a copy as those that one under way will write, or that it has written."""
+    S.arriving[_words(S, copy, lanes)] = arriving
+
+
+def _copier(S: Any, a: int, size: int) -> tuple[int, str]:
+    """Return the line of the copy under way to an address, and describe the thread."""
+    for copy in S.copies:
+        lanes = np.flatnonzero(copy.pending)
+        words = _words(S, copy, lanes)
+        hit = ((words >= a >> 2) & (words <= a + size - 1 >> 2)).any(axis=1)
+        if hit.any():
+            return copy.site.line, S.name_of(int(S.threads[lanes[int(np.argmax(hit))]]))
+    raise AssertionError("no copy is under way to this address")
 
 
 def commit_copies(S: Any, m: Any) -> None:
@@ -284,6 +319,7 @@ def wait_for_copies(S: Any, left: int, m: Any) -> None:
         if left >= 0:
             due = due & (copy.group < S.groups - left)
         if due.any():
+            _mark(S, copy, due, False)
             copy.site.store(S, copy.addresses, copy.values, due)
             copy.pending = copy.pending & ~due
     S.copies = [copy for copy in S.copies if copy.pending.any()]

@@ -51,7 +51,10 @@ class Uninitialised(KernelFault):
 
 
 class Race(KernelFault):
-    """Two threads touched the same bytes, one of them writing, and nothing ordered them."""
+    """Two threads touched the same bytes, one of them writing, and nothing ordered them.
+
+    Also: bytes were touched while an asynchronous copy to them was under way.
+    """
 
 
 class DivergentBarrier(KernelFault):

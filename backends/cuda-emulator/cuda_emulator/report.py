@@ -74,9 +74,7 @@ def report(launch: Launch) -> str:
 
     Lines that cost nothing are left out, except next to one that does.
     """
-    lines = launch.text.splitlines()
-    if lines and lines[0].startswith("#line 1 "):  # gives the source a name
-        del lines[0]
+    lines = _file(launch.text, launch.source)
     shown = sorted(
         {
             near
@@ -100,6 +98,16 @@ def report(launch: Launch) -> str:
         rows.append(f"{_columns(launch.lines[0], width)}        of no line of this source")
     rows.append(f"{_columns(launch.total, width)}        in all")
     return "\n".join([_title(launch), "", *rows, "", LEGEND])
+
+
+def _file(text: str, name: str) -> list[str]:
+    """Return the lines of the file in a source that `#line 1 "name"` begins; all if none does."""
+    lines = text.splitlines()
+    starts = [n for n, line in enumerate(lines) if line.startswith("#line 1 ")]
+    for n, start in enumerate(starts, 1):
+        if lines[start] == f'#line 1 "{name}"':
+            return lines[start + 1 : starts[n] if n < len(starts) else None]
+    return lines
 
 
 def _title(launch: Launch) -> str:

@@ -135,6 +135,7 @@ class State:
         self.tick = 0  # synchronizations of a warp so far
         self.clocks: np.ndarray | None = None  # each lane's last tick; None: all have `tick`
         self.copies: list[Copy] = []  # under way, see `accesses.py`
+        self.arriving = np.zeros(len(self._shared) // 4, dtype=np.uint8)  # 1: a word they write
         self.groups = np.zeros(self.N, dtype=np.int64)  # how many groups of copies a lane committed
         self.complete = False  # whether the lanes that run are whole warps that synchronized
         self.exited = np.zeros(self.N, dtype=bool)
@@ -249,7 +250,7 @@ class State:
         """Make the fault for two accesses that clash."""
         first, second = clash.first.site, clash.second.site
         what = (
-            f"{second} of {self._place(second, clash.offset)}, which {self._name(clash)} had a "
+            f"{second} of {self._place(second, clash.offset)}, which {self.name_of(clash.first_thread)} had a "
             f"{first} of on line {first.line}; nothing orders the two"
         )
         return self._fault(Race, second.instruction, clash.second_thread, what)
@@ -262,8 +263,9 @@ class State:
 
     clashing: Tracker | None = None  # the tracker that is being checked
 
-    def _name(self, clash: Clash) -> str:
-        block, thread = divmod(clash.first_thread, self.T)
+    def name_of(self, number: int) -> str:
+        """Describe a thread, numbered through the launch."""
+        block, thread = divmod(number, self.T)
         return f"thread {self._thread(thread)} of block {self._block(block)}"
 
     def _fault(

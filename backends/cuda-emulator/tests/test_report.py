@@ -60,6 +60,24 @@ def test_a_first_line_that_names_the_source_is_not_counted() -> None:
     assert "     7          float v = x[32 * row + threadIdx.x];" in text
 
 
+def test_of_a_source_of_several_files_that_of_the_kernel_is_shown() -> None:
+    helper = '#line 1 "helper.cu"\n__device__ float twice(float x) { return 2 * x; }\n'
+    kernel = (
+        'extern "C" __global__ void k(float* x)\n'
+        "{\n    x[threadIdx.x] = twice(x[threadIdx.x]);\n}\n"
+    )
+    for source in (
+        f'{helper}#line 1 "mine.cu"\n{kernel}',
+        f'{helper}#line 1 "mine.cu"\n{kernel}#line 1 "other.cu"\n// more\n// lines\n',
+    ):
+        launch = run(compiled(source), np.ones(32, np.float32))
+        assert launch.source == "mine.cu"
+        text = report(launch)
+        assert "     3      x[threadIdx.x] = twice(x[threadIdx.x]);" in text
+        assert "helper" not in text
+        assert "more" not in text
+
+
 # The command
 
 NO_ARCH = "'{}': expected one of sm_75, sm_80, sm_86, "

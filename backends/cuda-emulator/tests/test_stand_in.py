@@ -306,6 +306,21 @@ def test_more_than_48_kib_of_shared_memory_needs_opting_in_and_a_card_that_has_i
         launch(put, most)
 
 
+def test_a_multiprocessor_has_the_shared_memory_that_the_table_says(monkeypatch):
+    # The CUDA programming guide's table of compute capabilities, in KB
+    for arch, most in (("sm_75", 64), ("sm_80", 164), ("sm_89", 100), ("sm_90", 228)):
+        monkeypatch.setenv(_card.VARIABLE, arch)
+        assert cp.cuda.Device().attributes["MaxSharedMemoryPerMultiprocessor"] == most * 1024
+
+
+def test_a_carveout_is_a_part_of_100(put):
+    assert put.preferred_shared_memory_carveout == -1
+    put.preferred_shared_memory_carveout = 100
+    assert put.preferred_shared_memory_carveout == 100
+    with pytest.raises(ValueError, match="a carveout of 101; expected per cent, or -1"):
+        put.preferred_shared_memory_carveout = 101
+
+
 def test_grids_and_blocks_that_no_card_has_are_refused(put):
     arguments = (cp.zeros(2, np.int64), 4, 2.5)
     for grid, block in (((1, 65536), (1,)), ((1,), (1025,)), ((1,), (32, 33)), ((1,), (1, 1, 65))):

@@ -187,3 +187,73 @@ def test_an_asynchronous_copy_over_memory_that_is_still_read() -> None:
     late = source.replace("BARRIER", "").replace(wait, "__syncthreads(); " + wait)
     with pytest.raises(Race):
         run(compiled(late), x, y)
+
+
+# Two buffers in turn: while one is read, the next numbers are on their way to the other.
+IN_TURN = """
+__device__ void copy(const float* to, const float* from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;"
+        :: "r"((unsigned)__cvta_generic_to_shared(to)), "l"(from) : "memory");
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+extern "C" __global__ void k(const float* x, float* y) {
+    __shared__ float s[2][64];
+    int i = threadIdx.x;
+    copy(&s[0][i], x + i);
+    for (int step = 0; step < 4; ++step) {
+        if (step < 2) asm volatile("cp.async.wait_group 0;" ::: "memory");
+        else asm volatile("cp.async.wait_group WAIT;" ::: "memory");
+        BARRIER
+        if (step < 3) copy(&s[(step + 1) % 2][i], x + 64 * (step + 1) + i);  // copy
+        LATE
+        y[64 * step + i] = s[step % 2][63 - i];  // read
+    }
+}"""
+
+
+def in_turn(wait: int = 0, barrier: str = "__syncthreads();", late: str = "") -> str:
+    return IN_TURN.replace("WAIT", str(wait)).replace("BARRIER", barrier).replace("LATE", late)
+
+
+def test_two_buffers_in_turn() -> None:
+    x = np.arange(256, dtype=np.float32)
+    y = np.zeros_like(x)
+    run(compiled(in_turn()), x, y, block=64)
+    assert (y.reshape(4, 64) == x.reshape(4, 64)[:, ::-1]).all()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        # From the third time on, the numbers may still be on their way when they are read.
+        in_turn(wait=1),
+        # All wait for each other, but not for the copies.
+        in_turn(wait=1, late="__syncthreads();"),
+        # A thread of the other warp may still read the buffer that the next numbers go to.
+        in_turn(barrier=""),
+        in_turn(barrier="__syncwarp();"),
+        # The buffer that is read is the one that the next numbers go to.
+        in_turn().replace("s[step % 2]", "s[(step + 1) % 2]"),
+    ],
+)
+def test_two_buffers_in_turn_with_a_mistake(source: str) -> None:
+    x = np.arange(256, dtype=np.float32)
+    with pytest.raises(Race) as caught:
+        run(compiled(source), x, np.zeros_like(x), block=64)
+    assert source.splitlines()[caught.value.line - 1].endswith("// read")
+
+
+def test_a_thread_that_does_not_wait_for_its_own_copy() -> None:
+    source = """extern "C" __global__ void k(const float* x, float* y) {
+        __shared__ __align__(16) float s[128];
+        int i = threadIdx.x;
+        for (int n = 0; n < 4; ++n) s[4 * i + n] = 0;
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+            :: "r"((unsigned)__cvta_generic_to_shared(&s[4 * i])), "l"(x + 4 * i) : "memory");
+        y[i] = s[4 * i + 2];
+        asm volatile("cp.async.wait_all;" ::: "memory");
+    }"""
+    with pytest.raises(Race) as caught:
+        run(compiled(source), np.zeros(128, np.float32), np.zeros(32, np.float32), grid=2)
+    said = "read of 4 bytes at byte 8 of shared memory, to which thread (0, 0, 0) of block "
+    assert f"{said}(0, 0, 0) has a copy under way since line 5" in caught.value.what

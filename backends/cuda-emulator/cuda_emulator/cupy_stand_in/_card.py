@@ -23,13 +23,19 @@ MOST_THREADS = 1024  # of a block
 
 @dataclass(frozen=True)
 class Model:
-    """The multiprocessors of a card, and the most shared memory that a block can opt in to.
+    """The multiprocessors of a card, and their shared memory.
 
-    The latter is from the table of compute capabilities in the CUDA C++ Programming Guide.
+    Of it 1 KB less can be opted in to by a block, except on sm_75, where a block may have all of it
+    (CUDA C++ Programming Guide, the table of compute capabilities).
     """
 
     multiprocessors: int
-    shared_bytes: int
+    shared_bytes: int  # of a block, at most
+
+    @property
+    def multiprocessor_bytes(self) -> int:
+        """Return the shared memory of a multiprocessor."""
+        return self.shared_bytes + (self.shared_bytes != 64 * 1024) * 1024
 
 
 MODELS = {

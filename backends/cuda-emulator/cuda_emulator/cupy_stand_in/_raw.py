@@ -55,6 +55,7 @@ class RawKernel:
         """Take a parsed kernel."""
         self._kernel = kernel
         self._most_shared = _card.SHARED_BYTES
+        self._carveout = -1
 
     @property
     def max_dynamic_shared_size_bytes(self) -> int:
@@ -67,6 +68,17 @@ class RawKernel:
         if nbytes > most:
             raise ValueError(f"{nbytes} bytes of shared memory: {_card.arch()} has {most} a block")
         self._most_shared = nbytes
+
+    @property
+    def preferred_shared_memory_carveout(self) -> int:
+        """How many per cent of a multiprocessor's fast memory should be shared; -1: no matter."""
+        return self._carveout
+
+    @preferred_shared_memory_carveout.setter
+    def preferred_shared_memory_carveout(self, percent: int) -> None:
+        if not -1 <= percent <= 100:
+            raise ValueError(f"a carveout of {percent}; expected per cent, or -1")
+        self._carveout = percent
 
     def __call__(
         self,

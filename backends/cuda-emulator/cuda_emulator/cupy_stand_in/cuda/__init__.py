@@ -44,6 +44,7 @@ class Device:
             "MultiProcessorCount": _card.model().multiprocessors,
             "MaxSharedMemoryPerBlock": _card.SHARED_BYTES,
             "MaxSharedMemoryPerBlockOptin": _card.model().shared_bytes,
+            "MaxSharedMemoryPerMultiprocessor": _card.model().multiprocessor_bytes,
             "MaxThreadsPerBlock": _card.MOST_THREADS,
             "WarpSize": 32,
         }
