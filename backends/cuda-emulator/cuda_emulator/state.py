@@ -249,8 +249,9 @@ class State:
     def race(self, clash: Clash) -> KernelFault:
         """Make the fault for two accesses that clash."""
         first, second = clash.first.site, clash.second.site
+        other = self.name_of(clash.first_thread)
         what = (
-            f"{second} of {self._place(second, clash.offset)}, which {self.name_of(clash.first_thread)} had a "
+            f"{second} of {self._place(second, clash.offset)}, which {other} had a "
             f"{first} of on line {first.line}; nothing orders the two"
         )
         return self._fault(Race, second.instruction, clash.second_thread, what)

@@ -16,6 +16,7 @@ import pytest
 from cuda_emulator import cupy_stand_in as cp
 from cuda_emulator.cupy_stand_in import _card
 from cuda_emulator.memory import REGION_BITS
+from cuda_emulator.report import collecting
 from tinymistral.conformance import oracle
 from tinymistral.conformance.bounds import (
     agree,
@@ -26,7 +27,7 @@ from tinymistral.conformance.bounds import (
 )
 from tinymistral.conformance.cases import Attention, filled, normal
 from tinymistral.operations import NUMPY_DTYPES
-from tinymistral_cupy.kernels import Kernels
+from tinymistral_cupy.kernels import TENSOR_SOURCE, Kernels
 
 EPS = 1e-5
 
@@ -247,13 +248,15 @@ def lets_through(kernels: Kernels, dtype: str, case: Attention, value: float) ->
     assert np.isfinite(out[b, ~visible[b, :, s]]).all()
 
 
-def the_last_key_is_visible_to_the_last_query(kernels: Kernels, dtype: str, T: int) -> None:
+def the_last_key_is_visible_to_the_last_query(
+    kernels: Kernels, dtype: str, T: int, d: int = 6
+) -> None:
     """In a tile that is all visible to one query, the last key is still masked for the others.
 
     Its value is NaN, and only the last of T tokens may get it.
     """
     S = 64
-    q, k, v = (drawn(dtype, 1, n, 1, 6, seed=seed) for seed, n in enumerate((T, S, S)))
+    q, k, v = (drawn(dtype, 1, n, 1, d, seed=seed) for seed, n in enumerate((T, S, S)))
     where = (np.arange(S - T, S)[None], np.arange(S)[None], None)
     nan = v.copy()
     nan[0, S - 1] = np.nan
@@ -283,6 +286,68 @@ def large_scores(kernels: Kernels, dtype: str, case: Attention) -> None:
     mix_agrees(attend(kernels, q, k, v, where), q, k, v, where, dtype)
 
 
+def rising_scores(kernels: Kernels, dtype: str, case: Attention) -> None:
+    """Scores that rise from slot to slot, each tile's by more than e^12 in all."""
+    q, k, v = (np.zeros_like(array) for array in case.qkv(dtype))
+    q[..., 0], k[..., 0] = case.d**0.5 * 16, np.arange(case.S)[None, :, None] / 64
+    v[:] = (1 + np.arange(case.S) % 100)[None, :, None, None]
+    at = np.full((case.B, case.T), case.S)
+    where = (at, np.tile(np.arange(case.S), (case.B, 1)), None)
+    mix_agrees(attend(kernels, q, k, v, where), q, k, v, where, dtype)
+
+
+def follows_positions(kernels: Kernels, dtype: str, case: Attention) -> None:
+    """Each call is about its own positions, also if the memory or the shape is that of the last."""
+    q, k, v = case.qkv(dtype)
+    q_positions, k_positions, window = case.visibility
+    for shift in (0, 1, case.S // 2):
+        where = (q_positions, np.roll(k_positions, shift, axis=1), window)
+        mix_agrees(attend(kernels, q, k, v, where), q, k, v, where, dtype)
+
+
+S_FETCHED, WINDOW_FETCHED = 512, 129
+
+
+def fetches(kernels: Kernels, dtype: str, last: int, tiles: int, edges: int) -> None:
+    """Of 512 slots `attention_tensor_cores` fetches so many tiles, and masks so many of them.
+
+    Four tokens up to position `last`, each with 16 heads; what they do not see is NaN. A tile is
+    masked where its positions are read: by 4 warps, of 4 lanes each that have a key in common.
+    """
+    T, group, d, S = 4, 16, 16, S_FETCHED
+    q, k, v = (drawn(dtype, 1, n, h, d, seed=n + h) for n, h in ((T, group), (S, 1), (S, 1)))
+    where = (np.arange(last - T + 1, last + 1)[None], np.arange(S)[None], WINDOW_FETCHED)
+    masked = ~((where[1] > last - T + 1 - WINDOW_FETCHED) & (where[1] <= last))
+    unread = (filled(array, masked, np.nan) for array in (k, v))
+    with collecting() as launches:
+        out = attend(kernels, q, *unread, where)
+    mix_agrees(out, q, k, v, where, dtype)
+    spans, attention = launches
+    assert (spans.kernel, attention.kernel) == ("key_spans", "attention_tensor_cores")
+    costs = {"cp.async.cg": 0, "? k_positions[slot]": 0}
+    source = TENSOR_SOURCE.read_text(encoding="utf-8").splitlines()
+    for line, counts in attention.lines.items():
+        for part in costs:
+            if line and part in source[line - 1]:
+                costs[part] += counts.bytes
+    rows = 128  # a block's, of which 64 are the last one again
+    assert costs["cp.async.cg"] == 2 * d * (rows + tiles * 2 * 64)
+    assert costs["? k_positions[slot]"] == edges * 64 * 8 * (4 * 8)
+
+
+def is_free_of_conflicts(kernels: Kernels, dtype: str, d: int) -> None:
+    """Each access touches the fewest sectors, and no two lanes of it the same bank."""
+    with collecting() as launches:
+        mixes(kernels, dtype, Attention(1, 64, 100, 1, 2, d, None, 36, 1))
+    assert launches[-1].kernel == "attention_tensor_cores"
+    source = TENSOR_SOURCE.read_text(encoding="utf-8").splitlines()
+    for line, counts in launches[-1].lines.items():
+        assert counts.conflicts == 0, source[line - 1]
+        # Of positions and spans there are only a few for a tile.
+        if not any(few in source[line - 1] for few in ("positions", "spans")):
+            assert counts.sectors == counts.fewest_sectors, source[line - 1]
+
+
 def goes_in_rounds(kernels: Kernels, dtype: str, multiprocessors: int) -> None:
     """With few multiprocessors, and so few splits, each split takes several tiles."""
     number, kernels._multiprocessors = kernels._multiprocessors, multiprocessors
@@ -303,10 +368,10 @@ def has_exact_far_positions(kernels: Kernels, dtype: str, T: int, group: int) ->
         mix_agrees(attend(kernels, q, k, v, where), q, k, v, where, dtype)
 
 
-def window_of_positions(kernels: Kernels, dtype: str, T: int, group: int) -> None:
+def window_of_positions(kernels: Kernels, dtype: str, T: int, group: int, d: int = 2) -> None:
     """Each key of a row is visible to exactly the queries less than a window after it."""
     S, window = 40, 7
-    q, k = (np.zeros((1, n, heads, 2), NUMPY_DTYPES[dtype]) for n, heads in ((T, group), (S, 1)))
+    q, k = (np.zeros((1, n, heads, d), NUMPY_DTYPES[dtype]) for n, heads in ((T, group), (S, 1)))
     v = np.zeros_like(k)
     for s in range(0, S, 3):
         v[:] = 0
@@ -318,9 +383,9 @@ def window_of_positions(kernels: Kernels, dtype: str, T: int, group: int) -> Non
             np.testing.assert_array_equal((out[0] != 0).all(axis=(1, 2)), visible)
 
 
-def in_far_rows(kernels: Kernels, dtype: str, T: int) -> None:
+def in_far_rows(kernels: Kernels, dtype: str, T: int, d: int = 6) -> None:
     """A row of the batch begins more than 2^31 numbers after the one before it."""
-    B, S, K, d = 2, 40, 2, 6
+    B, S, K = 2, 40, 2
     q, k = (drawn(dtype, B, n, K, d, seed=seed) for seed, n in enumerate((T, S)))
     cache = huge_cache(dtype, B, K, d)  # of keys, which are values too
     for b in range(B):
@@ -331,13 +396,13 @@ def in_far_rows(kernels: Kernels, dtype: str, T: int) -> None:
     mix_agrees(out, q, k, k, where, dtype)
 
 
-def in_far_slots(kernels: Kernels, dtype: str, T: int) -> None:
+def in_far_slots(kernels: Kernels, dtype: str, T: int, d: int = 256) -> None:
     """The one visible key lies more than 2^31 numbers after its row's first.
 
     To get there with few slots, K is large. Only the first head is run, for all would take the
     emulator long.
     """
-    K, d = 2048, 256
+    K = 2**19 // d
     q, last = (drawn(dtype, 1, n, K, d, seed=n) for n in (T, 1))
     cache, launch = huge_cache(dtype, 1, K, d), kernels._launch
     S = cache.shape[1]
@@ -347,7 +412,8 @@ def in_far_slots(kernels: Kernels, dtype: str, T: int) -> None:
     at = (cp.asarray(where[0]), cp.asarray(where[1]))
 
     def of_one_head(name: str, vector: int, grid: tuple, *rest: Any) -> None:
-        launch(name, vector, grid if name == "attention_combine" else (grid[0], 1, 1), *rest)
+        of_all = name in ("attention_combine", "key_spans")
+        launch(name, vector, grid if of_all else (grid[0], 1, 1), *rest)
 
     kernels._launch = of_one_head  # type: ignore[method-assign]
     try:

@@ -22,7 +22,7 @@ SECTION = re.compile(r"^\.text\.(\w+):$")
 LABEL = re.compile(r"^(\.L_x_\d+):$")
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?\s*([A-Z][\w.]*)(.*?);")
 TARGET = re.compile(r"`\((\.L_x_\d+)\)")
-LINE = re.compile(r'^\s*//## File "[^"]*mistral\.cu", line (\d+)')
+LINE = re.compile(r'^\s*//## File "[^"]*\b(mistral|tensor_cores)\.cu", line (\d+)')
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Resources:
 class Loop:
     """A loop's instructions, without those of inner loops."""
 
-    line: int  # of the source, of the backward branch
+    file: str  # of the backward branch: mistral.cu or tensor_cores.cu
+    line: int
     opcodes: tuple[str, ...]
     innermost: bool
 
@@ -96,13 +97,14 @@ def disassemble(cubin: bytes) -> dict[str, Code]:
 def _code(lines: list[str]) -> Code:
     opcodes: list[str] = []
     labels: dict[str, int] = {}
-    spans: list[tuple[int, int, int]] = []  # of a loop: first and last instruction, line
-    line, fresh = 0, True
+    # Of a loop: first and last instruction, file and line
+    spans: list[tuple[int, int, tuple[str, int]]] = []
+    line, fresh = ("", 0), True
     for text in lines:
         if label := LABEL.match(text):
             labels[label[1]] = len(opcodes)
         elif (place := LINE.match(text)) and fresh:
-            line, fresh = int(place[1]), False
+            line, fresh = (f"{place[1]}.cu", int(place[2])), False
         elif instruction := INSTRUCTION.match(text):
             fresh = True
             target = TARGET.search(instruction[2])
@@ -112,7 +114,7 @@ def _code(lines: list[str]) -> Code:
     return Code(tuple(opcodes), tuple(_loops(opcodes, spans)))
 
 
-def _loops(opcodes: list[str], spans: list[tuple[int, int, int]]) -> list[Loop]:
+def _loops(opcodes: list[str], spans: list[tuple[int, int, tuple[str, int]]]) -> list[Loop]:
     """Make a loop of each backward branch, except those that only wait, for lanes or at the end."""
     busy = [(a, b, line) for a, b, line in spans if b - a > 7 or "YIELD" not in opcodes[a : b + 1]]
     loops = []
@@ -120,5 +122,5 @@ def _loops(opcodes: list[str], spans: list[tuple[int, int, int]]) -> list[Loop]:
         inner = [(a, b) for a, b, _ in busy if start <= a and b <= stop and (a, b) != (start, stop)]
         own = [opcodes[n] for n in range(start, stop + 1) if not any(a <= n <= b for a, b in inner)]
         if len(own) > 1:
-            loops.append(Loop(line, tuple(own), not inner))
+            loops.append(Loop(*line, tuple(own), not inner))
     return loops

@@ -18,6 +18,10 @@ SPLIT_WINDOW = Attention(B=1, T=8, S=70, K=1, group=2, d=6, window=20, first=3, 
 TILES_WINDOW = Attention(B=1, T=20, S=70, K=1, group=2, d=6, window=20, first=3, seed=5)
 SPLIT_ALL_MASKED = Attention(B=2, T=5, S=40, K=1, group=2, d=6, window=2, first=0, seed=4)
 TILES_ALL_MASKED = Attention(B=2, T=19, S=40, K=1, group=2, d=6, window=2, first=0, seed=4)
+# For `attention_tensor_cores`, whose tiles have 128 rows and 64 keys
+TENSOR = Attention(B=2, T=70, S=130, K=2, group=2, d=16, window=20, first=3, seed=3)
+TENSOR_ALL_MASKED = Attention(B=2, T=70, S=40, K=1, group=2, d=16, window=2, first=0, seed=4)
+TENSOR_FAR_TILES = Attention(B=1, T=9, S=2200, K=1, group=4, d=16, window=90, first=2100, seed=6)
 
 
 def only_the_last_key_of_a_tile(kernels: Kernels, dtype: str, T: int) -> None:
@@ -67,6 +71,28 @@ CHECKS: dict[str, Callable[[Kernels, str], None]] = {
     "tiles, far rows": lambda kernels, dtype: check.in_far_rows(kernels, dtype, 40),
     "split, far slots": lambda kernels, dtype: check.in_far_slots(kernels, dtype, 1),
     "tiles, far slots": lambda kernels, dtype: check.in_far_slots(kernels, dtype, 33),
+    "tensor": lambda kernels, dtype: check.mixes(kernels, dtype, TENSOR),
+    "tensor, 35 tiles": lambda kernels, dtype: check.mixes(kernels, dtype, TENSOR_FAR_TILES),
+    "tensor, window": lambda kernels, dtype: check.window_of_positions(kernels, dtype, 3, 11, 16),
+    "tensor, hides": lambda kernels, dtype: check.hides(kernels, dtype, TENSOR, np.nan),
+    "tensor, lets through": lambda kernels, dtype: check.lets_through(
+        kernels, dtype, TENSOR, np.inf
+    ),
+    "tensor, all masked": lambda kernels, dtype: check.zeros(kernels, dtype, TENSOR_ALL_MASKED),
+    "tensor, large scores": lambda kernels, dtype: check.large_scores(kernels, dtype, TENSOR),
+    "tensor, rising scores": lambda kernels, dtype: check.rising_scores(kernels, dtype, TENSOR),
+    "tensor, last query": lambda kernels, dtype: check.the_last_key_is_visible_to_the_last_query(
+        kernels, dtype, 40, 16
+    ),
+    "tensor, other positions": lambda kernels, dtype: check.follows_positions(
+        kernels, dtype, TENSOR
+    ),
+    "tensor, at an odd address": lambda kernels, dtype: check.mixes(
+        kernels, dtype, TENSOR, offset=4
+    ),
+    "tensor, far rows": lambda kernels, dtype: check.in_far_rows(kernels, dtype, 40, 16),
+    "tensor, costs": lambda kernels, dtype: check.fetches(kernels, dtype, 511, 3, 2),
+    "tensor, conflicts": lambda kernels, dtype: check.is_free_of_conflicts(kernels, dtype, 64),
 }
 
 
@@ -89,7 +115,223 @@ BARRIERS = {
     "before the values are used": "        __syncthreads();\n        if (all == ALL)\n",
 }
 
+# Each of `tensor_cores.cu` in float16: name, edit, check.
+SYNC = "        __syncthreads();\n"
+TENSOR_BUGS = [
+    ("operands are swapped", '"r"(low), "r"(high)', '"r"(high), "r"(low)', "tensor"),
+    (
+        "rows of the left operand are swapped",
+        '"r"(a[1]), "r"(a[2])',
+        '"r"(a[2]), "r"(a[1])',
+        "tensor",
+    ),
+    ("values are not transposed", "m8n8.x4.trans.shared", "m8n8.x4.shared", "tensor"),
+    (
+        "a pair is swapped",
+        ': "f"(second), "f"(first));\n#else',
+        ': "f"(first), "f"(second));\n#else',
+        "tensor",
+    ),
+    # Waits and barriers
+    ("no barrier in whole tiles", f"if (whole) {{\n    {SYNC}", "if (whole) {\n", "tensor, costs"),
+    (
+        "no wait for a tile",
+        "        wait_for_copies();\n        bool special",
+        "        bool special",
+        "tensor, costs",
+    ),
+    (
+        "no wait before the results",
+        "    wait_for_copies();\n    __syncthreads();\n    UNROLL",
+        "    __syncthreads();\n    UNROLL",
+        "tensor, all masked",
+    ),
+    (
+        "no barrier before the results",
+        "    wait_for_copies();\n    __syncthreads();\n    UNROLL",
+        "    wait_for_copies();\n    UNROLL",
+        "tensor, all masked",
+    ),
+    ("one buffer for all tiles", "        parity ^= 1;\n", "", "tensor"),
+    (
+        "no barrier before values are zeroed",
+        "            __syncthreads();\n            #pragma",
+        "            #pragma",
+        "tensor, hides",
+    ),
+    (
+        "no barrier after values are zeroed",
+        "0xffff);\n            }\n            __syncthreads();\n",
+        "0xffff);\n            }\n",
+        "tensor, hides",
+    ),
+    (
+        "no barrier before the rows' span",
+        "    __syncthreads();\n    if (warp == 0)",
+        "    if (warp == 0)",
+        "tensor",
+    ),
+    # Masks and tiles
+    (
+        "edge tiles are not masked",
+        "        if (!whole)\n            UNROLL",
+        "        if (false)\n            UNROLL",
+        "tensor",
+    ),
+    (
+        "inner tiles are masked",
+        "        if (!whole)\n            UNROLL",
+        "        if (true)\n            UNROLL",
+        "tensor, costs",
+    ),
+    (
+        "a tile that begins at the last query is left out",
+        "keys.least <= queries.greatest",
+        "keys.least < queries.greatest",
+        "tensor, other positions",
+    ),
+    (
+        "a tile that ends at the window's first key is left out",
+        "queries.least - keys.greatest < window",
+        "queries.least - keys.greatest < window - 1",
+        "tensor, window",
+    ),
+    (
+        "tiles before the window are fetched",
+        "           queries.least - keys.greatest < window;",
+        "           true;",
+        "tensor, costs",
+    ),
+    (
+        "tiles of the future are fetched",
+        "keys.least <= queries.greatest &&",
+        "true &&",
+        "tensor, costs",
+    ),
+    (
+        "a tile one key in the future is whole",
+        "keys.greatest <= queries.least &&",
+        "keys.greatest - 1 <= queries.least &&",
+        "tensor, last query",
+    ),
+    (
+        "a tile one key before the window is whole",
+        "queries.greatest - keys.least < window",
+        "queries.greatest - keys.least <= window",
+        "tensor, window",
+    ),
+    (
+        "empty slots do not matter",
+        "queries.whole && keys.whole &&",
+        "queries.whole &&",
+        "tensor, all masked",
+    ),
+    (
+        "padding does not matter",
+        "queries.whole && keys.whole &&",
+        "keys.whole &&",
+        "tensor, all masked",
+    ),
+    (
+        "slots past the last have positions",
+        "slot < S ? k_positions[(int64)",
+        "true ? k_positions[(int64)",
+        "tensor",
+    ),
+    (
+        "only 32 tiles are examined",
+        "if (next_group * LANES >= tiles) return",
+        "if (next_group > 0) return",
+        "tensor, 35 tiles",
+    ),
+    (
+        "the first 32 tiles are taken for all",
+        "return (next_group - 1) * LANES + bit",
+        "return bit",
+        "tensor, 35 tiles",
+    ),
+    # Rows, heads, slots
+    (
+        "the wrong head of the keys",
+        "    k += b * stride + kv_head * d;",
+        "    k += b * stride;",
+        "tensor",
+    ),
+    (
+        "a row's place is of 32 bits",
+        "    v += b * stride +",
+        "    v += (int)(b * stride) +",
+        "tensor, far rows",
+    ),
+    ("keys past the last", "min(first + n, S - 1)", "(first + n)", "tensor"),
+    ("rows past the last are stored", "if (first_row + row < rows)\n", "if (true)\n", "tensor"),
+    ("queries past the last", "        row = min(row, rows - 1);\n", "", "tensor"),
+    ("rows of a tile lie without a gap", "PITCH = d + VECTOR;", "PITCH = d;", "tensor, conflicts"),
+    # Softmax
+    ("the sum is not rescaled", "sum[r] *= shrink;", ";", "tensor, rising scores"),
+    (
+        "the mix is not rescaled",
+        "[r % 2 * 2 + e] *= shrink;",
+        "[r % 2 * 2 + e];",
+        "tensor, rising scores",
+    ),
+    (
+        "the largest of two lanes",
+        "largest[r] = fmaxf(largest[r], __shfl_xor_sync(ALL, largest[r], 1));",
+        "",
+        "tensor, large scores",
+    ),
+    ("weights up to 2^32", "SLACK = 8;", "SLACK = 32;", "tensor, rising scores"),
+    ("the sum of two lanes", "lanes_sum(sum[r], 1, 4)", "lanes_sum(sum[r], 1, 2)", "tensor"),
+    (
+        "-infinity is subtracted from itself",
+        "from = base[r] == minus_infinity() ? 0 : base[r]",
+        "from = base[r]",
+        "tensor, all masked",
+    ),
+    # Values that are not finite
+    (
+        "a masked NaN is multiplied by 0",
+        "special = __syncthreads_or(special);",
+        "special = __syncthreads_or(0);",
+        "tensor, hides",
+    ),
+    (
+        "a visible infinity is lost",
+        "add_not_finite(mix, values",
+        "if (false) add_not_finite(mix, values",
+        "tensor, lets through",
+    ),
+    (
+        "infinity is added to all rows",
+        "sees |= visible(position(r), j, window) << r;",
+        "sees |= 1 << r;",
+        "tensor, lets through",
+    ),
+]
+
 BUGS = [
+    *(
+        Bug(f"tensor cores: {name}", old, new, which, "tensor_cores.cu", "float16")
+        for name, old, new, which in TENSOR_BUGS
+    ),
+    *(
+        Bug(f"tensor cores: {name}", old, new, which, "kernels.py", "float16")
+        for name, old, new, which in (
+            (
+                "spans are those of the first positions",
+                "if k_positions is not self._spans[0]:",
+                "if self._spans[0] is None:",
+                "tensor, other positions",
+            ),
+            (
+                "addresses are not looked at",
+                "elif self.has_tensor_cores(d) and vector == TENSOR_VECTOR:",
+                "elif self.has_tensor_cores(d) and (vector := TENSOR_VECTOR):",
+                "tensor, at an odd address",
+            ),
+        )
+    ),
     # The mask
     *(
         Bug(f"{name}, {how}", VISIBLE, new, f"{how}, window")

@@ -12,9 +12,10 @@ from cuda_emulator.counts import LineCounts
 from cuda_emulator.report import Launch
 from tinymistral.conformance.cases import filled
 from tinymistral.operations import NUMPY_DTYPES
-from tinymistral_cupy.kernels import SOURCE
+from tinymistral_cupy.kernels import SOURCE, Kernels
 
 S, D_HEAD, WINDOW = 256, 32, 20
+D_TILES = 24  # not a width for tensor cores
 T, GROUP = 8, 5  # 40 rows, two blocks of 32
 
 
@@ -50,27 +51,27 @@ def lines(launch: Launch) -> dict[str, LineCounts]:
 @pytest.mark.parametrize("last, tiles", [(S - 1, 1), (63, 1), (70, 2), (S + 40, 0)])
 def test_tiles_without_a_visible_key_are_not_fetched(launches, dtype, last, tiles):
     size = NUMPY_DTYPES[dtype].itemsize
-    q = drawn(dtype, 1, T, GROUP, D_HEAD)
-    k, v = (drawn(dtype, 1, S, 1, D_HEAD, seed=seed) for seed in (1, 2))
+    q = drawn(dtype, 1, T, GROUP, D_TILES)
+    k, v = (drawn(dtype, 1, S, 1, D_TILES, seed=seed) for seed in (1, 2))
     where = in_order(T, last)
     masked = ~((where[1] > last - T - WINDOW + 1) & (where[1] <= last))
     unread = (filled(array, masked, np.nan) for array in (k, v))
     check.mix_agrees(attend(kernels_for(dtype), q, *unread, where), q, k, v, where, dtype)
-    assert bytes_loaded(launches[0]) == 2 * (32 + tiles * 2 * 32) * D_HEAD * size
+    assert bytes_loaded(launches[0]) == 2 * (32 + tiles * 2 * 32) * D_TILES * size
 
 
 @every_dtype
 def test_a_tile_in_any_order_is_fetched_by_its_positions(launches, dtype):
     """Only the last key of one tile is visible: that tile is fetched, and no other."""
     size = NUMPY_DTYPES[dtype].itemsize
-    q = drawn(dtype, 1, T, GROUP, D_HEAD)
-    k, v = (drawn(dtype, 1, S, 1, D_HEAD, seed=seed) for seed in (1, 2))
+    q = drawn(dtype, 1, T, GROUP, D_TILES)
+    k, v = (drawn(dtype, 1, S, 1, D_TILES, seed=seed) for seed in (1, 2))
     k_positions = np.arange(1000, 1000 + S)[None]
     k_positions[0, 95] = 500
     where = (np.arange(500, 500 + T)[None], k_positions, 100)
     out = attend(kernels_for(dtype), q, k, v, where)
     np.testing.assert_array_equal(out, np.broadcast_to(v[:, 95:96], out.shape))
-    assert bytes_loaded(launches[0]) == 2 * (32 + 2 * 32) * D_HEAD * size
+    assert bytes_loaded(launches[0]) == 2 * (32 + 2 * 32) * D_TILES * size
 
 
 @every_dtype
@@ -93,7 +94,8 @@ TWICE = {"load_floats": "sectors", "store_floats": "conflicts"}
 
 
 @every_dtype
-def test_accesses_are_coalesced_and_free_of_conflicts(launches, dtype):
+def test_accesses_are_coalesced_and_free_of_conflicts(monkeypatch, launches, dtype):
+    monkeypatch.setattr(Kernels, "has_tensor_cores", lambda *_: False)  # see test_tensor_cores.py
     kernels = kernels_for(dtype)
     check.norms(kernels, dtype, 2, 512)
     check.silu(kernels, dtype, 1024)

@@ -14,7 +14,7 @@ from cuda_emulator import cupy_stand_in as cp
 from cuda_emulator.faults import KernelFault
 from tinymistral_cupy.kernels import SOURCE, Kernels
 
-FILES = ("mistral.cu", "kernels.py")
+FILES = ("mistral.cu", "tensor_cores.cu", "kernels.py")
 
 
 @cache

@@ -6,8 +6,10 @@ is meant to change that, update the record: `python tests/test_static.py --updat
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +19,17 @@ import pytest
 from machine_code import Code, Loop, Resources
 
 from cuda_emulator.compiler import Program, compile_cuda
-from tinymistral_cupy.kernels import DTYPES, OCCUPANCY, SOURCE, VECTOR_BYTES, compile_options
+from tinymistral_cupy.kernels import (
+    DTYPES,
+    OCCUPANCY,
+    SOURCE,
+    TENSOR_OCCUPANCY,
+    VECTOR_BYTES,
+    TensorTile,
+    compile_options,
+    source_text,
+    tensor_tile,
+)
 
 RECORD = Path(__file__).with_name("static.json")
 HOW = "if it is meant to, run `python tests/test_static.py --update` and commit static.json"
@@ -59,6 +71,11 @@ CASES = [
     Case("sm_80", "float16", 8),
     Case("sm_120", "float32", 256),
 ]
+# Those with attention on tensor cores
+TENSOR_CASES = [
+    *(Case(arch, "bfloat16", 128) for arch in SHARED if arch != "sm_75"),
+    *(Case("sm_90", "float16", d) for d in (64, 128)),
+]
 
 
 @cache
@@ -71,6 +88,22 @@ def compiled(case: Case) -> Program:
 @cache
 def code(case: Case) -> dict[str, Code]:
     return machine_code.disassemble(compiled(case).cubin)
+
+
+def tile(case: Case) -> TensorTile:
+    return tensor_tile(case.d, SHARED[case.arch] * 1024)
+
+
+@cache
+def tensor_compiled(case: Case) -> Program:
+    options = compile_options(DTYPES[case.dtype][1], case.vector, case.d, tile(case))
+    return compile_cuda(source_text(tensor_cores=True), case.arch, options, SOURCE.name, cubin=True)
+
+
+@cache
+def tensor_code(case: Case) -> dict[str, Code]:
+    found = machine_code.disassemble(tensor_compiled(case).cubin)
+    return {name: found[name] for name in TENSOR_OCCUPANCY}
 
 
 def blocks(arch: str, threads: int, taken: Resources) -> int:
@@ -94,6 +127,39 @@ def test_kernels_take_what_their_occupancy_allows(case: Case) -> None:
         assert taken.registers <= limit.registers, name
         assert taken.shared <= limit.shared <= 48 * 1024, name
         assert blocks(case.arch, limit.threads, taken) >= expected, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", TENSOR_CASES, ids=str)
+def test_tensor_kernels_take_what_their_occupancy_allows(case: Case) -> None:
+    resources = machine_code.resources(tensor_compiled(case))
+    for name, limit in TENSOR_OCCUPANCY.items():
+        taken = resources[name]
+        assert taken.spills == taken.stack == 0, name
+        assert taken.registers <= limit.registers, name
+        expected = limit.blocks
+        if name == "attention_tensor_cores":
+            dynamic = tile(case).shared_bytes(case.d)
+            taken = dataclasses.replace(taken, shared=taken.shared + dynamic)
+            expected = 1 if case.arch == "sm_120" else limit.blocks  # which has 100 KB
+        assert taken.shared <= limit.shared, name
+        assert blocks(case.arch, limit.threads, taken) >= expected, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", TENSOR_CASES, ids=str)
+def test_tensor_cores_do_all_products_and_memory_moves_16_bytes_at_a_time(case: Case) -> None:
+    sizes = tile(case)
+    opcodes = Counter(tensor_code(case)["attention_tensor_cores"].opcodes)
+    # Scores and mix of a tile, the loops all unrolled: 16 × 16 × 8 products at a time
+    mma = "HMMA.16816.F32" + ".BF16" * (case.dtype == "bfloat16")
+    assert opcodes[mma] == 2 * sizes.row_tiles * (sizes.keys // 8) * (case.d // 16)
+    # Four matrices of 8 × 8 at a time: queries, keys, and values, which are transposed
+    squares = case.d // 16
+    assert opcodes["LDSM.16.M88.4"] == squares * (sizes.row_tiles + sizes.keys // 16)
+    assert opcodes["LDSM.16.MT88.4"] == squares * (sizes.keys // 16)
+    assert {name for name in opcodes if name.startswith("LDGSTS")} == {"LDGSTS.E.BYPASS.128"}
+    assert {name for name in opcodes if name.startswith("STG")} == {"STG.E.128"}
 
 
 @pytest.mark.slow
@@ -135,7 +201,14 @@ def test_numbers_are_stored_16_bytes_at_a_time(case: Case) -> None:
 @pytest.mark.parametrize("case", RECORDED, ids=str)
 def test_inner_loops_have_as_many_instructions_as_recorded(case: Case) -> None:
     recorded = json.loads(RECORD.read_text(encoding="utf-8"))
-    assert loops(case) == recorded[str(case)], f"the machine code has changed; {HOW}"
+    assert loops(code(case)) == recorded[str(case)], f"the machine code has changed; {HOW}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", TENSOR_CASES, ids=str)
+def test_loops_on_tensor_cores_have_as_many_instructions_as_recorded(case: Case) -> None:
+    recorded = json.loads(RECORD.read_text(encoding="utf-8"))[f"{case}, tensor cores"]
+    assert tensor_loops(case) == recorded, f"the machine code has changed; {HOW}"
 
 
 @pytest.mark.slow
@@ -165,19 +238,29 @@ def instructions_a_key(case: Case) -> float:
 
 
 def source_line(loop: Loop) -> str:
-    return SOURCE.read_text(encoding="utf-8").splitlines()[loop.line - 1].strip()
+    text = SOURCE.with_name(loop.file).read_text(encoding="utf-8")
+    return text.splitlines()[loop.line - 1].strip()
 
 
-def loops(case: Case) -> dict[str, list[list[str | int]]]:
+def loops(kernels: dict[str, Code]) -> dict[str, list[list[str | int]]]:
     """Return for each kernel its innermost loops: source line of the branch, instructions."""
     return {
         name: [[source_line(loop), len(loop.opcodes)] for loop in code.loops if loop.innermost]
-        for name, code in sorted(code(case).items())
+        for name, code in sorted(kernels.items())
     }
 
 
+def tensor_loops(case: Case) -> dict[str, list[list[str | int]]]:
+    """Return the same for the loop over tiles, which has inner loops for rare cases."""
+    kernels = tensor_code(case)
+    name = "attention_tensor_cores"
+    tiles = [loop for loop in kernels[name].loops if loop.count("HMMA")]
+    return loops(kernels) | {name: [[source_line(loop), len(loop.opcodes)] for loop in tiles]}
+
+
 def update() -> None:
-    record = {str(case): loops(case) for case in RECORDED}
+    record = {str(case): loops(code(case)) for case in RECORDED}
+    record |= {f"{case}, tensor cores": tensor_loops(case) for case in TENSOR_CASES}
     text = json.dumps(record, indent=1, ensure_ascii=False)
     RECORD.write_text(text + "\n", encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""A small example for each kernel of `mistral.cu`: a program for `python -m cuda_emulator report`.
+"""A small example for each kernel: a program for `python -m cuda_emulator report`.
 
     python -m cuda_emulator report tinymistral_cupy.examples float16 --kernel rms_norm
 
@@ -43,8 +43,8 @@ class Example:
         """Make positions or slots, the same in each row."""
         return self._cp.asarray(np.tile(np.arange(first, last, dtype=np.int64), (B, 1)))
 
-    def attention(self, tokens: int) -> None:
-        """Attend from the last `tokens` positions to all keys."""
+    def attention(self, tokens: int, d: int = d) -> None:
+        """Attend from the last `tokens` positions to all keys, with heads of width d."""
         self.kernels.attention(
             self.floats(B, tokens, H, d),
             self.floats(B, S, K, d),
@@ -62,19 +62,26 @@ EXAMPLES: dict[str, Callable[[Example], Any]] = {
     "scatter": lambda e: e.kernels.scatter(
         e.floats(B, S, K, d), e.numbers(0, T), e.floats(B, T, K, d)
     ),
-    "attention": lambda e: e.attention(T),
+    "attention": lambda e: e.attention(T, d=48),  # not a width for tensor cores
     "attention_split_4": lambda e: e.attention(1),
     "attention_split_8": lambda e: e.attention(2),
     "attention_combine": lambda e: e.attention(1),  # after attention_split_4
 }
+TENSOR_EXAMPLES: dict[str, Callable[[Example], Any]] = {  # in 16 bits, on cards with tensor cores
+    "key_spans": lambda e: e.attention(T),
+    "attention_tensor_cores": lambda e: e.attention(T),  # after key_spans
+}
 
 
 def main(dtype: str = "float32") -> None:
-    """Run all examples, on a GPU or on the stand-in for CuPy."""
+    """Run all examples for a dtype, on a GPU or on the stand-in for CuPy."""
     import cupy
 
     for run in EXAMPLES.values():
         run(Example(cupy, dtype))
+    example = Example(cupy, dtype)
+    if example.kernels.has_tensor_cores(d):
+        TENSOR_EXAMPLES["attention_tensor_cores"](example)
 
 
 if __name__ == "__main__":

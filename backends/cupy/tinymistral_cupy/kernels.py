@@ -1,4 +1,4 @@
-"""Kernels: compiles `mistral.cu` as needed, and launches its kernels.
+"""Kernels: compiles `mistral.cu` and `tensor_cores.cu` as needed, and launches their kernels.
 
 The module `cp` is cupy or its stand-in. The letters B, T, S, ... are explained at the top of
 `mistral.cu`. All arrays are on the card and contiguous, except `k` and `v` of `attention`.
@@ -17,6 +17,7 @@ import numpy as np
 from tinymistral.backend import Array
 
 SOURCE = Path(__file__).with_name("mistral.cu")
+TENSOR_SOURCE = Path(__file__).with_name("tensor_cores.cu")  # compiled behind the other
 
 DTYPES = {  # the stored dtype, and the value of DTYPE in the source
     "float32": (np.dtype(np.float32), 32),
@@ -53,6 +54,43 @@ def attention_tile(d: int) -> Tile:
     return Tile(warps=8, rows=4) if d <= 128 else Tile(warps=4, rows=2)
 
 
+# `attention_tensor_cores` is for 16 bits, these head widths, and arrays that can be loaded 16 bytes
+# at a time, on cards from this compute capability on. `attention` takes everything else.
+TENSOR_WIDTHS = (16, 32, 64, 128)
+TENSOR_CAPABILITY = 80
+TENSOR_VECTOR = 8
+TENSOR_BLOCKS = 2  # that a multiprocessor should hold, so that one computes while the other waits
+
+
+@dataclass(frozen=True)
+class TensorTile:
+    """The size of a block of `attention_tensor_cores`: its warps, their rows in 16s, and keys."""
+
+    warps: int
+    row_tiles: int
+    keys: int
+
+    @property
+    def rows(self) -> int:
+        """The rows of a block."""
+        return self.warps * self.row_tiles * 16
+
+    def shared_bytes(self, d: int) -> int:
+        """Return the dynamic shared memory of a block: queries, and two tiles of keys and values.
+
+        Each row of d numbers is followed by 16 unused bytes.
+        """
+        return (self.rows + 4 * self.keys) * (d + TENSOR_VECTOR) * 2
+
+
+def tensor_tile(d: int, shared: int) -> TensorTile:
+    """Return the tile of most keys of which a multiprocessor with `shared` bytes holds two."""
+    tiles = [TensorTile(warps=4, row_tiles=2, keys=keys) for keys in (64, 32)]
+    # Positions and what CUDA keeps for itself, 1 KB each, and some bytes more
+    fitting = [t for t in tiles if TENSOR_BLOCKS * (t.shared_bytes(d) + 2304) <= shared]
+    return [*fitting, tiles[-1]][0]
+
+
 @dataclass(frozen=True)
 class Occupancy:
     """How many blocks of a kernel a multiprocessor holds, and what each may use at most for that.
@@ -78,12 +116,16 @@ OCCUPANCY = {
     "attention_split_8": Occupancy(128, 255, 33 * 1024, blocks=2, blocks_sm_75=1),
     "attention_combine": Occupancy(256, 64, 0, blocks=4, blocks_sm_75=4),
 }
+TENSOR_OCCUPANCY = {
+    "key_spans": Occupancy(THREADS, 64, 0, blocks=4, blocks_sm_75=0),
+    "attention_tensor_cores": Occupancy(128, 255, 104 * 1024, TENSOR_BLOCKS, blocks_sm_75=0),
+}
 
 
 class Kernels:
     """The kernels for one storage dtype of activations, weights and cache.
 
-    The source is compiled when it is first needed for a width of loads and of heads. `attention`
+    A source is compiled when it is first needed for a width of loads and of heads. `attention`
     reuses its scratch memory, so use one object for one stream only.
     """
 
@@ -97,12 +139,14 @@ class Kernels:
             raise ValueError(f"dtype {dtype!r}: the kernels are for {', '.join(DTYPES)}")
         self._cp = cp
         self._dtype, self._number = DTYPES[dtype]
-        # #line gives the source a name in errors of NVRTC and of the emulator.
-        self._code = f'#line 1 "{SOURCE.name}"\n{SOURCE.read_text(encoding="utf-8")}'
-        self._modules: dict[tuple[int, int], Any] = {}
+        self._modules: dict[tuple[str, ...], Any] = {}  # by the options of their compilation
         self._functions: dict[tuple[str, int, int], Any] = {}
-        self._multiprocessors = cp.cuda.Device().attributes["MultiProcessorCount"]
+        card = cp.cuda.Device()
+        self._multiprocessors = card.attributes["MultiProcessorCount"]
+        self._shared = card.attributes["MaxSharedMemoryPerMultiprocessor"]
+        self._capability = int(card.compute_capability)
         self._scratch = cp.empty(0, dtype=np.float32)
+        self._spans: tuple[Array, Array] = (None, None)  # positions of keys, and their spans
         self._function("rms_norm", VECTOR_BYTES // self._dtype.itemsize)
 
     # A token by itself
@@ -168,9 +212,10 @@ class Kernels:
     ) -> Array:
         """Attend: q (B, T, H, d), k and v (B, S, K, d), positions (B, T), (B, S) -> (B, T, H, d).
 
-        k and v may be `cache[:, :used]` of a contiguous cache, with the same strides. Which
-        kernel is used depends on how many rows, tokens times heads, share a key. Raises ValueError
-        for a batch of more than 65535 rows.
+        k and v may be `cache[:, :used]` of a contiguous cache, with the same strides. If
+        `k_positions` is the very array of the last call, its numbers must be the same. Which kernel
+        is used depends on how many rows, tokens times heads, share a key, and on what tensor cores
+        can do. Raises ValueError for a batch of more than 65535 rows.
         """
         self._check(q=q, k=k, v=v)
         (B, T, H, d), (S, K) = q.shape, k.shape[1:3]
@@ -190,11 +235,32 @@ class Kernels:
         rows = T * (H // K)
         if rows <= MOST_SPLIT_ROWS:
             self._attention_split(q, where, last, out, vector, rows)
+        elif self.has_tensor_cores(d) and vector == TENSOR_VECTOR:
+            tensor = tensor_tile(d, self._shared)
+            args = (q, *where, self._spans_of(k_positions, tensor.keys, d), out, *last)
+            grid = (_ceil(rows, tensor.rows), K, B)
+            self._launch("attention_tensor_cores", vector, grid, tensor.warps * LANES, args, d)
         else:
             tile = attention_tile(d)
             grid = (_ceil(rows, tile.warps * tile.rows), K, B)
             self._launch("attention", vector, grid, tile.warps * LANES, (q, *where, out, *last), d)
         return out
+
+    def has_tensor_cores(self, d: int) -> bool:
+        """Return whether tensor cores attend from many rows of heads of width d on this card."""
+        narrow = self._dtype.itemsize == 2
+        return narrow and d in TENSOR_WIDTHS and self._capability >= TENSOR_CAPABILITY
+
+    def _spans_of(self, k_positions: Array, keys: int, d: int) -> Array:
+        """Return the spans of positions of each tile of keys; all layers of a piece share them."""
+        if k_positions is not self._spans[0]:
+            B, S = k_positions.shape
+            tiles, warps = _ceil(S, keys), THREADS // LANES
+            spans = self._cp.empty((B, tiles, 3), dtype=np.int64)  # struct Span
+            args = (k_positions, spans, np.int32(S))
+            self._launch("key_spans", TENSOR_VECTOR, (_ceil(tiles, warps), B), THREADS, args, d)
+            self._spans = (k_positions, spans)
+        return self._spans[1]
 
     def _attention_split(
         self, q: Array, where: tuple, last: tuple, out: Array, vector: int, rows: int
@@ -246,29 +312,53 @@ class Kernels:
         args: tuple,
         head_width: int = 0,
     ) -> None:
-        self._function(name, vector, head_width)(grid, (threads,), args)
+        function = self._function(name, vector, head_width)
+        shared = 0
+        if name == "attention_tensor_cores":
+            shared = tensor_tile(head_width, self._shared).shared_bytes(head_width)
+        function(grid, (threads,), args, shared_mem=shared)
 
     def _function(self, name: str, vector: int, head_width: int = 0) -> Any:
         """Return a kernel, compiled with this VECTOR and HEAD_WIDTH (0: without attention)."""
         function = self._functions.get((name, vector, head_width))
         if function is None:
-            module = self._modules.get((vector, head_width))
+            tensor = tensor_tile(head_width, self._shared) if name in TENSOR_OCCUPANCY else None
+            options = compile_options(self._number, vector, head_width, tensor)
+            module = self._modules.get(options)
             if module is None:
-                options = compile_options(self._number, vector, head_width)
-                module = self._cp.RawModule(code=self._code, options=options, backend="nvrtc")
-                self._modules[vector, head_width] = module
+                code = source_text(tensor is not None)
+                module = self._cp.RawModule(code=code, options=options, backend="nvrtc")
+                self._modules[options] = module
             function = self._functions[name, vector, head_width] = module.get_function(name)
+            if name == "attention_tensor_cores" and tensor:
+                function.max_dynamic_shared_size_bytes = tensor.shared_bytes(head_width)
+                function.preferred_shared_memory_carveout = 100  # per cent, the rest being cache
         return function
 
 
-def compile_options(number: int, vector: int, head_width: int = 0) -> tuple[str, ...]:
-    """Return the -D options for `mistral.cu`; with those of attention if `head_width` is set."""
-    options = (f"-DDTYPE={number}", f"-DVECTOR={vector}")
+def source_text(tensor_cores: bool = False) -> str:
+    """Return what is compiled: `mistral.cu`, with `tensor_cores.cu` behind it where asked for.
+
+    #line names the files in errors of NVRTC and of the emulator.
+    """
+    files = (SOURCE, TENSOR_SOURCE) if tensor_cores else (SOURCE,)
+    return "".join(f'#line 1 "{f.name}"\n{f.read_text(encoding="utf-8")}' for f in files)
+
+
+def compile_options(
+    number: int, vector: int, head_width: int = 0, tensor: TensorTile | None = None
+) -> tuple[str, ...]:
+    """Return the -D options of a compilation, for attention if `head_width` is set."""
+    options: tuple[str, ...] = (f"-DDTYPE={number}", f"-DVECTOR={vector}")
     if not head_width:
         return options
+    options += (f"-DHEAD_WIDTH={head_width}",)
+    if tensor:
+        sizes = (f"-DWARPS={tensor.warps}", f"-DROW_TILES={tensor.row_tiles}")
+        return (*options, "-DTENSOR_CORES", *sizes, f"-DKEYS={tensor.keys}")
     tile = attention_tile(head_width)
     sizes = (f"-DWARPS={tile.warps}", f"-DROWS={tile.rows}", f"-DSPLIT_WARPS={SPLIT_WARPS}")
-    return (*options, f"-DHEAD_WIDTH={head_width}", *sizes)
+    return (*options, *sizes)
 
 
 def _threads(items: int) -> int:

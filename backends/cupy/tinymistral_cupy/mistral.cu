@@ -17,6 +17,7 @@
 //     VECTOR         how many numbers are loaded at once: 16 bytes of them, or fewer where the
 //                    width of a row, or an address, is not a multiple of 16 bytes
 //     HEAD_WIDTH     d; without it there is no attention
+//     TENSOR_CORES   attention is that of tensor_cores.cu, which follows in the same compilation
 //     WARPS, ROWS, SPLIT_WARPS    the sizes of attention's tiles, see kernels.py
 //
 // In every dtype, everything is computed in float32, and a result is rounded once.
@@ -255,13 +256,19 @@ __device__ bool visible(int64 i, int64 j, int64 window)
 
 constexpr int d = HEAD_WIDTH;
 constexpr int PACKS = d / VECTOR;  // of a row of d numbers
-constexpr int KEYS = LANES;        // a tile of keys: one for each lane
 
 __device__ float minus_infinity() { return __int_as_float(0xff800000); }  // a masked score
 
 // Scores are divided by sqrt(d), and softmax uses powers of 2 in place of exp: queries are
 // multiplied by both factors at once, 1 / sqrt(d) and log2(e).
 __device__ float query_scale() { return LOG2_E / sqrt((double)d); }
+
+// 1 / (sum of the weights); 0 for a row with no visible key, whose result is then zeros.
+__device__ float inverse(float sum) { return sum == 0 ? 0 : 1 / sum; }
+
+#ifndef TENSOR_CORES
+
+constexpr int KEYS = LANES;  // a tile of keys: one for each lane
 
 // The mask of a tile of keys for one query, a bit for each key: every lane computes its own bit.
 __device__ unsigned visible_keys(int64 i, int64 j, int64 window)
@@ -290,10 +297,10 @@ __device__ float weigh(float score, float& largest, float& sum, float& shrink)
     return weight;
 }
 
-// 1 / (sum of the weights); 0 for a row with no visible key, whose result is then zeros.
-__device__ float inverse(float sum) { return sum == 0 ? 0 : 1 / sum; }
-
 // 4a. Many queries: prefill
+//
+// In 16 bits, and on cards of compute capability 8.0 and later, for the usual widths of heads,
+// tensor_cores.cu does the same several times as fast.
 //
 // The rows of a key/value head are its queries: T tokens times the H/K heads that share it, row
 // t · (H/K) + g. A block takes WARPS · ROWS rows and goes through all keys, a tile of 32 at a time:
@@ -665,4 +672,5 @@ extern "C" __global__ void attention_combine(const float* parts, storage* out, i
     out[(token * H + head) * d + column] = narrow(mix * inverse(sum));
 }
 
-#endif
+#endif  // TENSOR_CORES
+#endif  // HEAD_WIDTH
