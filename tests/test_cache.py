@@ -68,6 +68,13 @@ def test_a_new_cache_is_empty():
     assert new_cache(1, 4, None).chunk == BACKEND.chunk
 
 
+def test_a_backend_may_limit_the_tokens_of_all_rows_together(monkeypatch):
+    monkeypatch.setattr(type(BACKEND), "chunk_for", lambda backend, rows: 12 // rows)
+    cache = new_cache(3, 5, None)
+    assert (cache.chunk, cache.capacity) == (4, 5 + 4 - 1)
+    assert new_cache(3, 5, 2).chunk == 2  # as it was asked for
+
+
 def test_padding_takes_no_slot():
     cache = new_cache(2, window=3, chunk=3)
     cache.admit(np.array([[-1, -1, 0], [0, -1, 1]]))

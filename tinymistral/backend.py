@@ -75,6 +75,13 @@ class Backend(ABC):
         """
         return "CPU"
 
+    def chunk_for(self, rows: int) -> int:
+        """Return how many tokens of a row go through the model at once, at most, of so many rows.
+
+        `chunk`, unless a backend limits all rows together.
+        """
+        return self.chunk
+
     def check_memory(self, nbytes: int) -> None:  # noqa: B027, to be overridden where there is need
         """Raise BackendUnavailable if weights of so many bytes do not fit.
 

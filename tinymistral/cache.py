@@ -46,7 +46,7 @@ class RollingCache:
         self.config = config
         self.backend = backend
         self.window = config.sliding_window
-        self.chunk = backend.chunk if chunk is None else chunk
+        self.chunk = backend.chunk_for(rows) if chunk is None else chunk
         if not 1 <= self.chunk < 2**31:
             raise ValueError(f"chunk: expected 1 to {2**31 - 1} tokens, got {chunk}")
         no_slots = (rows, 0, config.num_key_value_heads, config.head_dim)

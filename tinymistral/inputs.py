@@ -70,7 +70,7 @@ def check_inputs(
 
     cache = past_key_values
     if cache is None:
-        cache = model.new_cache(B, max(T, backend.chunk) if in_one_piece else None)
+        cache = model.new_cache(B, max(T, backend.chunk_for(B)) if in_one_piece else None)
     else:
         check_cache(cache, model)
         if len(cache.count) != B:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tiny import ids, tiny_model
 
 from cuda_emulator.cupy_stand_in import _card
 from tinymistral.conformance import oracle
@@ -124,6 +125,22 @@ def test_angles_are_float64_until_they_are_rounded(float16):
     np.testing.assert_allclose(cos.get()[0, real], np.cos(angles)[0, real], atol=2e-4)
     np.testing.assert_allclose(sin.get()[0, real], np.sin(angles)[0, real], atol=2e-4)
     assert np.isfinite(cos.get()).all()
+
+
+# Pieces
+
+
+@pytest.mark.parametrize(("rows", "tokens"), [(1, 4096), (2, 2048), (3, 1365), (5000, 1)])
+def test_a_piece_has_at_most_4096_tokens_of_all_rows(float16, rows, tokens):
+    cache = tiny_model(float16).new_cache(rows)
+    assert cache.chunk == tokens
+    assert cache.capacity == cache.window + tokens - 1
+
+
+def test_a_short_prompt_is_one_piece(float16, launches):
+    model = tiny_model(float16, num_hidden_layers=1)
+    model(ids(1, 600), past_key_values=model.new_cache(1))
+    assert [launch.kernel for launch in launches].count("scatter") == 2  # of keys, of values
 
 
 # Uploads
