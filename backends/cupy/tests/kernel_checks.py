@@ -296,13 +296,25 @@ def rising_scores(kernels: Kernels, dtype: str, case: Attention) -> None:
     mix_agrees(attend(kernels, q, k, v, where), q, k, v, where, dtype)
 
 
-def follows_positions(kernels: Kernels, dtype: str, case: Attention) -> None:
-    """Each call is about its own positions, also if the memory or the shape is that of the last."""
-    q, k, v = case.qkv(dtype)
-    q_positions, k_positions, window = case.visibility
-    for shift in (0, 1, case.S // 2):
-        where = (q_positions, np.roll(k_positions, shift, axis=1), window)
+def follows_positions(kernels: Kernels, dtype: str) -> None:
+    """Each call is about its own positions: the one tile of three that is visible moves on."""
+    q, k, v = (drawn(dtype, 1, n, 1, 16, seed=n) for n in (34, 192, 193))
+    v = v[:, 1:]
+    for tile in range(3):
+        where = (np.arange(150, 184)[None], np.roll(np.arange(192), 64 * tile)[None], 20)
         mix_agrees(attend(kernels, q, k, v, where), q, k, v, where, dtype)
+
+
+def skips_what_is_empty(kernels: Kernels, dtype: str) -> None:
+    """Tiles that are visible but for an empty slot, which holds NaN, and but for a padding query."""
+    q, k, v = (drawn(dtype, 1, n, 1, 16, seed=n) for n in (34, 128, 129))
+    v, at, of = v[:, 1:], np.full((1, 34), 1000), np.arange(128)[None]
+    for padding, empty in ((5, 0), (0, 10)):
+        q_positions, k_positions = at.copy(), of.copy()
+        q_positions[0, :padding], k_positions[0, :empty] = -1, -1
+        where = (q_positions, k_positions, None)
+        unread = (filled(array, k_positions < 0, np.nan) for array in (k, v))
+        mix_agrees(attend(kernels, q, *unread, where), q, k, v, where, dtype)
 
 
 S_FETCHED, WINDOW_FETCHED = 512, 129
@@ -335,6 +347,12 @@ def fetches(kernels: Kernels, dtype: str, last: int, tiles: int, edges: int) -> 
     assert costs["? k_positions[slot]"] == edges * 64 * 8 * (4 * 8)
 
 
+def fetches_at_ends_of_tiles(kernels: Kernels, dtype: str) -> None:
+    """The last of four tokens is the last of a tile, the first of one, and the second."""
+    for last, tiles, edges in ((447, 3, 2), (448, 4, 3), (449, 4, 4)):
+        fetches(kernels, dtype, last, tiles, edges)
+
+
 def is_free_of_conflicts(kernels: Kernels, dtype: str, d: int) -> None:
     """Each access touches the fewest sectors, and no two lanes of it the same bank."""
     with collecting() as launches:
@@ -348,8 +366,22 @@ def is_free_of_conflicts(kernels: Kernels, dtype: str, d: int) -> None:
             assert counts.sectors == counts.fewest_sectors, source[line - 1]
 
 
+def has_34_parts(kernels: Kernels, dtype: str) -> None:
+    """A split for each 128 of 4300 slots, more than a warp has lanes; the last key counts most."""
+    q, k, v = (drawn(dtype, 1, n, h, 6, seed=n + h) for n, h in ((1, 2), (4300, 1), (4300, 1)))
+    k[0, -1, 0] = 8 * q[0, 0, 0]
+    where = (np.full((1, 1), 4299), np.arange(4300)[None], None)
+    with collecting() as launches:
+        out = attend(kernels, q, k, v, where)
+    mix_agrees(out, q, k, v, where, dtype)
+    assert [launch.grid[0] for launch in launches] == [34, 2]
+
+
 def goes_in_rounds(kernels: Kernels, dtype: str, multiprocessors: int) -> None:
-    """With few multiprocessors, and so few splits, each split takes several tiles."""
+    """With few multiprocessors, and so few splits, each split takes several tiles.
+
+    With one multiprocessor and two heads a block has two warps, else four.
+    """
     number, kernels._multiprocessors = kernels._multiprocessors, multiprocessors
     try:
         mixes(kernels, dtype, Attention(1, 1, 1000, 2, 4, 6, None, 0, 1))

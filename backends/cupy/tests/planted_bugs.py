@@ -51,6 +51,7 @@ CHECKS: dict[str, Callable[[Kernels, str], None]] = {
     "split, all masked": lambda kernels, dtype: check.zeros(kernels, dtype, SPLIT_ALL_MASKED),
     "split, far": lambda kernels, dtype: check.has_exact_far_positions(kernels, dtype, 1, 2),
     "split, in rounds": lambda kernels, dtype: check.goes_in_rounds(kernels, dtype, 1),
+    "split, 34 parts": lambda kernels, dtype: check.has_34_parts(kernels, dtype),
     "split, last key": lambda kernels, dtype: only_the_last_key_of_a_tile(kernels, dtype, 3),
     "tiles": lambda kernels, dtype: check.mixes(kernels, dtype, TILES),
     "tiles, part of a cache": lambda kernels, dtype: check.mixes(kernels, dtype, TILES, spare=3),
@@ -84,14 +85,14 @@ CHECKS: dict[str, Callable[[Kernels, str], None]] = {
     "tensor, last query": lambda kernels, dtype: check.the_last_key_is_visible_to_the_last_query(
         kernels, dtype, 40, 16
     ),
-    "tensor, other positions": lambda kernels, dtype: check.follows_positions(
-        kernels, dtype, TENSOR
-    ),
+    "tensor, other positions": check.follows_positions,
     "tensor, at an odd address": lambda kernels, dtype: check.mixes(
         kernels, dtype, TENSOR, offset=4
     ),
     "tensor, far rows": lambda kernels, dtype: check.in_far_rows(kernels, dtype, 40, 16),
     "tensor, costs": lambda kernels, dtype: check.fetches(kernels, dtype, 511, 3, 2),
+    "tensor, ends of tiles": check.fetches_at_ends_of_tiles,
+    "tensor, empty": check.skips_what_is_empty,
     "tensor, conflicts": lambda kernels, dtype: check.is_free_of_conflicts(kernels, dtype, 64),
 }
 
@@ -188,7 +189,7 @@ TENSOR_BUGS = [
         "a tile that begins at the last query is left out",
         "keys.least <= queries.greatest",
         "keys.least < queries.greatest",
-        "tensor, other positions",
+        "tensor, ends of tiles",
     ),
     (
         "a tile that ends at the window's first key is left out",
@@ -206,31 +207,31 @@ TENSOR_BUGS = [
         "tiles of the future are fetched",
         "keys.least <= queries.greatest &&",
         "true &&",
-        "tensor, costs",
+        "tensor, ends of tiles",
     ),
     (
         "a tile one key in the future is whole",
         "keys.greatest <= queries.least &&",
         "keys.greatest - 1 <= queries.least &&",
-        "tensor, last query",
+        "tensor, ends of tiles",
     ),
     (
         "a tile one key before the window is whole",
         "queries.greatest - keys.least < window",
         "queries.greatest - keys.least <= window",
-        "tensor, window",
+        "tensor, ends of tiles",
     ),
     (
         "empty slots do not matter",
         "queries.whole && keys.whole &&",
         "queries.whole &&",
-        "tensor, all masked",
+        "tensor, empty",
     ),
     (
         "padding does not matter",
         "queries.whole && keys.whole &&",
         "keys.whole &&",
-        "tensor, all masked",
+        "tensor, empty",
     ),
     (
         "slots past the last have positions",
@@ -503,9 +504,45 @@ BUGS = [
     ),
     Bug(
         "the last split is dropped",
-        "splits, gridDim.x,\n",
-        "splits - 1, gridDim.x,\n",
+        "x[n] = first + n < splits ?",
+        "x[n] = first + n < splits - 1 ?",
         "split",
+    ),
+    Bug(
+        "splits from the 33rd on are dropped",
+        "for (int first = 0; first < splits; first += LANES) {",
+        "for (int first = 0; first < 1; first += LANES) {",
+        "split, 34 parts",
+    ),
+    Bug(
+        "the largest score of the first 32 splits",
+        "for (int p = lane; p < splits; p += LANES)\n",
+        "for (int p = lane; p < min(splits, LANES); p += LANES)\n",
+        "split, 34 parts",
+    ),
+    Bug(
+        "sums of weights are read past the last split",
+        "if (p < splits) sum += sums",
+        "sum += sums",
+        "split",
+    ),
+    Bug(
+        "splits are added as if they had one largest score",
+        "const float shrink = p < splits ? exp2f(largest[p * step] - base) : 0;",
+        "const float shrink = p < splits ? 1 : 0;",
+        "split",
+    ),
+    Bug(
+        "a block of two warps goes on as one of four",
+        "         first += gridDim.x * warps * KEYS) {",
+        "         first += gridDim.x * SPLIT_WARPS * KEYS) {",
+        "split, in rounds",
+    ),
+    Bug(
+        "blocks of two warps are merged as four",
+        "&warp_mix[0][r][column], warps, N, one_largest,",
+        "&warp_mix[0][r][column], SPLIT_WARPS, N, one_largest,",
+        "split, in rounds",
     ),
     Bug(
         "scratch memory without room for sums",

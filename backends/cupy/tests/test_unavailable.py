@@ -194,6 +194,19 @@ def test_the_name_of_the_emulated_device():
     assert EmulatedBackend.device() == "CPU, emulating sm_90"
 
 
+@pytest.mark.parametrize(
+    ("arch", "said"),
+    [
+        ("sm_90", "prompts by tensor cores in float16 and bfloat16, for heads of 16, 32, 64, 128 "),
+        ("sm_80", "prompts by tensor cores in float16 and bfloat16, for heads of 16, 32, 64, 128 "),
+        ("sm_75", "prompts by plain kernels; those for tensor cores need compute capability 8.0"),
+    ],
+)
+def test_which_kernels_will_run_on_a_card_is_said(monkeypatch, arch, said):
+    monkeypatch.setenv("CUDA_EMULATOR_ARCH", arch)
+    assert EmulatedBackend.details().startswith(said)
+
+
 # Importing
 
 

@@ -18,7 +18,8 @@
 //                    width of a row, or an address, is not a multiple of 16 bytes
 //     HEAD_WIDTH     d; without it there is no attention
 //     TENSOR_CORES   attention is that of tensor_cores.cu, which follows in the same compilation
-//     WARPS, ROWS, SPLIT_WARPS    the sizes of attention's tiles, see kernels.py
+//     WARPS, ROWS, SPLIT_WARPS    the sizes of attention's tiles, and the most warps of a split's
+//                    block, see kernels.py
 //
 // In every dtype, everything is computed in float32, and a result is rounded once.
 
@@ -499,7 +500,7 @@ __device__ void add_columns(float (&mix)[N][COLUMNS], const float (&weights)[N],
                             const unsigned (&mask)[N], Address address)
 {
     const int lane = threadIdx.x % LANES, team = lane / TEAM, member = lane % TEAM;
-    #pragma unroll (16 / N)  // as many loads at once as there are registers for
+    #pragma unroll (32 / N)  // as many loads at once as there are registers for
     for (int step = 0; step < TEAM; step++) {
         const int key = team * TEAM + step;
         float x[COLUMNS];
@@ -512,9 +513,9 @@ __device__ void add_columns(float (&mix)[N][COLUMNS], const float (&weights)[N],
     }
 }
 
-// Merge the results of several parts of the keys, for one column of one row. A part's weights are
-// relative to its own largest score; relative to the largest of all they shrink, as in `weigh`.
-// Part p has largest[p · step], sum[p · step] and mix[p · step · d].
+// Merge the results of several warps, for one column of one row. A warp's weights are relative to
+// its own largest score; relative to the largest of all they shrink, as in `weigh`. Warp p has
+// largest[p · step], sum[p · step] and mix[p · step · d].
 __device__ void merge(const float* largest, const float* sum, const float* mix, int parts, int step,
                       float& all_largest, float& all_sum, float& all_mix)
 {
@@ -540,6 +541,7 @@ __device__ void split(const storage* q, const storage* k, const storage* v,
                       int S, int H, int K, int64 stride, int64 window)
 {
     const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
+    const int warps = blockDim.x / LANES;  // at most SPLIT_WARPS
     const int team = lane / TEAM, member = lane % TEAM;
     const int group = H / K, rows = T * group, blocks = (rows + N - 1) / N;
     const int kv_head = blockIdx.y / blocks, first_row = blockIdx.y % blocks * N, b = blockIdx.z;
@@ -558,8 +560,8 @@ __device__ void split(const storage* q, const storage* k, const storage* v,
         sum[r] = 0;
     }
 
-    for (int first = (blockIdx.x * SPLIT_WARPS + warp) * KEYS; first < S;
-         first += gridDim.x * SPLIT_WARPS * KEYS) {
+    for (int first = (blockIdx.x * warps + warp) * KEYS; first < S;
+         first += gridDim.x * warps * KEYS) {
         const int64 j = first + lane < S ? k_positions[(int64)b * S + first + lane] : -1;
         unsigned mask[N], any = 0, all = ALL;
         UNROLL for (int r = 0; r < N; r++) {
@@ -576,7 +578,7 @@ __device__ void split(const storage* q, const storage* k, const storage* v,
         };
 
         float score[N];
-        #pragma unroll (16 / N)
+        #pragma unroll (32 / N)
         for (int step = 0; step < TEAM; step++) {
             const int key = team * TEAM + step;
             float x[COLUMNS];
@@ -623,11 +625,11 @@ __device__ void split(const storage* q, const storage* k, const storage* v,
     const int64 rows_of_all = (int64)gridDim.z * K * rows, in_all = gridDim.x * rows_of_all;
     float* const largest_parts = parts + in_all * d;
     float* const sum_parts = largest_parts + in_all;
-    for (int n = threadIdx.x; n < N * d && first_row + n / d < rows; n += SPLIT_WARPS * LANES) {
+    for (int n = threadIdx.x; n < N * d && first_row + n / d < rows; n += warps * LANES) {
         const int r = n / d, column = n % d;
         float one_largest, one_sum, one_mix;
-        merge(&warp_largest[0][r], &warp_sum[0][r], &warp_mix[0][r][column], SPLIT_WARPS, N,
-              one_largest, one_sum, one_mix);
+        merge(&warp_largest[0][r], &warp_sum[0][r], &warp_mix[0][r][column], warps, N, one_largest,
+              one_sum, one_mix);
         const int64 row = ((int64)b * K + kv_head) * rows + first_row + r;
         const int64 part = blockIdx.x * rows_of_all + row;
         parts[part * d + column] = one_mix;
@@ -655,21 +657,39 @@ attention_split_8(const storage* q, const storage* k, const storage* v, const in
 }
 
 // Merge the splits of a row, and divide: a block a row, in the order (B, K, T · H/K), a thread for
-// each column.
+// each column. It does what `merge` does, but reads 32 parts at once, since there may be as many,
+// and one after the other they would take as long as the attention itself.
 extern "C" __global__ void attention_combine(const float* parts, storage* out, int splits, int T,
                                              int H, int K)
 {
     const int group = H / K, rows = T * group;
     const int row = blockIdx.x % rows, kv_head = blockIdx.x / rows % K;
-    const int64 b = blockIdx.x / rows / K, in_all = (int64)splits * gridDim.x;
+    const int64 b = blockIdx.x / rows / K, step = gridDim.x, in_all = splits * step;
+    const int lane = threadIdx.x % LANES, column = min(threadIdx.x, d - 1);
+    const float* const mixes = parts + (int64)blockIdx.x * d + column;
     const float* const largest = parts + in_all * d + blockIdx.x;
-    const int column = threadIdx.x;
-    if (column >= d) return;
-    float all_largest, sum, mix;
-    merge(largest, largest + in_all, parts + (int64)blockIdx.x * d + column, splits, gridDim.x,
-          all_largest, sum, mix);
+    const float* const sums = largest + in_all;
+
+    float all_largest = minus_infinity();
+    for (int p = lane; p < splits; p += LANES)
+        all_largest = fmaxf(all_largest, largest[p * step]);
+    all_largest = lanes_max(all_largest);
+    const float base = all_largest == minus_infinity() ? 0 : all_largest;
+
+    float sum = 0, mix = 0;
+    for (int first = 0; first < splits; first += LANES) {
+        // Each lane has the factor of one part, and the others read it from there.
+        const int p = first + lane;
+        const float shrink = p < splits ? exp2f(largest[p * step] - base) : 0;
+        if (p < splits) sum += sums[p * step] * shrink;
+        float x[LANES];
+        UNROLL for (int n = 0; n < LANES; n++)
+            x[n] = first + n < splits ? mixes[(first + n) * step * d] : 0;
+        UNROLL for (int n = 0; n < LANES; n++) mix += x[n] * __shfl_sync(ALL, shrink, n);
+    }
+    const float scale = inverse(lanes_sum(sum));
     const int64 token = b * T + row / group, head = kv_head * group + row % group;
-    out[(token * H + head) * d + column] = narrow(mix * inverse(sum));
+    if (threadIdx.x < d) out[(token * H + head) * d + column] = narrow(mix * scale);
 }
 
 #endif  // TENSOR_CORES
