@@ -61,12 +61,22 @@ def test_json_has_the_same_and_more(plugins: Plugins) -> None:
         "default": False,
         "device": "Abacus 3000",
         "dtypes": ["float64", "float32"],
+        "details": None,
         "reason": None,
         "remedy": None,
     }
     assert next(iter(rows)) == "tinymistral"
     assert rows["tinymistral"]["default"] is True
     assert json.loads(good("backends", "--json"))["default"] == "numpy"
+
+
+def test_what_else_one_says_of_itself_is_on_the_line_below(plugins: Plugins) -> None:
+    details = "    @classmethod\n    def details(cls): return 'with  beads of\\nwood'\n"
+    plugins.install("thing", f"{GOOD}\n{details}", "good = thing:Good")
+    lines = good("backends").splitlines()
+    row = next(number for number, line in enumerate(lines) if line.split()[:1] == ["good"])
+    assert lines[row + 1] == "       with beads of wood"
+    assert listed()["thing"]["details"] == "with beads of wood"
 
 
 def test_why_one_cannot_run_and_what_to_do_are_on_separate_lines(plugins: Plugins) -> None:

@@ -1,6 +1,7 @@
 """Which backends are installed, how one is chosen, and the errors for those that cannot be."""
 
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from tinymistral import (
     installed_backends,
     load_backend,
 )
-from tinymistral.discovery import InstalledBackend
+from tinymistral.discovery import InstalledBackend, details_of
 from tinymistral.numpy_backend import NumpyBackend
 from tinymistral.operations import PlainBackend
 
@@ -363,6 +364,21 @@ def test_a_device_that_fails(body: str, reason: str, plugins: Plugins) -> None:
     source = f"{HEAD}\n    @classmethod\n    def device(cls):\n        {body}\n"
     plugins.install("thing", source, "good = thing:Good")
     assert f"'good' of thing 1.2 cannot run: {reason}; reinstall thing, or" in refusal("good")
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("raise OSError(5, 'asleep')", "details() fails: OSError: [Errno 5] asleep"),
+        ("return None", "details() returns None; expected a text"),
+    ],
+)
+def test_details_that_fail(body: str, reason: str, plugins: Plugins) -> None:
+    source = f"{HEAD}\n    @classmethod\n    def details(cls):\n        {body}\n"
+    plugins.install("thing", source, "good = thing:Good")
+    installed = next(one for one in installed_backends() if one.name == "good")
+    with pytest.raises(BackendUnavailable, match=re.escape(reason)):
+        details_of(load_backend("good"), installed)
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,14 @@ class Backend(ABC):
         """
         return "CPU"
 
+    @classmethod
+    def details(cls) -> str:
+        """Say on one line what else there is to know about how it computes here; "": nothing.
+
+        For `tinymistral backends`. Called after `device`, where that did not raise.
+        """
+        return ""
+
     def chunk_for(self, rows: int) -> int:
         """Return how many tokens of a row go through the model at once, at most, of so many rows.
 

@@ -167,6 +167,15 @@ def open_backend(
     return kind, one_line(device, 60)
 
 
+def details_of(kind: type[Backend], installed: InstalledBackend) -> str:
+    """Return what a backend that can run says of how it computes here, on one line."""
+    with _faults("details() fails", installed):
+        details = kind.details()
+    if not isinstance(details, str):
+        raise _broken(f"details() returns {one_line(repr(details))}; expected a text", installed)
+    return one_line(details)
+
+
 def load_class(installed: InstalledBackend, others: Sequence[InstalledBackend]) -> type[Backend]:
     """Import and check the class of a backend; `others` are all that are installed."""
     if installed != BUILT_IN.get(installed.name):

@@ -1,8 +1,8 @@
 """List the installed backends, and which of them can run here.
 
-Each has its device and dtypes, or why it cannot run and what to do. A star
-marks the default, which is used without --backend: TINYMISTRAL_BACKEND, else
-numpy.
+Each has its device and dtypes, and what else it says of itself, or why it
+cannot run and what to do. A star marks the default, which is used without
+--backend: TINYMISTRAL_BACKEND, else numpy.
 
   tinymistral backends
   tinymistral backends --json
@@ -27,6 +27,7 @@ EPILOG = """\
     name, distribution, version, entry_point
     default           whether it is used without --backend
     device, dtypes    what it computes on, and in; null if it cannot run
+    details           what else it says of itself, or null
     reason, remedy    why it cannot run, and what to do; null if it can
   default             the name of the default, installed or not
 
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
 def describe(installed: InstalledBackend, everything: Sequence[InstalledBackend]) -> dict[str, Any]:
     """Return what --json prints of a backend."""
     from tinymistral.backend import BackendUnavailable
-    from tinymistral.discovery import BUILT_IN, default_name, open_backend
+    from tinymistral.discovery import BUILT_IN, default_name, details_of, open_backend
 
     never = installed.name in BUILT_IN and installed != BUILT_IN[installed.name]
     row: dict[str, Any] = {
@@ -71,18 +72,19 @@ def describe(installed: InstalledBackend, everything: Sequence[InstalledBackend]
         "version": one_line(installed.version, 40),
         "entry_point": one_line(installed.entry_point, 80),
         "default": installed.name == default_name() and not never,
-        **dict.fromkeys(("device", "dtypes", "reason", "remedy")),
+        **dict.fromkeys(("device", "dtypes", "details", "reason", "remedy")),
     }
     try:
-        kind, row["device"] = open_backend(installed, everything)
-        row["dtypes"] = list(kind.dtypes)
+        kind, device = open_backend(installed, everything)
+        details = details_of(kind, installed) or None
+        row |= {"device": device, "dtypes": list(kind.dtypes), "details": details}
     except BackendUnavailable as error:
         row["reason"], row["remedy"] = error.reason, error.remedy
     return row
 
 
 def as_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the rows in columns; why a backend cannot run is on lines below its row."""
+    """Return the rows in columns; details, or why a backend cannot run, are on lines below."""
     cells = [HEADER]
     for row in rows:
         columns = (row[column] for column in HEADER[1:4])
@@ -91,6 +93,8 @@ def as_table(rows: Sequence[dict[str, Any]]) -> str:
     text = ""
     for line, row in zip(table(cells), [{}, *rows], strict=True):
         text += f"{line}\n"
+        if row.get("details"):
+            text += f"       {row['details']}\n"
         if row.get("reason"):
             text += f"       cannot run: {row['reason']}\n       {row['remedy']}\n"
     return text

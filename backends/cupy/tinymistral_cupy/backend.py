@@ -23,7 +23,7 @@ from tinymistral_cupy.card import (
     first_line,
     import_cupy,
 )
-from tinymistral_cupy.kernels import Kernels
+from tinymistral_cupy.kernels import TENSOR_CAPABILITY, TENSOR_WIDTHS, Kernels
 from tinymistral_cupy.uploads import Upload
 
 DTYPES = {
@@ -58,6 +58,14 @@ class CupyBackend(Backend):
     @classmethod
     def device(cls) -> str:
         return check_card(cls.module())
+
+    @classmethod
+    def details(cls) -> str:
+        widths = ", ".join(map(str, TENSOR_WIDTHS))
+        if int(cls.module().cuda.Device().compute_capability) >= TENSOR_CAPABILITY:
+            return f"prompts by tensor cores in float16 and bfloat16, for heads of {widths} numbers"
+        least = f"{TENSOR_CAPABILITY // 10}.{TENSOR_CAPABILITY % 10}"
+        return f"prompts by plain kernels; those for tensor cores need compute capability {least}"
 
     def __init__(self, dtype: str | None = None):
         """Compile the kernels for the card; raise BackendUnavailable where that fails."""
