@@ -306,7 +306,7 @@ def follows_positions(kernels: Kernels, dtype: str) -> None:
 
 
 def skips_what_is_empty(kernels: Kernels, dtype: str) -> None:
-    """Tiles that are visible but for an empty slot, which holds NaN, and but for a padding query."""
+    """Tiles that are visible but for some empty slots, which hold NaN, or some padding."""
     q, k, v = (drawn(dtype, 1, n, 1, 16, seed=n) for n in (34, 128, 129))
     v, at, of = v[:, 1:], np.full((1, 34), 1000), np.arange(128)[None]
     for padding, empty in ((5, 0), (0, 10)):

@@ -82,9 +82,6 @@ CHECKS: dict[str, Callable[[Kernels, str], None]] = {
     "tensor, all masked": lambda kernels, dtype: check.zeros(kernels, dtype, TENSOR_ALL_MASKED),
     "tensor, large scores": lambda kernels, dtype: check.large_scores(kernels, dtype, TENSOR),
     "tensor, rising scores": lambda kernels, dtype: check.rising_scores(kernels, dtype, TENSOR),
-    "tensor, last query": lambda kernels, dtype: check.the_last_key_is_visible_to_the_last_query(
-        kernels, dtype, 40, 16
-    ),
     "tensor, other positions": check.follows_positions,
     "tensor, at an odd address": lambda kernels, dtype: check.mixes(
         kernels, dtype, TENSOR, offset=4
