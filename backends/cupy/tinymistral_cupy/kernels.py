@@ -359,8 +359,8 @@ def compile_options(
         return options
     options += (f"-DHEAD_WIDTH={head_width}",)
     if tensor:
-        sizes = (f"-DWARPS={tensor.warps}", f"-DROW_TILES={tensor.row_tiles}")
-        return (*options, "-DTENSOR_CORES", *sizes, f"-DKEYS={tensor.keys}")
+        rows = (f"-DWARPS={tensor.warps}", f"-DROW_TILES={tensor.row_tiles}")
+        return (*options, "-DTENSOR_CORES", *rows, f"-DKEYS={tensor.keys}")
     tile = attention_tile(head_width)
     sizes = (f"-DWARPS={tile.warps}", f"-DROWS={tile.rows}", f"-DSPLIT_WARPS={SPLIT_WARPS}")
     return (*options, *sizes)

@@ -659,8 +659,8 @@ attention_split_8(const storage* q, const storage* k, const storage* v, const in
 // Merge the splits of a row, and divide: a block a row, in the order (B, K, T · H/K), a thread for
 // each column. It does what `merge` does, but reads 32 parts at once, since there may be as many,
 // and one after the other they would take as long as the attention itself.
-extern "C" __global__ void attention_combine(const float* parts, storage* out, int splits, int T,
-                                             int H, int K)
+extern "C" __global__ void __launch_bounds__(256, 4)
+attention_combine(const float* parts, storage* out, int splits, int T, int H, int K)
 {
     const int group = H / K, rows = T * group;
     const int row = blockIdx.x % rows, kv_head = blockIdx.x / rows % K;

@@ -1,24 +1,26 @@
-// Attention of many queries on tensor cores, in 16 bits: to be read after `attention` in mistral.cu.
+// Attention of many queries on tensor cores, in 16 bits: to be read after `attention` in
+// mistral.cu.
 //
-// A tensor core multiplies two small matrices that lie in the registers of a warp, some ten times as
-// fast as its threads could. Cards of compute capability 8.0 and later have the instructions that
-// are used here. This file is compiled behind mistral.cu, for heads of 16, 32, 64 or 128 numbers:
+// A tensor core multiplies two small matrices that lie in the registers of a warp, some ten times
+// as fast as its threads could. Cards of compute capability 8.0 and later have the instructions
+// that are used here. This file is compiled behind mistral.cu, for heads of 16, 32, 64 or 128
+// numbers:
 //
 //     TENSOR_CORES            leave out mistral.cu's own attention
 //     WARPS, ROW_TILES, KEYS  the sizes of tiles, see kernels.py
 //
 // The contract is that of `attention`, and so are the rows: the queries of a key/value head, T
 // tokens times the H/K heads that share it. The shape is that of FlashAttention-2 (Dao 2023,
-// https://arxiv.org/abs/2307.08691). A block takes ROWS rows, a warp 16 · ROW_TILES of them; it goes
-// through the tiles of KEYS keys that are visible to any of its rows, and while it computes with one
-// tile, the next is on its way. Scores and mix stay in registers.
+// https://arxiv.org/abs/2307.08691). A block takes ROWS rows, a warp 16 · ROW_TILES of them; it
+// goes through the tiles of KEYS keys that are visible to any of its rows, and while it computes
+// with one tile, the next is on its way. Scores and mix stay in registers.
 
 constexpr int THREADS = WARPS * LANES;
 constexpr int WARP_ROWS = 16 * ROW_TILES;
 constexpr int ROWS = WARPS * WARP_ROWS;
 
-// In shared memory a row is followed by 16 unused bytes. So the 16 bytes at one column of 8 rows, one
-// below the other, lie in different banks, for each width above.
+// In shared memory a row is followed by 16 unused bytes. So the 16 bytes at one column of 8 rows,
+// one below the other, lie in different banks, for each width above.
 constexpr int PITCH = d + VECTOR;       // numbers from a row to the next
 constexpr int TILE = KEYS * PITCH;      // numbers of a tile of keys, or of values
 constexpr unsigned BYTES = sizeof(storage);
@@ -30,8 +32,8 @@ static_assert(VECTOR == 8 && THREADS % PACKS == 0 && KEYS % ROWS_AT_ONCE == 0, "
 
 // 1. Instructions that C++ has no words for
 //
-// From the PTX ISA manual, which calls what a lane has of a matrix its fragment; g is lane / 4, t is
-// lane % 4. A register has two numbers, the first in the lower half.
+// From the PTX ISA manual, which calls what a lane has of a matrix its fragment; g is lane / 4, t
+// is lane % 4. A register has two numbers, the first in the lower half.
 
 // Two numbers, rounded to nearest.
 __device__ unsigned pair(float first, float second)
@@ -64,9 +66,9 @@ __device__ void multiply(float (&sum)[4], const unsigned (&a)[4], unsigned low, 
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(low), "r"(high));
 }
 
-// Four matrices of 8 × 8 from shared memory. Lane 8m + r gives the address of row r of matrix m, and
-// receives in to[m] of matrix m: row g, columns 2t, 2t + 1; by `load_transposed`: column g, rows 2t,
-// 2t + 1.
+// Four matrices of 8 × 8 from shared memory. Lane 8m + r gives the address of row r of matrix m,
+// and receives in to[m] of matrix m: row g, columns 2t, 2t + 1; by `load_transposed`: column g,
+// rows 2t, 2t + 1.
 __device__ void load_matrices(unsigned (&to)[4], unsigned address)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -170,7 +172,8 @@ __device__ unsigned not_finite(unsigned two)
 
 __device__ unsigned two_at(const storage* p) { return *reinterpret_cast<const unsigned*>(p); }
 
-// Add those of a row of values, to each row of the mix that sees its key; `sees` has a bit for each.
+// Add those of a row of values, to each row of the mix that sees its key; `sees` has a bit for
+// each.
 __device__ void add_not_finite(float (&mix)[ROW_TILES][d / 8][4], const storage* row, unsigned sees)
 {
     UNROLL for (int n = 0; n < d / 8; n++) {
@@ -186,6 +189,8 @@ __device__ void add_not_finite(float (&mix)[ROW_TILES][d / 8][4], const storage*
 
 
 // 4. Attention
+
+constexpr float LOWEST = -3.40282347e38f;
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
 attention_tensor_cores(const storage* q, const storage* k, const storage* v,
@@ -231,8 +236,8 @@ attention_tensor_cores(const storage* q, const storage* k, const storage* v,
     }
     __syncthreads();
 
-    // The tiles are examined 32 at a time, each by a lane: `some` has a bit for each of them that is
-    // still to come, `all` for each that is visible to all rows.
+    // The tiles are examined 32 at a time, each by a lane: `some` has a bit for each of them that
+    // is still to come, `all` for each that is visible to all rows.
     int next_group = 0;
     unsigned some = 0, all = 0;
     const auto advance = [&]() {  // to the next tile; -1 after the last
@@ -278,20 +283,20 @@ attention_tensor_cores(const storage* q, const storage* k, const storage* v,
     const auto position = [&](int r) { return at[my_rows + r * 8 + g]; };
     float base[2 * ROW_TILES], sum[2 * ROW_TILES], mix[ROW_TILES][d / 8][4] = {};
     UNROLL for (int r = 0; r < 2 * ROW_TILES; r++) {
-        base[r] = minus_infinity();
+        base[r] = LOWEST;
         sum[r] = 0;
     }
 
-    // Where this lane's row begins, for `load_matrices`. The four matrices lie, with the first at the
-    // top left: of queries and values, the second below, the third to the right; of keys, the second
-    // to the right, the third below.
+    // Where this lane's row begins, for `load_matrices`. The four matrices lie, with the first at
+    // the top left: of queries and values, the second below, the third to the right; of keys, the
+    // second to the right, the third below.
     const unsigned query_at =
         queries + ((my_rows + lane % 16) * PITCH + lane / 16 * 8) * BYTES;
     const unsigned key_at = ((lane / 16 * 8 + lane % 8) * PITCH + lane / 8 % 2 * 8) * BYTES;
     const unsigned value_at = (TILE + lane % 16 * PITCH + lane / 16 * 8) * BYTES;
 
     int next = advance(), parity = 0;
-    bool next_whole = all & 1u << next % LANES;
+    bool next_whole = all >> (next & LANES - 1) & 1;
     if (next >= 0) fetch(next, buffers);
     while (next >= 0) {
         const int first = next * KEYS;
@@ -299,7 +304,7 @@ attention_tensor_cores(const storage* q, const storage* k, const storage* v,
         const unsigned tile = buffers + parity * (2 * TILE * BYTES);
         storage* const values = shared + (ROWS * PITCH + parity * (2 * TILE) + TILE);
         next = advance();
-        next_whole = all & 1u << next % LANES;
+        next_whole = all >> (next & LANES - 1) & 1;
         parity ^= 1;
 
         // After this barrier all have fetched their part of the tile, and have done with the last
@@ -341,9 +346,11 @@ attention_tensor_cores(const storage* q, const storage* k, const storage* v,
                             score[r / 2][n][r % 2 * 2 + e] = minus_infinity();
                 }
 
-        // Softmax in one pass, as in `weigh`, with weights 2^(score - base). The base is the largest
-        // score, but it follows only when that is more than SLACK larger: so most tiles need no
-        // rescaling, and weights, which are up to 2^SLACK, do not overflow in 16 bits.
+        // Softmax in one pass, as in `weigh`, with weights 2^(score - base). The base is the
+        // largest score, but it follows only when that is more than SLACK larger: so most tiles
+        // need no rescaling, and weights, which are up to 2^SLACK, do not overflow in 16 bits. At
+        // first it is the lowest finite number, from which a masked score, -infinity, can be
+        // subtracted.
         constexpr float SLACK = 8;
         float largest[2 * ROW_TILES];
         bool grew = false;
@@ -392,11 +399,10 @@ attention_tensor_cores(const storage* q, const storage* k, const storage* v,
         UNROLL for (int c = 0; c < KEYS / 16; c++) {
             unsigned x[ROW_TILES][4];
             UNROLL for (int r = 0; r < 2 * ROW_TILES; r++) {
-                const float from = base[r] == minus_infinity() ? 0 : base[r];
                 UNROLL for (int half = 0; half < 2; half++) {
                     const float* const s = &score[r / 2][2 * c + half][r % 2 * 2];
-                    const float even = exp2f(s[0] * query_scale() - from);
-                    const float odd = exp2f(s[1] * query_scale() - from);
+                    const float even = exp2f(s[0] * query_scale() - base[r]);
+                    const float odd = exp2f(s[1] * query_scale() - base[r]);
                     sum[r] += even + odd;
                     x[r / 2][2 * half + r % 2] = pair(even, odd);
                 }
