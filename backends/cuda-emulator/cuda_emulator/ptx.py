@@ -187,7 +187,9 @@ def _variable(found: re.Match[str]) -> Variable:
     width = TYPE_BYTES[type_]
     data = b""
     if initial is not None:
-        numbers = [int(n, 0) for n in re.findall(r"-?\w+", initial)]
+        # 0f3F800000 and 0d3FF0000000000000 have the bits of a float
+        floats = re.sub(r"\b0[fFdD](?=[0-9a-fA-F]{8})", "0x", initial)
+        numbers = [int(n, 0) for n in re.findall(r"-?\w+", floats)]
         data = b"".join((n % (1 << 8 * width)).to_bytes(width, "little") for n in numbers)
     nbytes = width * count
     stored = np.zeros(-(-nbytes // 16) * 16, dtype=np.uint8)

@@ -63,6 +63,15 @@ def test_generic_addresses_of_several_memories() -> None:
     assert (y == np.choose(i % 3, [131 - i, 500 + i, -i])).all()
 
 
+def test_variables_that_are_a_single_float() -> None:
+    source = """__constant__ float low = -3.40282347e38f;
+    __device__ double third = 1.0 / 3;
+    extern "C" __global__ void k(double* y) { y[0] = low; y[1] = third; }"""
+    y = np.zeros(2)
+    run(compiled(source), y, block=1)
+    assert y.tolist() == [float(np.finfo(np.float32).min), 1 / 3]
+
+
 def test_constant_memory_and_variables() -> None:
     source = """__constant__ float table[4] = {1, 2.5f, -3, 4};
     __device__ int counter = 7;
