@@ -18,8 +18,7 @@
 //                    width of a row, or an address, is not a multiple of 16 bytes
 //     HEAD_WIDTH     d; without it there is no attention
 //     TENSOR_CORES   attention is that of tensor_cores.cu, which follows in the same compilation
-//     WARPS, ROWS, SPLIT_WARPS    the sizes of attention's tiles, and the most warps of a split's
-//                    block, see kernels.py
+//     WARPS, ROWS, SPLIT_WARPS    the sizes of attention's tiles, see kernels.py
 //
 // In every dtype, everything is computed in float32, and a result is rounded once.
 
@@ -500,7 +499,7 @@ __device__ void add_columns(float (&mix)[N][COLUMNS], const float (&weights)[N],
                             const unsigned (&mask)[N], Address address)
 {
     const int lane = threadIdx.x % LANES, team = lane / TEAM, member = lane % TEAM;
-    #pragma unroll (32 / N)  // as many loads at once as there are registers for
+    #pragma unroll (16 / N)  // as many loads at once as there are registers for
     for (int step = 0; step < TEAM; step++) {
         const int key = team * TEAM + step;
         float x[COLUMNS];
@@ -541,7 +540,6 @@ __device__ void split(const storage* q, const storage* k, const storage* v,
                       int S, int H, int K, int64 stride, int64 window)
 {
     const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
-    const int warps = blockDim.x / LANES;  // at most SPLIT_WARPS
     const int team = lane / TEAM, member = lane % TEAM;
     const int group = H / K, rows = T * group, blocks = (rows + N - 1) / N;
     const int kv_head = blockIdx.y / blocks, first_row = blockIdx.y % blocks * N, b = blockIdx.z;
@@ -560,8 +558,8 @@ __device__ void split(const storage* q, const storage* k, const storage* v,
         sum[r] = 0;
     }
 
-    for (int first = (blockIdx.x * warps + warp) * KEYS; first < S;
-         first += gridDim.x * warps * KEYS) {
+    for (int first = (blockIdx.x * SPLIT_WARPS + warp) * KEYS; first < S;
+         first += gridDim.x * SPLIT_WARPS * KEYS) {
         const int64 j = first + lane < S ? k_positions[(int64)b * S + first + lane] : -1;
         unsigned mask[N], any = 0, all = ALL;
         UNROLL for (int r = 0; r < N; r++) {
@@ -578,7 +576,7 @@ __device__ void split(const storage* q, const storage* k, const storage* v,
         };
 
         float score[N];
-        #pragma unroll (32 / N)
+        #pragma unroll (16 / N)
         for (int step = 0; step < TEAM; step++) {
             const int key = team * TEAM + step;
             float x[COLUMNS];
@@ -625,11 +623,11 @@ __device__ void split(const storage* q, const storage* k, const storage* v,
     const int64 rows_of_all = (int64)gridDim.z * K * rows, in_all = gridDim.x * rows_of_all;
     float* const largest_parts = parts + in_all * d;
     float* const sum_parts = largest_parts + in_all;
-    for (int n = threadIdx.x; n < N * d && first_row + n / d < rows; n += warps * LANES) {
+    for (int n = threadIdx.x; n < N * d && first_row + n / d < rows; n += SPLIT_WARPS * LANES) {
         const int r = n / d, column = n % d;
         float one_largest, one_sum, one_mix;
-        merge(&warp_largest[0][r], &warp_sum[0][r], &warp_mix[0][r][column], warps, N, one_largest,
-              one_sum, one_mix);
+        merge(&warp_largest[0][r], &warp_sum[0][r], &warp_mix[0][r][column], SPLIT_WARPS, N,
+              one_largest, one_sum, one_mix);
         const int64 row = ((int64)b * K + kv_head) * rows + first_row + r;
         const int64 part = blockIdx.x * rows_of_all + row;
         parts[part * d + column] = one_mix;
