@@ -62,6 +62,7 @@ def generate(
     repetition_penalty: above 1 makes tokens of the row less likely
     no_repeat_ngram_size: n, if no n tokens may come twice in the same order
     suppress_tokens, bad_words_ids: ids, and lists of ids, that never come
+    prompt_lookup_num_tokens: how many tokens to guess ahead (0), see `Drafts`; for one row
     past_key_values, progress: see `generate_stream`
     """
     ids = check_ids(input_ids, model.config.vocab_size)
@@ -171,6 +172,7 @@ def decode(
     randoms = random_streams(config.seed, len(source)) if config.do_sample else []
     active = np.arange(len(source))  # rows of the result that are still in the batch
     finished = np.zeros(len(source), dtype=bool)
+    drafts = Drafts(min(config.prompt_lookup_num_tokens, cache.chunk - 1))
 
     for new in range(config.max_new_tokens):
         scores = config.process(logits, sequences, new)
@@ -196,7 +198,10 @@ def decode(
             sequences, active = [sequences[row] for row in rows], active[rows]
             randoms = [randoms[row] for row in rows] if randoms else []
             stoppers = [stoppers[row] for row in rows] if stoppers else []
-        logits = step(model, cache, chosen)
+        if drafts.most:
+            logits = drafts.step(model, cache, sequences[0], config.max_new_tokens - new - 2)
+        else:
+            logits = step(model, cache, chosen)
 
 
 def prefill(
@@ -238,6 +243,65 @@ def step(model: MistralForCausalLM, cache: RollingCache, tokens: np.ndarray) -> 
     logits = finite_logits(model, hidden[:, -1:])[:, 0]
     call.commit()
     return logits
+
+
+class Drafts:
+    """Speculative decoding of one row by prompt lookup: computes ahead what the text may say next.
+
+    Where the last two tokens came before, those that followed them are the draft. It is computed in
+    one piece with the last token, which takes little longer than that token alone while reading
+    the weights takes most of the time. Each token is chosen as ever, from the logits after
+    the text itself; they are there already while the text goes on as the draft does. So a draft
+    changes no text, greedy or drawn: of a draft x the next token is x with x's own probability.
+
+    Leviathan et al. 2022, https://arxiv.org/abs/2211.17192; Saxena 2023,
+    https://github.com/apoorvumang/prompt-lookup-decoding.
+    """
+
+    def __init__(self, most: int):
+        self.most = most  # tokens of a draft
+        self.tokens: list[int] = []  # those of the draft that have not been chosen yet
+        self.length = 0  # of the whole draft
+        self.logits = np.empty((1, 0, 0), dtype=np.float32)  # (1, 1 + length, V)
+        self.follow: dict[tuple[int, ...], int] = {}  # where two tokens were last followed by one
+        self.known = 2  # follow has the tokens before this one
+
+    def step(
+        self, model: MistralForCausalLM, cache: RollingCache, text: list[int], most: int
+    ) -> np.ndarray:
+        """Add the text's last token to the cache -> logits (1, V) of the next.
+
+        `most` is how many tokens a draft may have here.
+        """
+        position = cache.last[:, None] + 1
+        if self.tokens[:1] == text[-1:]:
+            del self.tokens[0]
+        else:
+            # As long again as what was right of the last one, and one more: a text that repeats
+            # nothing should not pay for long drafts.
+            right = self.length - len(self.tokens)
+            self.tokens = self.guess(text, min(2 * right + 1, self.most, most))
+            self.length = len(self.tokens)
+            ids = np.array([[text[-1], *self.tokens]], dtype=np.int64)
+            ahead = cache.begin()  # and never committed: the cache holds no token of a draft
+            positions = position + np.arange(ids.shape[1], dtype=np.int64)
+            (hidden,) = model.run(Inputs(ids, None, positions, ahead))
+            self.logits = finite_logits(model, hidden)
+        call = cache.begin()
+        call.admit(position)  # its keys and values lie in its slot
+        call.commit()
+        return self.logits[:, self.length - len(self.tokens)]
+
+    def guess(self, text: list[int], most: int) -> list[int]:
+        """Return at most `most` tokens that may follow the text, which continues the last one."""
+        for end in range(self.known, len(text)):
+            self.follow[text[end - 2], text[end - 1]] = end
+        self.known = max(self.known, len(text))
+        start = self.follow.get((*text[-2:],))
+        if start is None:
+            return []
+        # What repeats itself is expected to do so again.
+        return [text[start + n % (len(text) - start)] for n in range(most)]
 
 
 def finite_logits(model: MistralForCausalLM, hidden: Any) -> np.ndarray:

@@ -156,6 +156,7 @@ class GenerationConfig:
     pad_token_id: int | None = None  # fills finished rows; None: the first eos, else 0
     seed: int | None = None  # None: a new one each time
     num_return_sequences: int = 1
+    prompt_lookup_num_tokens: int = 0  # how many tokens to guess ahead; changes no text; 0: off
 
     def __post_init__(self) -> None:
         for name in ("eos_token_id", "suppress_tokens"):
@@ -165,7 +166,10 @@ class GenerationConfig:
             raise ValueError(f"suppress_tokens: expected a list of ids, got {got}")
         if self.bad_words_ids is not None:
             object.__setattr__(self, "bad_words_ids", _words(self.bad_words_ids))
-        for name in ("max_new_tokens", "min_new_tokens", "no_repeat_ngram_size"):
+        for name in (
+            *("max_new_tokens", "min_new_tokens", "no_repeat_ngram_size"),
+            "prompt_lookup_num_tokens",
+        ):
             _check(name, getattr(self, name), int, 0)
         _check("repetition_penalty", self.repetition_penalty, float, 1e-6, 1e6)
         _check("temperature", self.temperature, float, 1e-6, 1e6)
@@ -274,7 +278,13 @@ def settle(
     try:
         refuse(FILE_NAME, file)
         config = GenerationConfig(**{n: v for n, v in values.items() if n in FIELDS})
-        pads = rows * config.num_return_sequences > 1 or "pad_token_id" in explicit
+        rows *= config.num_return_sequences
+        if config.prompt_lookup_num_tokens and rows > 1:
+            raise ValueError(
+                f"prompt_lookup_num_tokens: expected one row, got {rows}; give one prompt at a "
+                "time, or set it to 0"
+            )
+        pads = rows > 1 or "pad_token_id" in explicit
         for name, ids in config.ids().items():
             if name == "pad_token_id" and not pads:
                 continue

@@ -82,9 +82,8 @@ NO_EFFECT: dict[str, frozenset[str]] = {
             early_stopping is_assistant length_penalty low_memory max_cache_len
             max_matching_ngram_size num_assistant_tokens num_assistant_tokens_schedule
             num_beam_groups output_attentions output_hidden_states output_logits output_scores
-            prefill_chunk_size prompt_lookup_num_tokens renormalize_logits
-            return_dict_in_generate speculation_type target_lookbehind transformers_version
-            use_cache use_mtp""",
+            prefill_chunk_size renormalize_logits return_dict_in_generate speculation_type
+            target_lookbehind transformers_version use_cache use_mtp""",
         TOKENIZER_FILE: """
             auto_map backend clean_up_tokenization_spaces cls_token do_lower_case errors
             fix_mistral_regex is_local local_files_only mask_token max_length model_input_names
@@ -102,8 +101,8 @@ NO_EFFECT: dict[str, frozenset[str]] = {
 # Options of `generate`. Those in config.json count where there is no generation_config.json.
 _HONOURED = """
     bad_words_ids do_sample eos_token_id max_length max_new_tokens min_new_tokens min_p
-    no_repeat_ngram_size num_return_sequences pad_token_id repetition_penalty seed suppress_tokens
-    temperature top_k top_p
+    no_repeat_ngram_size num_return_sequences pad_token_id prompt_lookup_num_tokens
+    repetition_penalty seed suppress_tokens temperature top_k top_p
 """
 OF_GENERATE = {*_HONOURED.split(), *REFUSED[GENERATION_FILE], *NO_EFFECT[GENERATION_FILE]}
 

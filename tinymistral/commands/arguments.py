@@ -184,7 +184,7 @@ def add_computation(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Add what decides how the next token is chosen."""
+    """Add what decides how the next token is chosen, and whether tokens are guessed ahead."""
     add = parser.add_argument_group(
         "which token", "Temperature, top-k, top-p, min-p or a seed turns sampling on."
     ).add_argument
@@ -206,6 +206,8 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     add("--suppress-tokens", type=ids, metavar="IDS", help=text)
     text = "never choose these tokens in a row; may be repeated"
     add("--bad-words-ids", type=ids, action="append", metavar="IDS", help=text)
+    text = "guess N tokens ahead where the text repeats itself: the same text, sooner (default: 0)"
+    parser.add_argument("--prompt-lookup-num-tokens", type=integer, metavar="N", help=text)
 
 
 def add_json(parser: argparse._ActionsContainer, text: str = "one JSON object; see below") -> None:
