@@ -177,6 +177,14 @@ def test_what_is_forbidden_does_not_come() -> None:
     )
 
 
+def test_tokens_that_are_guessed_ahead_change_no_text() -> None:
+    command = ("one two three. one two three. one", "--greedy", "--max-new-tokens", "20")
+    plain, ahead = generated(*command), generated(*command, "--prompt-lookup-num-tokens", "4")
+    assert ahead["ids"] == plain["ids"]
+    says = refused("generate", "x", "--prompt-lookup-num-tokens", "-1")
+    assert "--prompt-lookup-num-tokens: expected an integer from 0 on, got -1" in says
+
+
 def test_min_new_tokens_keep_the_text_from_ending(tmp_path: Path) -> None:
     free = generated("x", "--greedy", "--max-new-tokens", "9")["continuation_ids"]
     model = copy_of_demo(tmp_path / "model", {"eos_token_id": free[2]})

@@ -14,6 +14,7 @@ from tinymistral import MistralForCausalLM, MistralTokenizer, RollingCache
 from tinymistral.sampling import GenerationConfig
 from tinymistral.scoring import score
 from tinymistral.settings import GENERATION_FILE, NO_EFFECT
+from tinymistral.streaming import StreamDecoder
 
 GENERATE = read_json("generate.json")
 
@@ -128,6 +129,75 @@ def test_stop_strings_need_the_tokenizer_of_the_model():
     with pytest.raises(ValueError, match="2048 pieces and the model a vocabulary of 67"):
         model.generate([[5]], stop=["x"], tokenizer=tokenizer)
     assert model.generate([[5]], stop=[], max_new_tokens=2).shape == (1, 3)
+
+
+def counting_model(monkeypatch, vocab_size=12):
+    """A model that says n + 1 after n, else n: tokens are points of a circle; its pieces' widths."""
+    tiny = tiny_model(config(vocab_size=vocab_size, hidden_size=2, sliding_window=None))
+    tensors = {name: np.full(x.shape, x.ndim == 1, x.dtype) for name, x in tiny.tensors.items()}
+    for name, turned in (("model.embed_tokens.weight", 0), ("lm_head.weight", 0.8)):
+        angles = 2 * np.pi * (np.arange(vocab_size) - turned) / vocab_size
+        tensors[name] = np.column_stack([np.cos(angles), np.sin(angles)])
+    model, widths = MistralForCausalLM(tiny.config, dtype="float64", tensors=tensors), []
+    embedding = model.backend.embedding
+    monkeypatch.setattr(
+        model.backend, "embedding", lambda w, ids: widths.append(ids.shape[1]) or embedding(w, ids)
+    )
+    return model, widths
+
+
+@pytest.mark.parametrize(
+    "prompt, options, new, pieces",
+    [
+        # Nothing comes again; the first token comes from the prompt's piece.
+        ([0, 1], {}, [2, 3, 4, 5], [2, 1, 1, 1]),
+        # All that is guessed is right.
+        ([2, 3, 4, 5, 6, 7, 0, 2], {}, [3, 4, 5, 6], [8, 3]),
+        ([2, 3, 4, 5, 6, 7, 0, 2], {"prompt_lookup_num_tokens": 1}, [3, 4, 5, 6], [8, 2, 1]),
+        # After 2 3 came 4 9; the 4 is right, and the 9 is not.
+        ([2, 3, 4, 9, 9, 2], {}, [3, 4, 5, 6], [6, 3, 1]),
+        # What came last is what is guessed.
+        ([2, 3, 9, 9, 2, 3, 4, 5, 2], {}, [3, 4, 5, 6], [9, 3]),
+        # 4 4 goes on with the 4 of one token ago, again and again.
+        ([2, 4], {"suppress_tokens": [5]}, [4, 4, 4, 4], [2, 1, 2]),
+        # The text ends, or what would come is forbidden, inside of what is guessed.
+        ([2, 3, 4, 5, 6, 7, 0, 2], {"eos_token_id": 4}, [3, 4], [8, 3]),
+        ([2, 3, 4, 5, 6, 0, 2], {"suppress_tokens": [5]}, [3, 4, 4, 4], [7, 3, 1]),
+        ([2, 3, 4, 5, 6, 0, 2], {"eos_token_id": 5, "min_new_tokens": 4}, [3, 4, 4, 4], [7, 3, 1]),
+    ],
+)
+def test_what_followed_the_same_two_tokens_is_computed_ahead(
+    prompt, options, new, pieces, monkeypatch
+):
+    model, widths = counting_model(monkeypatch)
+    options = {"max_new_tokens": 4, "prompt_lookup_num_tokens": 5} | options
+    assert model.generate([prompt], **options)[0, len(prompt) :].tolist() == new
+    assert widths == pieces
+
+
+def test_a_wrong_guess_is_followed_by_a_short_one(monkeypatch):
+    # Wrong are 9 9 9 after 1 2, and 9 after 5 6; right are 9 after 7 8, and 11 0 1 after 9 10.
+    model, widths = counting_model(monkeypatch)
+    prompt = [1, 2, 9, 9, 9, 9, 5, 6, 9, 9, 7, 8, 9, 10, 11, 0, 1]
+    options = {"max_new_tokens": 14, "prompt_lookup_num_tokens": 3}
+    assert model.generate([prompt], **options)[0, 17:].tolist() == [*range(2, 12), 0, 1, 2, 3]
+    assert widths == [17, 4, 1, 1, 1, 2, 1, 2, 4, 1]
+
+
+def test_a_stop_string_ends_a_row_inside_of_what_is_guessed(monkeypatch):
+    tokenizer = MistralTokenizer.from_pretrained(DEMO)
+    model, widths = counting_model(monkeypatch, len(tokenizer))
+    prompt, cache = [*range(301, 309), 400, 301], model.new_cache(1)
+    texts = StreamDecoder(tokenizer)
+    texts = [texts.push(token) for token in range(301, 309)]
+    stop = "".join(texts[2:4])
+    assert len(stop) > 2
+    assert stop not in "".join(texts[:3])
+    options = {"stop": stop, "tokenizer": tokenizer, "past_key_values": cache}
+    options |= {"max_new_tokens": 6, "prompt_lookup_num_tokens": 9}
+    assert model.generate([prompt], **options)[0, 10:].tolist() == [302, 303, 304]
+    assert widths == [10, 5]
+    assert cache.count == 12  # all but the last new one
 
 
 def test_no_new_tokens_give_the_prompt_back():
@@ -248,7 +318,7 @@ GREEDY = goldens("gqa.float64", "greedy")  # 7 tokens, and what transformers con
         ({"num_beams": 1, "length_penalty": 2.0, "early_stopping": True}, {}),
         ({"use_cache": False, "cache_implementation": "static", "output_scores": True}, {}),
         ({"typical_p": 0.9, "top_h": 0.5, "eta_cutoff": 0.1}, {}),
-        ({"typical_p": 1.0, "renormalize_logits": True, "prompt_lookup_num_tokens": 3}, {}),
+        ({"typical_p": 1.0, "renormalize_logits": True, "max_matching_ngram_size": 3}, {}),
     ],
 )
 def test_what_a_file_says_in_vain_does_no_harm(entries, config, tmp_path):
@@ -414,6 +484,8 @@ def test_ids_that_end_a_row_may_be_a_tuple_or_an_array(eos):
         ({"bad_words_ids": [[67]]}, "^bad_words_ids: 67 is not in the vocabulary"),
         ({"num_return_sequences": 2}, "do_sample=True"),
         ({"num_return_sequences": 1025, "do_sample": True}, "num_return_sequences: .* to 1024,"),
+        ({"prompt_lookup_num_tokens": -1}, "^prompt_lookup_num_tokens: .* from 0 on, got -1"),
+        ({"prompt_lookup_num_tokens": 1.5}, "^prompt_lookup_num_tokens: expected an integer"),
         ({"stop": ["a"]}, "tokenizer"),
     ],
 )
@@ -421,6 +493,19 @@ def test_a_wrong_option_is_an_error_at_once_that_names_it(options, message):
     with pytest.raises(ValueError, match=message) as caught:
         open_model("gqa").generate_stream([[5]], **options)
     assert "\n" not in str(caught.value)
+
+
+def test_tokens_are_guessed_for_one_row_and_the_file_may_ask_for_it(tmp_path):
+    # As transformers 5 refuses it: assisted generate is only supported for batch_size = 1.
+    model = with_file(tmp_path, {"prompt_lookup_num_tokens": 3})
+    np.testing.assert_array_equal(model.generate(GREEDY["input_ids"]), GREEDY["sequences"][:, :27])
+    says = "prompt_lookup_num_tokens: expected one row, got 2; .* or set it to 0"
+    with pytest.raises(ValueError, match=f"^generation_config.json: {says}"):
+        model.generate([[5], [6]])
+    sampled = {"do_sample": True, "num_return_sequences": 2}
+    with pytest.raises(ValueError, match=f"^{says}"):
+        model.generate([[5]], prompt_lookup_num_tokens=2, **sampled)
+    assert model.generate([[5]], prompt_lookup_num_tokens=0, **sampled).shape == (2, 21)
 
 
 def test_an_unknown_option_lists_the_known():

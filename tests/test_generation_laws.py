@@ -5,7 +5,9 @@ All in float64, where rounding decides no draw.
 """
 
 import itertools
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from strategies import cap_chunk, config, random_ids, seeds, tiny_configs, tiny_model
 
 import tinymistral
-from tinymistral import MistralTokenizer
+from tinymistral import MistralTokenizer, generation
 from tinymistral.cache import RollingCache
 from tinymistral.numpy_backend import NumpyBackend
 from tinymistral.streaming import StreamDecoder
@@ -172,6 +174,52 @@ def test_a_conversation_may_keep_its_cache(config, seed, chunk, turns):
         assert cache.count.tolist() == [len(text) - 1]
 
 
+@st.composite
+def repetitive(draw):
+    """A model whose ring is small and a text of few tokens, which drafts follow; its mask."""
+    config, seed = draw(tiny_configs()), draw(seeds)
+    model = tiny_model(config, seed, backend=cap_chunk(NumpyBackend("float64"), draw(chunks)))
+    text = draw(st.lists(st.integers(0, 2), min_size=1, max_size=12))
+    padding = draw(st.integers(0, 2))
+    ids, mask = np.array([[0] * padding + text]), np.array([[0] * padding + [1] * len(text)])
+    return (model, ids, mask) if draw(st.booleans()) else (model, ids[:, ::-1], mask[:, ::-1])
+
+
+choices = st.one_of(
+    st.fixed_dictionaries({"no_repeat_ngram_size": st.sampled_from([0, 4])}),
+    sampling.map(lambda options: options | {"suppress_tokens": [0]}),
+    # 3 tokens, all likely: drafts are often right
+    sampling.map(lambda options: options | {"top_k": 3, "temperature": 30.0}),
+)
+
+
+@given(repetitive(), news, choices, st.integers(1, 6), st.integers(0, 2))
+def test_a_draft_changes_nothing(case, new, options, most, left):
+    # The same text for the same seed, in whatever pieces: a draft that is right is computed once,
+    # of one that is wrong nothing stays. The reader leaves some tokens before the end.
+    model, ids, mask = case
+    options = {"max_new_tokens": new, "eos_token_id": [1], **options}
+    runs = []
+    for ahead in (0, most):
+        cache = model.new_cache(1)
+        with_cache = options | {"past_key_values": cache, "prompt_lookup_num_tokens": ahead}
+        steps = model.generate_stream(ids, mask, **with_cache)
+        steps = list(itertools.islice(steps, max(1, new - left)))
+        runs.append((cache, [int(s.tokens[0]) for s in steps], [s.logprobs[0] for s in steps]))
+    (plain, text, logprobs), (cache, ours, our_logprobs) = runs
+    assert ours == text
+    np.testing.assert_allclose(our_logprobs, logprobs, rtol=0, atol=TOLERANCE)
+    assert (cache.count, cache.last, cache.columns) == (plain.count, plain.last, plain.columns)
+    # What any later query can see is there, and nothing else is in its window.
+    window = model.config.sliding_window or 100
+    for one in (plain, cache):
+        seen = one.key_positions[one.key_positions > one.last - window + 1]
+        assert sorted(seen) == list(range(max(0, int(one.last[0]) - window + 2), one.last[0] + 1))
+    more = [1, 2, 0, 2][: cache.chunk]
+    after = [model([more], past_key_values=one).logits for one in (plain, cache)]
+    np.testing.assert_allclose(after[1], after[0], rtol=0, atol=TOLERANCE)
+
+
 @given(cases(), sampling)
 def test_a_seed_says_what_is_drawn(case, options):
     model, ids, mask = case
@@ -231,6 +279,33 @@ def test_what_is_drawn_is_as_likely_as_the_model_says():
     frequencies = np.bincount(drawn[:, -1], minlength=13) / rows
     p = np.exp(log_softmax(next_logits(model, np.array([1, 2]))))
     assert (np.abs(frequencies - p) <= 5 * np.sqrt(p * (1 - p) / rows)).all()
+
+
+def test_with_drafts_each_text_is_exactly_as_likely_as_the_model_says(monkeypatch):
+    # Token 0 has probability 1/2, 1 and 2 have 1/4, whatever came before: the logits of tokens are
+    # ln 2, 0, 0. Of the 4^4 ways to draw four times from quarters, each gives a text.
+    tokens, draws = 3, 4
+    model = tiny_model(config(vocab_size=tokens, sliding_window=None))
+    tensors = {
+        name: np.full(x.shape, float(x.ndim == 1 or "embed" in name), dtype=np.float64)
+        for name, x in model.tensors.items()
+    }  # each token is all ones, and stays so
+    tensors["lm_head.weight"][0] = np.log(2) / model.config.hidden_size
+    model = type(model)(model.config, dtype="float64", tensors=tensors)
+    widths, embedding = set(), model.backend.embedding
+    model.backend.embedding = lambda w, ids: widths.add(ids.shape[1]) or embedding(w, ids)
+    ways = itertools.product((0.125, 0.375, 0.625, 0.875), repeat=draws)
+    found = Counter()
+    for way in ways:
+        stream = SimpleNamespace(random=iter(way).__next__)
+        monkeypatch.setattr(generation, "random_streams", lambda *_, s=stream: [s])
+        options = {"max_new_tokens": draws, "do_sample": True, "prompt_lookup_num_tokens": 3}
+        text = model.generate([[0, 1, 2, 0, 0, 1, 1]], **options)[0, 7:]
+        found[tuple(text.tolist())] += 1
+    assert widths == {7, 1, 2, 3}  # the prompt; a token with no draft, or one of 1 or 2
+    assert found == {
+        text: 2 ** text.count(0) for text in itertools.product(range(tokens), repeat=draws)
+    }
 
 
 @pytest.fixture(scope="module")

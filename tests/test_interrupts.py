@@ -142,15 +142,21 @@ def test_a_call_that_goes_back_can_be_repeated() -> None:
     assert found == {9, 7, 10}  # as before; without the tokens that are replaced; done
 
 
-def test_generation_that_was_interrupted_goes_on_with_its_cache() -> None:
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_generation_that_was_interrupted_goes_on_with_its_cache(ahead: int) -> None:
+    options = {"do_sample": True, "seed": 0, "top_k": 1, "prompt_lookup_num_tokens": ahead}
+
     def generate(ids: list[int], new: int, cache: RollingCache) -> Iterator[int]:
-        steps = MODEL.generate_stream(
-            [ids], past_key_values=cache, max_new_tokens=new, do_sample=True, seed=0, top_k=1
-        )
+        steps = MODEL.generate_stream([ids], past_key_values=cache, max_new_tokens=new, **options)
         return (int(step.tokens[0]) for step in steps)
 
-    prompt = IDS[0, :8].tolist()
+    # What comes first depends on the window alone: 4 tokens. It came before, and then 12 did,
+    # which is guessed to come again.
+    window = IDS[0, :4].tolist()
+    first = next(generate(window, 1, MODEL.new_cache(1)))
+    prompt = [window[-1], first, 12, 0, *window]
     expected = list(generate(prompt, 3, MODEL.new_cache(1, chunk=3)))
+    assert expected[0] == first
     for got, one in everywhere(
         "line",
         OF_GENERATION,

@@ -261,7 +261,7 @@ class Drafts:
     def __init__(self, most: int):
         self.most = most  # tokens of a draft
         self.tokens: list[int] = []  # those of the draft that have not been chosen yet
-        self.length = 0  # of the whole draft
+        self.length = most  # of the whole draft; the first may be long
         self.logits = np.empty((1, 0, 0), dtype=np.float32)  # (1, 1 + length, V)
         self.follow: dict[tuple[int, ...], int] = {}  # where two tokens were last followed by one
         self.known = 2  # follow has the tokens before this one
