@@ -132,7 +132,7 @@ def test_stop_strings_need_the_tokenizer_of_the_model():
 
 
 def counting_model(monkeypatch, vocab_size=12):
-    """A model that says n + 1 after n, else n: tokens are points of a circle; its pieces' widths."""
+    """A model that says n + 1 after n, else n: tokens are points of a circle; widths of pieces."""
     tiny = tiny_model(config(vocab_size=vocab_size, hidden_size=2, sliding_window=None))
     tensors = {name: np.full(x.shape, x.ndim == 1, x.dtype) for name, x in tiny.tensors.items()}
     for name, turned in (("model.embed_tokens.weight", 0), ("lm_head.weight", 0.8)):
