@@ -39,6 +39,7 @@ LAYERS = """
     conformance
     golden
     training
+    bench                                       speed, beside other programs
     commands cli __main__
 """
 

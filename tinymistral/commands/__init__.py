@@ -21,6 +21,7 @@ COMMANDS = (
     "tokenize",
     "train",
     "grade",
+    "bench",
     "backends",
     "golden",
 )

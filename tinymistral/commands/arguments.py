@@ -150,7 +150,7 @@ ids = checked(lambda text: [int(part) for part in text.split(",")], "ids such as
 utf8 = checked(decode)
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse._ActionsContainer) -> None:
     """Add --model."""
     text = "folder of a checkpoint, or its name on the Hugging Face hub if it is in the local cache"
     parser.add_argument(
