@@ -1,15 +1,11 @@
-"""Speed and memory beside transformers with the same weights, as ratios within one run.
+"""What `tinymistral bench` does not measure, beside transformers with the same weights.
 
     pip install torch transformers accelerate .
-    python tests/benchmarks/against_transformers.py [process|decode|prefill|window|train|flat ...]
+    python tests/benchmarks/against_transformers.py [process|train ...]
 
 process   `generate` of 40 tokens with the demo model, the whole process: seconds and memory
-decode    tokens/s of the demo model, float32, one row and eight
-prefill   seconds for 1,000 and 2,000 tokens on a 100M-parameter shape, float32, no window hit
-window    the same for 8,192 tokens with a window of 512
 train     tokens/s of whole steps that train the demo model: gradients, clipping, AdamW; as the
           command does, set OPENBLAS_NUM_THREADS=1: each row has a thread
-flat      resident memory over 20 windows of text
 
 Both sides take turns, so that what else the machine does hits both; the best of each counts.
 """
@@ -18,15 +14,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-import numpy as np
-
-from tinymistral import DEMO, MistralConfig, MistralForCausalLM, MistralTokenizer
+from tinymistral import DEMO
 from tinymistral.training.optimizer import clip
 from tinymistral.training.packing import pack, take_documents
 from tinymistral.training.run import Recipe, new_run
@@ -81,78 +73,15 @@ def process() -> None:
     )
 
 
-def both(folder: Path):
-    """Open a checkpoint here and in transformers, float32."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    torch.set_grad_enabled(False)
-    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return MistralForCausalLM.from_pretrained(folder), theirs
-
-
-def decode() -> None:
-    """Compare greedy decoding with the demo model."""
-    import torch
-
-    ours, theirs = both(DEMO)
-    tokenizer = MistralTokenizer.from_pretrained(DEMO)
-    for rows in (1, 8):
-        ids = tokenizer(["Once upon a time"] * rows).input_ids
-        tensor, mask = torch.tensor(ids), torch.ones(ids.shape, dtype=torch.long)
-        new = 128
-        options = {"max_new_tokens": new, "do_sample": False}
-        we, they = take_turns(
-            3,
-            lambda: ours.generate(ids, eos_token_id=[], **options),
-            lambda: theirs.generate(tensor, attention_mask=mask, min_new_tokens=new, **options),
-        )
-        print(
-            f"decode, {rows} rows: {rows * new / we:.0f} tokens/s; "
-            f"transformers {rows * new / they:.0f}; ratio {they / we:.2f}"
-        )
-
-
-def compare_prefill(window: int | None, lengths: tuple[int, ...], rounds: int) -> None:
-    """Compare prefill, only the last column's logits wanted, on a 100M-parameter shape."""
-    import torch
-
-    config = MistralConfig(
-        hidden_size=768,
-        intermediate_size=2048,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        num_key_value_heads=4,
-        tie_word_embeddings=True,
-        sliding_window=window,
-        dtype="float32",
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        MistralForCausalLM(config).save_pretrained(folder)
-        ours, theirs = both(Path(folder))
-        for length in lengths:
-            ids = np.random.default_rng(0).integers(3, 32000, (1, length))
-            tensor = torch.tensor(ids)
-            we, they = take_turns(
-                rounds,
-                lambda: ours(ids, logits_to_keep=1),
-                lambda: theirs(tensor, logits_to_keep=1),
-            )
-            print(
-                f"prefill of {length} tokens, window {window}: {we:.2f} s; "
-                f"transformers {they:.2f} s; ratio {they / we:.2f}"
-            )
-
-
 def train() -> None:
     """Compare training steps: here row by row on all cores, in torch as one padded batch."""
     import torch
+    from transformers import AutoModelForCausalLM
 
     run = new_run(Recipe.of(seed=1))
     documents, _ = take_documents(run.ids, 0, run.recipe.batch_tokens)
     rows = pack(documents, run.recipe.length, run.config.sliding_window)
-    _, theirs = both(DEMO)
-    torch.set_grad_enabled(True)
+    theirs = AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32)
     optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-3)
     longest = max(len(row.ids) for row in rows)
     ids = torch.zeros((len(rows), longest), dtype=torch.long)
@@ -181,27 +110,7 @@ def train() -> None:
     )
 
 
-def flat() -> None:
-    """Show resident memory while 20 windows of text come."""
-    model = MistralForCausalLM.from_pretrained(DEMO)
-    window = model.config.sliding_window
-    steps = model.generate_stream([[1]], max_new_tokens=20 * window, eos_token_id=[], seed=1)
-    pages = [
-        int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-        for n, _ in enumerate(steps, 1)
-        if n % window == 0
-    ]
-    print("flat, MB after each window:", [round(n * 4096 / 1e6, 1) for n in pages])
-
-
-BENCHMARKS = {
-    "process": process,
-    "decode": decode,
-    "prefill": lambda: compare_prefill(4096, (1000, 2000), 3),
-    "window": lambda: compare_prefill(512, (8192,), 1),
-    "train": train,
-    "flat": flat,
-}
+BENCHMARKS = {"process": process, "train": train}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or BENCHMARKS:
