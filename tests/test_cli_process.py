@@ -257,8 +257,9 @@ from tinymistral.cli import main
 main(["generate", "x", "--max-new-tokens", "1", "--threads", sys.argv[1]])
 print(len(os.listdir("/proc/self/task")))
 """
-    outputs = [finish(start(n, code=count))[1] for n in ("1", "2")]
-    assert [out.splitlines()[-1] for out in outputs] == [b"1", b"2"]
+    outputs = [finish(start(n, code=count))[1] for n in ("1", "2", "100000")]
+    most = len(os.sched_getaffinity(0))
+    assert [int(out.splitlines()[-1]) for out in outputs] == [1, 2, most]  # at most one a core
 
 
 @pytest.mark.slow

@@ -14,8 +14,8 @@ from test_cli_process import MAIN, WITH_CTRL_C, finish, posix, read_terminal, st
 
 from tinymistral import MistralForCausalLM, MistralTokenizer
 from tinymistral.checkpoint import read_tensors
-from tinymistral.cli import THREAD_VARIABLES
 from tinymistral.files.safetensors import read_file, write_file
+from tinymistral.threads import VARIABLES
 from tinymistral.training import run as runs
 
 TEXTS = [f"{a} saw a {b} ball.\nIt was {b}." for a in ("Mia", "Tom") for b in ("red", "blue")]
@@ -25,7 +25,7 @@ FAST = ("--batch-tokens", "40", "--length", "32", "--vocabulary", "290")
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """NumPy has started before the command could ask for one thread."""
-    for name in THREAD_VARIABLES:
+    for name in VARIABLES:
         monkeypatch.setenv(name, "1")
 
 
@@ -41,7 +41,7 @@ def trained(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three steps."""
     out = tmp_path_factory.mktemp("trained") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        for name in THREAD_VARIABLES:
+        for name in VARIABLES:
             patch.setenv(name, "1")
         code, _, err = run("train", str(out), "--corpus", corpus, "--steps", "3", *FAST)
     assert code == 0, err
@@ -306,9 +306,10 @@ def test_ctrl_c_saves_and_says_how_to_go_on(corpus: str, tmp_path: Path) -> None
 def test_linear_algebra_has_one_thread(corpus: str, tmp_path: Path) -> None:
     code = """
 import os
-from tinymistral.cli import THREAD_VARIABLES, main
+from tinymistral.cli import main
+from tinymistral.threads import VARIABLES
 main()
-print(*(os.environ[name] for name in THREAD_VARIABLES))
+print(*(os.environ[name] for name in VARIABLES))
 """
     options = ("--corpus", corpus, "--steps", "1", *FAST, "--threads", "2")
     process = start("train", str(tmp_path), *options, code=code, env={"OMP_NUM_THREADS": "2"})

@@ -18,7 +18,7 @@ from tinymistral import _HOMES
 # From the lowest up; a module may import those of its own line and of the lines before it. A name
 # stands for a module, or for a package with all its modules.
 LAYERS = """
-    tinymistral text renamed                    the names of the package; text in messages
+    tinymistral text renamed threads            the names of the package; text in messages
     files                                       files to JSON and tensors, the hub's cache
     settings                                    what files may say beside what is honoured
     config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,13 +12,7 @@ from tinymistral import __version__, commands
 from tinymistral.commands import console
 from tinymistral.commands.arguments import Parser, add_commands, check_range
 from tinymistral.commands.console import say, settle_streams, write
-
-# The library that NumPy multiplies matrices with reads one of these, once, when it is loaded.
-THREAD_VARIABLES = (
-    *(f"{library}_NUM_THREADS" for library in ("OPENBLAS", "OMP", "MKL", "BLIS")),
-    "VECLIB_MAXIMUM_THREADS",
-)
-MOST_THREADS = 1024  # the libraries print errors of their own for numbers that they cannot take
+from tinymistral.threads import set_threads
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,17 +49,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         write(f"tinymistral {__version__}\n")
         return 0
     if getattr(options, "threads", None) is not None:
-        _set_threads(options.threads)
+        check_range("--threads", options.threads, 1, 2**31 - 1)
+        set_threads(options.threads)
     return options.run(options) or 0
-
-
-def _set_threads(threads: int) -> None:
-    check_range("--threads", threads, 1, MOST_THREADS)
-    if "numpy" in sys.modules and os.environ.get("OMP_NUM_THREADS") != str(threads):
-        raise ValueError(
-            f"--threads: NumPy has started already; set OMP_NUM_THREADS={threads} before it"
-        )
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
 
 
 @contextmanager

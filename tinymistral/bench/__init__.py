@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ import numpy as np
 from tinymistral.config import MistralConfig
 from tinymistral.heads import MistralForCausalLM
 from tinymistral.pretrained import flat
+from tinymistral.threads import threads
 
 Program = Callable[[np.ndarray, int], Sequence[float]]
 
@@ -110,7 +110,7 @@ def limits_of(model: MistralForCausalLM, batch: int) -> Callable[[int], tuple[fl
     Attention is in neither of them: it depends on the window.
     """
     weights = flat(model.weights)
-    tied, threads = model.config.tie_word_embeddings, threads_here()
+    tied = model.config.tie_word_embeddings
     matrices = {
         name: array
         for name, array in weights.items()
@@ -125,7 +125,7 @@ def limits_of(model: MistralForCausalLM, batch: int) -> Callable[[int], tuple[fl
         rows = batch * min(length, chunk)
         pieces = batch * length / rows
         return layers * pieces * seconds_of_products(of_a_layer, rows), seconds_of_reading(
-            list(matrices.values()), threads
+            list(matrices.values()), threads()
         )
 
     return measure_limits
@@ -143,21 +143,15 @@ def seconds_of_products(shapes: Sequence[tuple[int, int]], rows: int) -> float:
     return total
 
 
-def seconds_of_reading(arrays: Sequence[np.ndarray], threads: int) -> float:
+def seconds_of_reading(arrays: Sequence[np.ndarray], number: int) -> float:
     """Return the seconds in which so many threads read these arrays, once, one after the other."""
-    parts: list[list[Any]] = [[] for _ in range(threads)]
+    parts: list[list[Any]] = [[] for _ in range(number)]
     for array in arrays:
         bits = array.reshape(-1).view(f"u{array.itemsize}")
-        for part, share in zip(parts, np.array_split(bits, threads), strict=True):
+        for part, share in zip(parts, np.array_split(bits, number), strict=True):
             part.append(share)
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(number) as pool:
         list(pool.map(len, parts))  # the threads have started
         start = time.perf_counter()
         list(pool.map(lambda part: [share.max(initial=0) for share in part], parts))
         return time.perf_counter() - start
-
-
-def threads_here() -> int:
-    """Return the number of threads that --threads asks for, else one for each core."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return int(os.environ.get("OMP_NUM_THREADS") or cores or 1)

@@ -166,7 +166,7 @@ def add_prompt_file(parser: argparse._ActionsContainer) -> None:
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """Add --threads, which `cli.main` reads."""
-    text = "threads of NumPy's linear algebra (default: all cores)"
+    text = "threads that compute, at most one a core (default: all cores)"
     parser.add_argument("--threads", type=integer, metavar="N", help=text)
 
 

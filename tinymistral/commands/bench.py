@@ -1,4 +1,4 @@
-"""Measure the speed of a model, beside other programs and what the machine can do.
+"""Measure how fast a model is, beside other programs and the machine's limits.
 
   tinymistral bench
   tinymistral bench --preset mistral-7b-v0.1 --layers 2 --lengths 64,512
@@ -89,11 +89,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Measure, and print a table or one JSON object."""
     check(options)
-    from tinymistral.bench import limits_of, measure, ours, threads_here, with_window
+    from tinymistral.bench import limits_of, measure, ours, with_window
     from tinymistral.bench.peers import open_peer
     from tinymistral.bench.presets import checkpoint
     from tinymistral.files.hub import find_checkpoint
     from tinymistral.heads import MistralForCausalLM
+    from tinymistral.threads import threads
     from tinymistral.training.pictures import check_picture
 
     if options.plot is not None:
@@ -116,7 +117,7 @@ def run(options: argparse.Namespace) -> None:
         if options.plot is not None and model.config.sliding_window is not None:
             programs[NO_WINDOW] = ours(with_window(model, None))
         for name in options.against:
-            programs[name] = open_peer(name, folder, model, threads_here())
+            programs[name] = open_peer(name, folder, model, threads())
         with Progress("round {} of {}") as progress:
             speeds, limits = measure(
                 programs,
@@ -133,7 +134,7 @@ def run(options: argparse.Namespace) -> None:
     machine = {
         "processor": processor(),
         "device": type(model.backend).device(),
-        "threads": threads_here(),
+        "threads": threads(),
         "python": platform.python_version(),
     }
     matrix = next(x for name, x in model.tensors.items() if name.endswith("up_proj.weight"))

@@ -16,7 +16,6 @@ The gradients are computed in NumPy, as chapter 14 of the walkthrough explains.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections import deque
 from contextlib import ExitStack, suppress
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from tinymistral.commands import arguments
 from tinymistral.commands.console import Progress, interruptible, say, stopping, write
+from tinymistral.threads import cores
 
 if TYPE_CHECKING:
     from tinymistral.training.run import Recipe, Run
@@ -119,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
         with log.progress:
             train(
                 training,
-                threads=options.workers or cores(),
+                threads=min(options.workers or cores(), cores()),
                 report=log,
                 save=lambda: save(training, options.out),
                 save_every=options.save_every,
@@ -219,13 +219,6 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
     if options.corpus is not None:
         chosen["corpus"] = str(options.corpus.absolute())
     return Recipe.of(**{name: value for name, value in chosen.items() if value is not None})
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class Log:
