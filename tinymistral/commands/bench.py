@@ -2,7 +2,7 @@
 
   tinymistral bench
   tinymistral bench --preset mistral-7b-v0.1 --layers 2 --lengths 64,512
-  tinymistral bench --preset 125m --against transformers,llama-cpp
+  tinymistral bench --preset 125m --against transformers
   tinymistral bench --preset 125m --lengths 512,1024,2048,4096 --plot speed.svg
 
 All programs generate from the same random prompts with the same weights and as
@@ -39,8 +39,7 @@ ratio             how many times as long the other program takes: above 1
                   where this one is faster; the median of the rounds' ratios
 
 --preset writes a checkpoint with random weights to ~/.cache/tinymistral, or
-below XDG_CACHE_HOME, once; delete it there. llama-cpp computes in float32 and
-has no window: past it, it reads more keys. --plot shows the time to the first
+below XDG_CACHE_HOME, once; delete it there. --plot shows the time to the first
 token by length, also for the same weights without a window.
 
 --json prints one object: machine, model, speeds and limits, each with the
@@ -49,7 +48,7 @@ seconds of all rounds: `first` to the first new token, `each` of another one,
 """
 
 PRESETS = ("mistral-7b-v0.1", "smollm2-135m", "125m")
-PEERS = ("transformers", "llama-cpp")
+PEERS = ("transformers",)
 OURS = "tinymistral"
 NO_WINDOW = "tinymistral, no window"
 LIMITS = {
@@ -78,8 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--new-tokens", type=whole, default=32, metavar="N", help=text)
     add("--batch", type=whole, default=1, metavar="N", help="prompts at once (default: 1)")
     add("--rounds", type=whole, default=5, metavar="N", help="rounds that count (default: 5)")
-    text = f"programs to compare with: {', '.join(PEERS)}, or both with a comma"
-    add("--against", type=lambda text: text.split(","), default=[], metavar="NAMES", help=text)
+    text = "a program to compare with: transformers"
+    add("--against", choices=PEERS, metavar="PROGRAM", help=text)
     text = "draw the time to the first token by length, .svg or .png; needs matplotlib"
     add("--plot", type=Path, metavar="FILE", help=text)
     arguments.add_computation(parser)
@@ -90,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
     """Measure, and print a table or one JSON object."""
     check(options)
     from tinymistral.bench import limits_of, measure, ours, with_window
-    from tinymistral.bench.peers import open_peer
+    from tinymistral.bench.peers import transformers
     from tinymistral.bench.presets import checkpoint
     from tinymistral.files.hub import find_checkpoint
     from tinymistral.heads import MistralForCausalLM
@@ -116,8 +115,8 @@ def run(options: argparse.Namespace) -> None:
         programs = {OURS: ours(model)}
         if options.plot is not None and model.config.sliding_window is not None:
             programs[NO_WINDOW] = ours(with_window(model, None))
-        for name in options.against:
-            programs[name] = open_peer(name, folder, model, threads())
+        if options.against is not None:
+            programs[options.against] = transformers(folder, model, threads())
         with Progress("round {} of {}") as progress:
             speeds, limits = measure(
                 programs,
@@ -174,9 +173,6 @@ def check(options: argparse.Namespace) -> None:
     for name in ("layers", "weights"):
         if options.preset is None and getattr(options, name) is not None:
             raise ValueError(f"--{name} is of random weights; give --preset too")
-    for name in options.against:
-        if name not in PEERS:
-            raise ValueError(f"--against: unknown {name!r}; expected {' or '.join(PEERS)}")
 
 
 def length_of_threes(batch: int, length: int) -> Any:
