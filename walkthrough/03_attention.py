@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 3. Attention: how a token reads earlier ones
 #
-# Take “Once upon a time there was a little dog. The dog”. What comes next depends on all of it. But
-# the vector of the last token begins as the row of “▁dog” in the embedding table, the same in every
-# text. *Attention* is the step in which a token fetches something from the vectors of others. It is
-# the only step of the model in which tokens meet.
+# Take “Once upon a time there was a little fox. One day the little”. What comes next depends on all
+# of it. But the vector of the last token begins as the row of “▁little” in the embedding table, the
+# same in every text. *Attention* is the step in which a token fetches something from the vectors of
+# others. It is the only step of the model in which tokens meet.
 #
 # Think of a Python dictionary. You look up a *query*; where it equals a *key*, you get the *value*.
 # Attention is a soft dictionary: the query is compared with **every** key, each comparison gives a
@@ -64,11 +64,11 @@ tokenizer = MistralTokenizer.from_pretrained(DEMO)
 model = MistralForCausalLM.from_pretrained(DEMO, dtype="float64")
 config = model.config
 H, K, d = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-text = "Once upon a time there was a little dog. The dog"
+text = "Once upon a time there was a little fox. One day the little"
 ids = np.array(tokenizer.encode(text))
 T = len(ids)
 stages = {}
-model([ids], tap=stages.__setitem__)
+logits = model([ids], tap=stages.__setitem__).logits[0]
 layer = config.num_hidden_layers // 2
 at = {name: stages[f"layers.{layer}.{name}"][0] for name in (
     "input_layernorm", "q", "k", "v", "q_rotated", "k_rotated",
@@ -145,7 +145,7 @@ for width in (32, 128):
 # A layer has H heads, each with its own matrices, and each learned to look for something else. The
 # picture shows the weights of two heads in the model. We choose them by a rule, of all heads in all
 # layers: on the left the one that gives most weight to the token just before; on the right the one
-# that gives most weight to tokens three or more back, `<s>` not counted.
+# whose last query gives most weight to a token three or more back, `<s>` not counted.
 
 # %% tags=["remove-input"]
 every = {
@@ -155,7 +155,7 @@ every = {
 }
 i, j = np.indices((T, T))
 before = {key: w[i - j == 1].mean() for key, w in every.items()}
-far = {key: w[(i - j >= 3) & (j > 0)].sum() / (T - 4) for key, w in every.items()}
+far = {key: w[-1, 1:-3].max() for key, w in every.items()}
 near_head, far_head = max(before, key=before.get), max(far, key=far.get)
 names = tokenizer.convert_ids_to_tokens(ids)
 figure = Figure(figsize=(8, 4.3))
@@ -190,9 +190,13 @@ say(f"""
 Each row is one query, and its weights add up to 1: the darker a cell, the more of that token's
 value is taken. On the left, {before[near_head]:.0%} of the weight is on the token just before, on
 average: such a head tells each token what stands before it. On the right, the last token,
-`{names[-1]}`, reads `{names[most]}` at position {most} most, with weight {row[most]:.2f}. Nobody
-told a head what to look for. What many of them look for is hard to say in words.
+`{names[-1]}`, reads `{names[most]}` at position {most} most, with weight {row[most]:.2f}: what
+followed the first `{names[-1]}`. So the model can say again what it has read, and
+`{names[most]}` is what it says next. Nobody told a head what to look for: training found that
+this helps. What many other heads look for is hard to say in words.
 """)
+assert names[most] == "▁fox" and names[most - 1] == names[-1] and row[most] > 0.5
+assert tokenizer.convert_ids_to_tokens(int(logits[-1].argmax())) == names[most]
 assert all(np.abs(w.sum(axis=1) - 1).max() < 1e-12 for w in every.values())
 
 # %% [markdown]

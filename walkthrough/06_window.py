@@ -12,14 +12,16 @@
 
 # %%
 import dataclasses
+from itertools import pairwise
 
 import numpy as np
-from chapter import BLUE, GREEN, GREY, ORANGE, PALE, PURPLE, RED, picture, show
+from chapter import BLUE, GREEN, GREY, ORANGE, PALE, PURPLE, RED, picture, say, show
 from matplotlib.figure import Figure
 
 from tinymistral import DEMO, MistralForCausalLM, MistralTokenizer
 from tinymistral.operations import visible
 from tinymistral.training.documents import held_out_stories
+from tinymistral.training.grading import places_of, read
 
 # %% tags=["remove-input"]
 show(visible)
@@ -187,9 +189,63 @@ assert change[1] > 0.1 and change[reach] < 1e-6 and (change[reach + 1 :] == 0).a
 # look at the fact, keep it in its vector beside all else, and offer it in its own key and value, at
 # a time when nobody has asked for it yet; and the later token must look for it there, of all
 # places. Nothing in the cone makes a model do this. It learns it in training if it pays often
-# enough, or not at all. For a model that learned from the stories of `python -m tinymistral train`,
-# `python -m tinymistral grade --model FOLDER` measures it: how many facts of a story it recalls, by
-# the distance at which they were told.
+# enough, or not at all. So let us measure.
+#
+# ## Experiment: remembering a name
+#
+# The stories of this package tell something early, a name, a colour, a number, and come back to it
+# later. We let the model read stories that it was not trained on, up to each such place. Is the
+# right word the likeliest of its kind? The distance is counted from the last time that it was said.
+# We ask twice: with the model's own window, and with half of it.
+
+# %%
+stories = held_out_stories(60)
+rows = [np.array(tokenizer.encode(each.text)) for each in stories]
+places = [places_of(each, row, tokenizer) for each, row in zip(stories, rows, strict=True)]
+distances = np.array([place.distance for of_story in places for place in of_story])
+guess = np.mean([place.chance for of_story in places for place in of_story])
+recalled = {}
+for window in (own, own // 2):
+    variant = with_window(window, "float32")  # enough here, and faster
+    right = recalled[window] = read(variant, rows, places, 1, lambda done, total: None).right
+    for where, chosen in (("inside", distances < window), ("beyond", distances >= window)):
+        print(f"W = {window}, {where} it: {right[chosen].sum():3} of {chosen.sum():3} right")
+print(f"by guessing, one word of that kind being as good as another: {guess:.2f} of them")
+
+# %% tags=["remove-input"]
+edges = [n * own // 4 for n in range(9) if n * own // 4 <= distances.max()]
+bins = np.searchsorted(edges, distances, side="right") - 1  # the last one is open
+names = [f"{a}–{b - 1}" for a, b in pairwise(edges)] + [f"{edges[-1]} on"]
+figure = Figure(figsize=(8, 4))
+figure.suptitle("Memory ends where the window ends, though the cone goes on")
+for axes, (window, right) in zip(figure.subplots(2, sharex=True), recalled.items(), strict=True):
+    for n, start in enumerate(edges):
+        count, hits = (bins == n).sum(), right[bins == n].sum()
+        share = hits / max(1, count)
+        axes.bar(n, share, 0.85, color=BLUE if start < window else ORANGE)
+        axes.text(n, share + 0.05, f"{hits} of {count}", ha="center", va="bottom", size=8)
+    axes.axhline(guess, color=GREY, ls=":", lw=1)
+    axes.text(len(edges) - 0.45, guess, "guessing", color=GREY, va="center", size=8)
+    axes.axvline(edges.index(window) - 0.5, color=RED, lw=2)
+    axes.text(edges.index(window) - 0.4, 1.3, f"W = {window}", color=RED, va="top", weight="bold")
+    axes.set(xlim=(-0.5, len(edges) - 0.5), ylim=(0, 1.3), yticks=[0, 1])
+    axes.set_yticklabels(["none", "all"])
+    axes.set_ylabel("recalled")
+axes.set_xticks(range(len(edges)), names, size=9)
+axes.set_xlabel("tokens since the word was last said")
+picture(figure, "06_recall", "Bars: the share of facts recalled by distance, for two windows")
+inside, beyond, half_inside, half_beyond = (
+    right[chosen].mean()
+    for window, right in recalled.items()
+    for chosen in (distances < window, distances >= window)
+)
+say(f"""
+Inside the window {inside:.2f} of the facts are recalled, beyond it {beyond:.2f}. With half the
+window it is {half_inside:.2f} inside and {half_beyond:.2f} beyond. The cone goes on to {reach}
+tokens back, but memory ends with the window: a cliff, not a slope. The path is there; training has
+not made the model use it.
+""")
+assert inside > 0.7 and half_inside > 0.7 and beyond < inside / 2 and half_beyond < inside / 2
 
 # %% [markdown]
 # ## Exercise: how far it reaches
@@ -242,6 +298,7 @@ assert check(lambda layers, window: layers * window) != "Right."
 #
 # A window of W lets a token see W keys, its own among them: `0 <= i − j < W`. Each layer passes
 # news on by W − 1 tokens, so N layers reach N(W − 1) back, and not one token more. That is where
-# influence can come from, not what is remembered: a path that exists need not be used.
+# influence can come from. What is recalled is another question, which a measurement answers: a path
+# that exists need not be used.
 #
 # Next: [7. The rolling cache](07_rolling_cache.md)

@@ -338,8 +338,8 @@ count = sum(array.size for array in begin.values())
 seen = sum(len(row) - 1 for row in rows)
 say(f"""
 It has seen {seen:,} bytes, and already puts letters and spaces into a plausible order, with some
-words among them. `python -m tinymistral train` does the same with more layers, pieces instead of
-bytes, and far more text.
+words among them. `python -m tinymistral train` made the demo model in the same way, with more
+layers, pieces instead of bytes, and far more text.
 
 **What it cost.** `linear` is one matrix product, and its backward is two. Since nearly all work is
 in these products, the gradients of all {count:,} weights cost about as much as two more forward

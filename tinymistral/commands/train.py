@@ -5,8 +5,8 @@
   tinymistral train my-model --from FOLDER --corpus book.txt
   tinymistral train my-model --resume
 
-The first trains 2.4 million parameters on stories, in about an hour on two
-cores; the second a tokenizer and a model of the same size on your own text.
+The first makes the demo model, from stories, in an hour or two on two cores;
+the second a tokenizer and a model of the same size on your own text.
 The third fine-tunes a checkpoint. The last goes on with a run that was
 stopped, to the same bits as without the stop.
 
@@ -36,7 +36,7 @@ OUT is an ordinary checkpoint, which opens from the first save on. Its folder
 need neither. Ctrl-C ends the step, saves, and exits with code 130. The same
 options give the same bits on the same machine, whatever --threads says.
 
-Without --corpus the first 700 steps or so read memory games alone, from which
+Without --corpus the first 600 steps or so read memory games alone, from which
 a model learns to look back; stories come after them.
 
 FILE of --corpus is text in UTF-8; a line <|endoftext|> ends a document. One of
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "fine-tune a checkpoint, a folder or a name in the hub's local cache, with its tokenizer"
     add("--from", dest="base", metavar="MODEL", help=text)
     add("--resume", action="store_true", help="go on with the run that is in OUT")
-    text = "steps of the optimizer (default: 7500; with --from 300)"
+    text = "steps of the optimizer (default: 14000; with --from 300)"
     add("--steps", type=whole, metavar="N", help=text)
     text = "tokens of a step, in whole documents (default: 2048)"
     add("--batch-tokens", type=whole, metavar="N", help=text)

@@ -1,4 +1,4 @@
-"""The embedded demo model: 2.4 million parameters, trained on public-domain fairy tales."""
+"""The embedded demo model: 2.4 million parameters, trained on generated stories for children."""
 
 from pathlib import Path
 

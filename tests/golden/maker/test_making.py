@@ -289,7 +289,10 @@ def test_a_case_catches_what_it_is_about(case, name):
     if case.kind == "generate":
         dtypes = [dtype for dtype in dtypes if dtype in case.expected["sequences"].dtypes]
     told = {dtype: caught(case, NAMED[name], dtype) for dtype in dtypes}
-    if "float32" in dtypes:
+    # One key among the 256 of the demo, which is retrained, may count less than 16 bits can tell.
+    if case.model == "demo":
+        assert told["float32"], told
+    elif "float32" in dtypes:
         assert all(told.values()), told
     assert any(told.values()), told
 
@@ -414,6 +417,12 @@ def test_a_choice_that_is_close(monkeypatch):
     monkeypatch.setattr(finishing, "SMALLEST_GAP", 1e6)
     with pytest.raises(ValueError, match="greedy-no-window: two tokens are nearly as likely"):
         finishing.finish(draft("greedy-no-window"))
+
+
+def test_the_demo_goes_past_its_window_and_its_prompt_does_not():
+    arrays, window = SUITE.read(SUITE.case("greedy-demo")), MODELS["demo"].config.sliding_window
+    assert arrays.inputs["input_ids"].shape[1] <= window
+    assert arrays.expected["sequences"].shape[1] > window + 30
 
 
 def test_greedy_choices_lead_by_fifty_tolerances():
