@@ -160,7 +160,7 @@ near_head, far_head = max(before, key=before.get), max(far, key=far.get)
 names = tokenizer.convert_ids_to_tokens(ids)
 figure = Figure(figsize=(8, 4.3))
 titles = (
-    f"Layer {near_head[0]}, head {near_head[1]}: the token before",
+    f"Layer {near_head[0]}, head {near_head[1]}: close by",
     f"Layer {far_head[0]}, head {far_head[1]}: further back",
 )
 for axes, key, title in zip(figure.subplots(1, 2), (near_head, far_head), titles, strict=True):
@@ -180,7 +180,7 @@ for axes, key, title in zip(figure.subplots(1, 2), (near_head, far_head), titles
 picture(
     figure,
     "03_heads",
-    "Attention weights of two heads as heat maps: one reads the token before, one further back",
+    "Attention weights of two heads as heat maps: one reads close by, one further back",
 )
 
 # %% tags=["remove-input"]
@@ -189,7 +189,7 @@ most = int(row.argmax())
 say(f"""
 Each row is one query, and its weights add up to 1: the darker a cell, the more of that token's
 value is taken. On the left, {before[near_head]:.0%} of the weight is on the token just before, on
-average: such a head tells each token what stands before it. On the right, the last token,
+average: this head mostly reads close by. On the right, the last token,
 `{names[-1]}`, reads `{names[most]}` at position {most} most, with weight {row[most]:.2f}: what
 followed the first `{names[-1]}`. So the model can say again what it has read, and
 `{names[most]}` is what it says next. Nobody told a head what to look for: training found that
