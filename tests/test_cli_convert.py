@@ -84,7 +84,7 @@ def test_lost_settings_are_a_warning_after_success(out: str, tmp_path: Path) -> 
     assert result == f"wrote {out}: 2,361,408 parameters, bfloat16, 4.7 MB, raw\n"
     assert warned == (
         "tinymistral: warning: params.json has no place for max_position_embeddings (4096), "
-        "do_sample (True), temperature (0.7), top_k (40)\n"
+        "initializer_range (0.07), do_sample (True), temperature (0.7), top_k (40)\n"
     )
 
 

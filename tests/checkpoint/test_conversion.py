@@ -232,8 +232,8 @@ def test_fields_that_params_json_does_not_have_are_a_warning(tmp_path):
     with pytest.warns(UserWarning) as told:
         convert(model, tmp_path / "raw", to="raw")
     assert [str(warning.message) for warning in told] == [
-        "params.json has no place for max_position_embeddings (4096), do_sample (True), "
-        "temperature (0.7), top_k (40)"
+        "params.json has no place for max_position_embeddings (4096), initializer_range (0.07), "
+        "do_sample (True), temperature (0.7), top_k (40)"
     ]
     source = save(tmp_path / "other", MistralConfig(**vars(SMALL) | {"eos_token_id": [2, 3]}))
     with pytest.warns(UserWarning, match=r"no place for eos_token_id \(\[2, 3\]\)$"):

@@ -1,4 +1,4 @@
-"""Convert a raw checkpoint or a GGUF file to Hugging Face's format, or back to a raw one.
+"""Convert a raw checkpoint or GGUF file to Hugging Face's format, or back to raw.
 
 A raw checkpoint is one as Mistral publishes it. No bit of a weight changes. A
 GGUF file is one for llama.cpp; its quantized weights become 16-bit ones.
