@@ -18,8 +18,9 @@ SPLIT_WINDOW = Attention(B=1, T=8, S=70, K=1, group=2, d=6, window=20, first=3, 
 TILES_WINDOW = Attention(B=1, T=20, S=70, K=1, group=2, d=6, window=20, first=3, seed=5)
 SPLIT_ALL_MASKED = Attention(B=2, T=5, S=40, K=1, group=2, d=6, window=2, first=0, seed=4)
 TILES_ALL_MASKED = Attention(B=2, T=19, S=40, K=1, group=2, d=6, window=2, first=0, seed=4)
-# For `attention_tensor_cores`, whose tiles have 128 rows and 64 keys
-TENSOR = Attention(B=2, T=70, S=130, K=2, group=2, d=16, window=20, first=3, seed=3)
+# For `attention_tensor_cores`, whose tiles have 128 rows and 64 keys. In TENSOR the last tile has
+# 22 keys, and is visible in each row of the batch; one that no query sees is not fetched.
+TENSOR = Attention(B=2, T=70, S=150, K=2, group=2, d=16, window=20, first=3, seed=3)
 TENSOR_ALL_MASKED = Attention(B=2, T=70, S=40, K=1, group=2, d=16, window=2, first=0, seed=4)
 TENSOR_FAR_TILES = Attention(B=1, T=9, S=2200, K=1, group=4, d=16, window=90, first=2100, seed=6)
 
@@ -262,6 +263,18 @@ TENSOR_BUGS = [
         "tensor, far rows",
     ),
     ("keys past the last", "min(first + n, S - 1)", "(first + n)", "tensor"),
+    (
+        "keys past the last are visible",
+        "slot < S ? k_positions[slot]",
+        "true ? k_positions[min(slot, S - 1)]",
+        "tensor",
+    ),
+    (
+        "values past the last have positions",
+        "first + key < S ? k_positions[first + key]",
+        "true ? k_positions[first + key]",
+        "tensor, hides",
+    ),
     ("rows past the last are stored", "if (first_row + row < rows)\n", "if (true)\n", "tensor"),
     ("queries past the last", "        row = min(row, rows - 1);\n", "", "tensor"),
     ("rows of a tile lie without a gap", "PITCH = d + VECTOR;", "PITCH = d;", "tensor, conflicts"),

@@ -206,12 +206,13 @@ def test_all_layers_of_a_piece_share_the_spans(monkeypatch) -> None:
     assert names == ["key_spans", *["attention_tensor_cores"] * 2] * 2
 
 
-# Attention: rows of a tile are 128 (tokens times heads of a group), keys 64
+# Attention: rows of a tile are 128 (tokens times heads of a group), keys 64. In NARROW the last
+# tile has 22 keys, and is visible in each row of the batch.
 
 CASES = [
     Attention(B=1, T=40, S=200, K=1, group=4, d=128, window=50, first=0, seed=1),
     Attention(B=2, T=40, S=65, K=2, group=1, d=64, window=None, first=5, seed=2),
-    Attention(B=2, T=70, S=130, K=1, group=3, d=16, window=20, first=2**24 + 1, seed=3),
+    Attention(B=2, T=70, S=150, K=1, group=3, d=16, window=20, first=2**24 + 1, seed=3),
     Attention(B=1, T=33, S=63, K=2, group=2, d=32, window=1, first=32_760, seed=4),
     Attention(B=2, T=33, S=64, K=1, group=1, d=16, window=None, first=0, seed=5),
     Attention(B=1, T=9, S=2200, K=1, group=4, d=16, window=90, first=2100, seed=6),  # 35 tiles
