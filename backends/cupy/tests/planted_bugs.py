@@ -538,7 +538,7 @@ BUGS = [
     ),
     Bug(
         "splits are added as if they had one largest score",
-        "const float shrink = p < splits ? exp2f(largest[p * step] - base) : 0;",
+        "const float shrink = p < splits ? exp2f(largest[p] - base) : 0;",
         "const float shrink = p < splits ? 1 : 0;",
         "split",
     ),

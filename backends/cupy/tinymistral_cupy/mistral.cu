@@ -532,8 +532,8 @@ __device__ void merge(const float* largest, const float* sum, const float* mix, 
 // As `attention`, for up to N rows a block; blockIdx.x is the split, and blockIdx.y a key/value
 // head and N of its rows. All rows of the batch are numbered in the order (B, K, T · H/K). For each
 // row a split writes d mixed columns, not divided yet, its largest score, and the sum of its
-// weights. `parts` has the columns of all splits and rows first, then their largest scores, then
-// their sums: (splits, rows, d), (splits, rows), (splits, rows).
+// weights. `parts` has the columns first, (splits, rows, d), then the largest scores, and then the
+// sums, both (rows, splits), so that neighbouring lanes of `attention_combine` read neighbours.
 template <int N>
 __device__ void split(const storage* q, const storage* k, const storage* v,
                       const int64* q_positions, const int64* k_positions, float* parts, int T,
@@ -629,11 +629,10 @@ __device__ void split(const storage* q, const storage* k, const storage* v,
         merge(&warp_largest[0][r], &warp_sum[0][r], &warp_mix[0][r][column], SPLIT_WARPS, N,
               one_largest, one_sum, one_mix);
         const int64 row = ((int64)b * K + kv_head) * rows + first_row + r;
-        const int64 part = blockIdx.x * rows_of_all + row;
-        parts[part * d + column] = one_mix;
+        parts[(blockIdx.x * rows_of_all + row) * d + column] = one_mix;
         if (column == 0) {
-            largest_parts[part] = one_largest;
-            sum_parts[part] = one_sum;
+            largest_parts[row * gridDim.x + blockIdx.x] = one_largest;
+            sum_parts[row * gridDim.x + blockIdx.x] = one_sum;
         }
     }
 }
@@ -665,12 +664,12 @@ attention_combine(const float* parts, storage* out, int splits, int T, int H, in
     const int64 b = blockIdx.x / rows / K, step = gridDim.x, in_all = splits * step;
     const int lane = threadIdx.x % LANES, column = min(threadIdx.x, d - 1);
     const float* const mixes = parts + (int64)blockIdx.x * d + column;
-    const float* const largest = parts + in_all * d + blockIdx.x;
+    const float* const largest = parts + in_all * d + (int64)blockIdx.x * splits;
     const float* const sums = largest + in_all;
 
     float all_largest = minus_infinity();
     for (int p = lane; p < splits; p += LANES)
-        all_largest = fmaxf(all_largest, largest[p * step]);
+        all_largest = fmaxf(all_largest, largest[p]);
     all_largest = lanes_max(all_largest);
     const float base = all_largest == minus_infinity() ? 0 : all_largest;
 
@@ -678,8 +677,8 @@ attention_combine(const float* parts, storage* out, int splits, int T, int H, in
     for (int first = 0; first < splits; first += LANES) {
         // Each lane has the factor of one part, and the others read it from there.
         const int p = first + lane;
-        const float shrink = p < splits ? exp2f(largest[p * step] - base) : 0;
-        if (p < splits) sum += sums[p * step] * shrink;
+        const float shrink = p < splits ? exp2f(largest[p] - base) : 0;
+        if (p < splits) sum += sums[p] * shrink;
         float x[LANES];
         UNROLL for (int n = 0; n < LANES; n++)
             x[n] = first + n < splits ? mixes[(first + n) * step * d] : 0;
