@@ -16,6 +16,9 @@ from tinymistral import DEMO, MistralForCausalLM, MistralTokenizer
 
 pytestmark = pytest.mark.slow
 
+# The likeliest token leads by 0.3 in each step; logits of 16 to 32 have steps of 0.125 in bfloat16.
+CLEAR = ["In a puddle she saw her own", "From under a fallen tree came"]
+
 
 def generated(
     backend: str, dtype: str, prompts: list[str], tokens: int, window: int, chunk: int
@@ -39,8 +42,8 @@ def generated(
         # pieces of 3 and a ring of 8 + 3 - 1 slots, which wraps four times
         ("float32", ["Once upon a time"], 40, 8, 3),
         ("float32", ["The fox said to the hare", "A king"], 24, 8, 3),
-        ("float16", ["Once upon a time", "A king"], 16, 4, 3),
-        ("bfloat16", ["Once upon a time", "A king"], 16, 4, 3),
+        ("float16", CLEAR, 16, 4, 3),
+        ("bfloat16", CLEAR, 16, 4, 3),
     ],
     ids=["prefill", "wraps", "left-padded", "float16", "bfloat16"],
 )
