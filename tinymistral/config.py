@@ -14,7 +14,7 @@ from tinymistral.files.consolidated import CONFIG_FILE, PARAMS_FILE, is_raw, rea
 from tinymistral.files.hub import find_checkpoint
 from tinymistral.files.recognition import OTHER_PARAMS, QUANTIZED, refuse_fields, refuse_folder
 from tinymistral.settings import NO_EFFECT, OF_GENERATE, refuse, warn_of_unknown
-from tinymistral.text import listed, quoted, shorten
+from tinymistral.text import listed, quoted, short
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,7 +102,7 @@ class MistralConfig:
             _integer("sliding_window", self.sliding_window, 1)
         if self.hidden_act != "silu":
             raise ValueError(
-                f"hidden_act: {_short(self.hidden_act)} is not supported; expected 'silu'"
+                f"hidden_act: {short(self.hidden_act)} is not supported; expected 'silu'"
             )
         for name in ("initializer_range", "rms_norm_eps", "attention_dropout"):
             _set(self, name, _number(name, getattr(self, name), at_least=0.0))
@@ -111,13 +111,13 @@ class MistralConfig:
         for name in ("use_cache", "tie_word_embeddings"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(
-                    f"{name}: expected true or false, got {_short(getattr(self, name))}"
+                    f"{name}: expected true or false, got {short(getattr(self, name))}"
                 )
         self._check_token_ids()
         self._settle_rope()
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ValueError(
-                f"dtype: {_short(self.dtype)} is not supported; expected one of {DTYPES}"
+                f"dtype: {short(self.dtype)} is not supported; expected one of {DTYPES}"
             )
         self._settle_labels()
 
@@ -142,22 +142,22 @@ class MistralConfig:
         if isinstance(fields, _Derived) and self.rope_theta is not None:
             fields = None
         if fields is not None and not isinstance(fields, Mapping):
-            raise ValueError(f"rope_parameters: expected an object or null, got {_short(fields)}")
+            raise ValueError(f"rope_parameters: expected an object or null, got {short(fields)}")
         fields = dict(fields or {})
         rope_type = fields.pop("rope_type", fields.pop("type", "default"))
         inner = fields.pop("rope_theta", None)
         if rope_type != "default":
             raise ValueError(
-                f"rope_parameters: rope_type {_short(rope_type)} is not supported; "
+                f"rope_parameters: rope_type {short(rope_type)} is not supported; "
                 "expected 'default'"
             )
         if fields:
             raise ValueError(
-                f"rope_parameters: {_short(sorted(fields))} not supported; expected rope_theta"
+                f"rope_parameters: {short(sorted(fields))} not supported; expected rope_theta"
             )
         if None not in (inner, self.rope_theta) and inner != self.rope_theta:
             raise ValueError(
-                f"rope_theta: {_short(self.rope_theta)}, but rope_parameters says {_short(inner)}; "
+                f"rope_theta: {short(self.rope_theta)}, but rope_parameters says {short(inner)}; "
                 "give one"
             )
         theta = next((value for value in (self.rope_theta, inner) if value is not None), 10000.0)
@@ -179,14 +179,14 @@ class MistralConfig:
         ids = {name: i for i, name in names.items()}
         if self.label2id is not None and not isinstance(self.label2id, Mapping):
             raise ValueError(
-                f"label2id: expected an object from names to ids, got {_short(self.label2id)}"
+                f"label2id: expected an object from names to ids, got {short(self.label2id)}"
             )
         if self.label2id:
             default_names = {name: i for i, name in _default_names(len(self.label2id)).items()}
             for name, i in {} if self.label2id == default_names else self.label2id.items():
                 if isinstance(i, bool) or not isinstance(i, int) or names.get(i) != name:
                     raise ValueError(
-                        f"label2id: {_short(name)}: {_short(i)} is not what id2label says; "
+                        f"label2id: {short(name)}: {short(i)} is not what id2label says; "
                         "leave label2id out, it follows from id2label"
                     )
         _set(self, "num_labels", len(names))
@@ -194,7 +194,7 @@ class MistralConfig:
         _set(self, "label2id", ids)
         if self.problem_type not in (None, *PROBLEM_TYPES):
             raise ValueError(
-                f"problem_type: {_short(self.problem_type)} is not supported; "
+                f"problem_type: {short(self.problem_type)} is not supported; "
                 f"expected null or one of {PROBLEM_TYPES}"
             )
         if self.problem_type == "single_label_classification" and self.num_labels == 1:
@@ -212,10 +212,10 @@ class MistralConfig:
         error that names it.
         """
         if not isinstance(fields, Mapping):
-            raise ValueError(f"expected the fields of a config.json, got {_short(fields)}")
+            raise ValueError(f"expected the fields of a config.json, got {short(fields)}")
         if fields.get("model_type", "mistral") != "mistral":
             raise ValueError(
-                f"model_type: {_short(fields['model_type'])} is not supported; expected 'mistral'"
+                f"model_type: {short(fields['model_type'])} is not supported; expected 'mistral'"
             )
         refuse_fields(fields, QUANTIZED)
         refuse(CONFIG_FILE, fields)
@@ -340,7 +340,7 @@ class MistralConfig:
 def _say_how_to_change(config: MistralConfig, name: str, value: Any) -> NoReturn:
     raise dataclasses.FrozenInstanceError(
         f"{name}: a configuration cannot be changed, but replaced: "
-        f"model.config = dataclasses.replace(model.config, {name}={_short(value)})"
+        f"model.config = dataclasses.replace(model.config, {name}={short(value)})"
     )
 
 
@@ -378,14 +378,14 @@ def _integer(name: str, value: Any, at_least: int, at_most: int = LARGEST) -> No
     fits = isinstance(value, int) and not isinstance(value, bool)
     if not fits or not at_least <= value <= at_most:
         raise ValueError(
-            f"{name}: expected an integer from {at_least} to {at_most}, got {_short(value)}"
+            f"{name}: expected an integer from {at_least} to {at_most}, got {short(value)}"
         )
 
 
 def _number(name: str, value: Any, at_least: float) -> float:
     fits = isinstance(value, int | float) and not isinstance(value, bool)
     if not fits or not at_least <= value <= sys.float_info.max:
-        raise ValueError(f"{name}: expected a number >= {at_least:g}, got {_short(value)}")
+        raise ValueError(f"{name}: expected a number >= {at_least:g}, got {short(value)}")
     return float(value)
 
 
@@ -403,9 +403,5 @@ def _names_by_id(id2label: Any) -> dict[int, str]:
         if all(isinstance(name, str) for name in names.values()):
             return names  # type: ignore[return-value]
     raise ValueError(
-        f"id2label: expected a name for each of the ids 0, 1, 2, ..., got {_short(id2label)}"
+        f"id2label: expected a name for each of the ids 0, 1, 2, ..., got {short(id2label)}"
     )
-
-
-def _short(value: Any) -> str:
-    return shorten(repr(value), 60)

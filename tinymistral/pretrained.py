@@ -21,13 +21,13 @@ from tinymistral.checkpoint import check_tensors, find_checkpoint, load_checkpoi
 from tinymistral.checkpoint.tensors import Shapes
 from tinymistral.config import MistralConfig
 from tinymistral.discovery import get_backend
-from tinymistral.files import mapped_files, write_json
+from tinymistral.files import mapped_files
 from tinymistral.inputs import Inputs, check_inputs
 from tinymistral.model import Weights, forward
 from tinymistral.outputs import Output
 from tinymistral.renamed import Declared, how, refuse_unknown
-from tinymistral.sampling import read_generation_config
-from tinymistral.settings import GENERATION_FILE, caller
+from tinymistral.sampling import read_generation_config, write_generation_config
+from tinymistral.settings import caller
 from tinymistral.tap import Tap, Tapped
 
 # A model of at most this many bytes in float32 has its weights widened when it is opened.
@@ -238,11 +238,10 @@ class PreTrainedModel(Declared, Generic[AnyOutput]):
         every moment the folder opens as an earlier save, as this one, or not at all, see
         `write_tensors`.
         """
-        ids = {"bos_token_id": self.config.bos_token_id, "eos_token_id": self.config.eos_token_id}
 
         def beside(new: Path) -> None:
             self.config.save_pretrained(new, type(self).__name__)
-            write_json(new / GENERATION_FILE, ids | self.generation_config)
+            write_generation_config(new, self.config, self.generation_config)
 
         write_tensors(Path(folder), self.tensors, max_shard_size, beside)
 

@@ -8,19 +8,19 @@ scores (B, V); a token that may not be drawn has score -inf. Checked against tra
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinymistral.config import plain_ids
-from tinymistral.files import is_named, read_json
+from tinymistral.config import MistralConfig, plain_ids
+from tinymistral.files import is_named, read_json, write_json
 from tinymistral.renamed import refuse_unknown
 from tinymistral.settings import CONFIG_FILE, REFUSED, refuse, warn_of_unknown
 from tinymistral.settings import GENERATION_FILE as FILE_NAME
-from tinymistral.text import shorten
+from tinymistral.text import short
 
 if TYPE_CHECKING:
     from tinymistral.heads import MistralForCausalLM
@@ -162,8 +162,9 @@ class GenerationConfig:
         for name in ("eos_token_id", "suppress_tokens"):
             object.__setattr__(self, name, plain_ids(getattr(self, name)))
         if not isinstance(self.suppress_tokens, list | None):
-            got = shorten(repr(self.suppress_tokens), 40)
-            raise ValueError(f"suppress_tokens: expected a list of ids, got {got}")
+            raise ValueError(
+                f"suppress_tokens: expected a list of ids, got {short(self.suppress_tokens)}"
+            )
         if self.bad_words_ids is not None:
             object.__setattr__(self, "bad_words_ids", _words(self.bad_words_ids))
         for name in (
@@ -183,7 +184,7 @@ class GenerationConfig:
         if self.seed is not None:
             _check("seed", self.seed, int, 0)
         if not isinstance(self.do_sample, bool):
-            raise ValueError(f"do_sample: expected True or False, got {str(self.do_sample)[:40]!r}")
+            raise ValueError(f"do_sample: expected True or False, got {short(self.do_sample)}")
         for name, ids in self.ids().items():
             for token in ids:
                 _check(name, token, int, 0)
@@ -350,13 +351,19 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     return {n: v for n, v in settings.items() if n in known and v is not None}
 
 
+def write_generation_config(
+    folder: Path, config: MistralConfig, defaults: Mapping[str, Any] | None = None
+) -> None:
+    """Write generation_config.json: the ids that begin and end a text, then other defaults."""
+    ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
+    write_json(folder / FILE_NAME, ids | dict(defaults or {}))
+
+
 def _words(value: Any) -> list[list[int]]:
     words = plain_ids(value)
     words = [plain_ids(word) for word in words] if isinstance(words, list) else [words]
     if not all(isinstance(word, list) and word for word in words):
-        raise ValueError(
-            f"bad_words_ids: expected lists of ids, none empty, got {shorten(repr(value), 40)}"
-        )
+        raise ValueError(f"bad_words_ids: expected lists of ids, none empty, got {short(value)}")
     return words
 
 
@@ -368,6 +375,4 @@ def _check(name: str, value: Any, kind: type, least: float, most: float | None =
         up_to = "on" if most is None else f"to {most:g}"
         if most is None and fits and value > LARGEST:
             up_to = "to 2**63 - 1"
-        raise ValueError(
-            f"{name}: expected {noun} from {least:g} {up_to}, got {shorten(repr(value), 40)}"
-        )
+        raise ValueError(f"{name}: expected {noun} from {least:g} {up_to}, got {short(value)}")

@@ -14,7 +14,7 @@ from typing import Any
 
 from tinymistral.files.consolidated import CONFIG_FILE, PARAMS_FILE
 from tinymistral.renamed import how
-from tinymistral.text import listed, quoted, shorten
+from tinymistral.text import listed, quoted, short
 
 GENERATION_FILE = "generation_config.json"
 TOKENIZER_FILE = "tokenizer_config.json"
@@ -113,8 +113,9 @@ def refuse(file: str, settings: Mapping[str, Any]) -> None:
         value = settings.get(name)
         if value is not None and value not in harmless:
             expected = " or ".join(["none", *map(repr, harmless)])
-            got = shorten(repr(value), 60)
-            raise ValueError(f"{name}: {got} is not supported; expected {expected}{how(name)}")
+            raise ValueError(
+                f"{name}: {short(value)} is not supported; expected {expected}{how(name)}"
+            )
 
 
 def warn_of_unknown(file: str, settings: Mapping[str, Any], honoured: Collection[str]) -> None:

@@ -17,6 +17,16 @@ def one_line(value: object, longest: int = 300) -> str:
     return shorten(" ".join(text.split()), longest)
 
 
+def short(value: object) -> str:
+    """Return a wrong value as Python writes it, on one short line, for an error message."""
+    return one_line(repr(value), 60)
+
+
+def shown(value: object) -> str:
+    """Return a wrong argument as `short` does, and its type."""
+    return f"{short(value)} ({type(value).__name__})"
+
+
 def quoted(name: object) -> str:
     """Return a name that a file contains, in quotes and shortened."""
     return f"'{shorten(str(name), 120)}'"
@@ -47,11 +57,6 @@ def table(
         "  ".join([row[0].ljust(widths[0]), *map(justify, row[1:], widths[1:])]).rstrip()
         for row in rows
     ]
-
-
-def shown(value: object) -> str:
-    """Return the value of a wrong argument, shortened, and its type, for an error message."""
-    return f"{one_line(repr(value), 60)} ({type(value).__name__})"
 
 
 def check_text(text: str) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from tinymistral.added_tokens import JSON_FILE, LARGEST_ID, AddedTokens
 from tinymistral.files import parse_json
 from tinymistral.settings import TOKENIZER_FILE
-from tinymistral.text import one_line
+from tinymistral.text import one_line, short
 
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 # GPT-2's letter for each byte: itself where it can be seen, else one of U+0100 and on.
@@ -110,7 +110,7 @@ class JsonVocabulary:
         for i, token in self._added.by_id.items():
             if tokenizer.token_to_id(token.content) != i:
                 raise ValueError(
-                    f"{self._file}: cannot give the added token {token.content!r:.60} the id {i}; "
+                    f"{self._file}: cannot give the added token {short(token.content)} the id {i}; "
                     "expected ids that follow those of the vocabulary without a gap"
                 )
         return tokenizer

@@ -26,9 +26,8 @@ from tinymistral.files.hub import find_checkpoint
 from tinymistral.files.recognition import refuse_folder
 from tinymistral.files.safetensors import write_file, write_shards
 from tinymistral.files.saving import strangers, whole_folder
-from tinymistral.sampling import read_generation_config
-from tinymistral.settings import GENERATION_FILE
-from tinymistral.text import listed, quoted
+from tinymistral.sampling import read_generation_config, write_generation_config
+from tinymistral.text import listed, quoted, short
 from tinymistral.tokenizer import MistralTokenizer
 
 DTYPES = ("bfloat16", "float16", "float32")  # of the weights that a GGUF file becomes
@@ -109,8 +108,7 @@ def convert(
             if to == "hf":
                 write_shards(new, tensors, shard_size, prepare)
                 config.save_pretrained(new)
-                ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
-                write_json(new / GENERATION_FILE, ids)
+                write_generation_config(new, config)
             else:
                 named = {raw_name(name): tensor for name, tensor in tensors.items()}
                 write_file(new / SAFETENSORS_FILE, named, prepare)
@@ -119,7 +117,7 @@ def convert(
     except OSError as error:
         raise CheckpointError(f"{given}: cannot be written: {error.strerror or error}") from error
     if lost:
-        fields = listed(f"{name} ({value!r:.60})" for name, value in lost.items())
+        fields = listed(f"{name} ({short(value)})" for name, value in lost.items())
         warnings.warn(f"{PARAMS_FILE} has no place for {fields}", stacklevel=2)
     return Converted(config, parameters, total)
 
@@ -128,7 +126,7 @@ def _check_formats(source: Path, to: str, dtype: str | None) -> None:
     if to not in ("hf", "raw"):
         raise ValueError(f"to: expected 'hf' or 'raw', got {to!r}")
     if dtype not in (None, *DTYPES):
-        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r:.60}")
+        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {short(dtype)}")
     if is_gguf(source):
         if to == "raw":
             raise ValueError(
@@ -183,7 +181,7 @@ def check_size(model_size: str | None, parameters: int) -> None:
     match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)([KMB]?)", model_size.upper(), re.ASCII)
     if not match:
         raise ValueError(
-            f"model_size: expected a number such as 7B, 260K or 19808, got {model_size!r:.60}"
+            f"model_size: expected a number such as 7B, 260K or 19808, got {short(model_size)}"
         )
     size = float(match[1]) * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}[match[2]]
     if not 0.9 * size <= parameters <= 1.1 * size:

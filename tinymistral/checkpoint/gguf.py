@@ -27,7 +27,7 @@ from tinymistral.checkpoint.tensors import (
 from tinymistral.config import MistralConfig
 from tinymistral.files import CheckpointError, whole_file
 from tinymistral.files.gguf import QuantizedTensor, read_gguf
-from tinymistral.text import listed, quoted, shorten
+from tinymistral.text import listed, quoted, short
 
 ARCHITECTURES = ("llama", "mistral3")  # of one computation, where the metadata names no other
 
@@ -137,7 +137,7 @@ def config_of(metadata: Mapping[str, Any], tensors: Mapping[str, QuantizedTensor
     kind = str(metadata.get("general.type", "model"))
     if architecture not in ARCHITECTURES or kind != "model":
         raise ValueError(
-            f"general.architecture is {architecture!r:.60}, general.type {kind!r:.60}; expected "
+            f"general.architecture is {short(architecture)}, general.type {short(kind)}; expected "
             f"a model of {' or '.join(ARCHITECTURES)}, which is what Mistral is in GGUF"
         )
     prefix = f"{architecture}."
@@ -149,7 +149,7 @@ def config_of(metadata: Mapping[str, Any], tensors: Mapping[str, QuantizedTensor
                 "one value" if not one else " or ".join(map(str, HARMLESS.get(key, ["none"])))
             )
             raise ValueError(
-                f"{prefix}{key}: {shorten(repr(value), 60)} is not supported, as it changes what "
+                f"{prefix}{key}: {short(value)} is not supported, as it changes what "
                 f"is computed; expected {expected}"
             )
     if missing := [f"{prefix}{key}" for key in NEEDED if key not in own]:
@@ -170,7 +170,7 @@ def config_of(metadata: Mapping[str, Any], tensors: Mapping[str, QuantizedTensor
     for key, field in SAME.items():
         if own.get(key, getattr(config, field)) != getattr(config, field):
             raise ValueError(
-                f"{prefix}{key}: {shorten(repr(own[key]), 60)} is not supported; expected the "
+                f"{prefix}{key}: {short(own[key])} is not supported; expected the "
                 f"width of a head, {getattr(config, field)}"
             )
     return config

@@ -21,7 +21,7 @@ import numpy as np
 
 from tinymistral.added_tokens import JSON_FILE, AddedTokens
 from tinymistral.settings import TOKENIZER_FILE
-from tinymistral.text import shorten
+from tinymistral.text import short
 from tinymistral.tokenizer_json import JsonVocabulary
 from tinymistral.tokenizer_model import FILE_NAME, SentencePieceVocabulary
 
@@ -79,7 +79,7 @@ def tokenizer_files(metadata: Mapping[str, Any], vocab_size: int, path: Path) ->
     own = {k.removeprefix(ggml): v for k, v in metadata.items() if k.startswith(ggml)}
     for key, value in own.items():
         if key not in KNOWN and not (key in REFUSED and value is False):
-            raise ValueError(f"{ggml}{key}: {shorten(repr(value), 60)} is not supported")
+            raise ValueError(f"{ggml}{key}: {short(value)} is not supported")
     model = own.get("model")
     if model in (None, "none", "no_vocab"):
         return {}
@@ -120,7 +120,7 @@ def tokenizer_files(metadata: Mapping[str, Any], vocab_size: int, path: Path) ->
         name, content = JSON_FILE, _json(own, tokens[:size], named, *frame)
         JsonVocabulary(content, path, AddedTokens())
     else:
-        raise ValueError(f"{ggml}model: {model!r:.60} is not supported; expected llama or gpt2")
+        raise ValueError(f"{ggml}model: {short(model)} is not supported; expected llama or gpt2")
     return {name: content, TOKENIZER_FILE: json.dumps(settings, indent=2).encode("utf-8")}
 
 
@@ -154,7 +154,8 @@ def _json(
     pre = own.get("pre")
     if not isinstance(pre, str) or pre not in BEFORE:
         raise ValueError(
-            f"tokenizer.ggml.pre: {pre!r:.60} is not supported; expected one of {', '.join(BEFORE)}"
+            f"tokenizer.ggml.pre: {short(pre)} is not supported; "
+            f"expected one of {', '.join(BEFORE)}"
         )
     vocabulary = {token: i for i, token in enumerate(tokens)}
     ids = vocabulary | {token["content"]: token["id"] for token in named}

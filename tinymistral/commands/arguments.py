@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tinymistral.commands.console import say, write
 from tinymistral.demo import DEMO
-from tinymistral.text import decode_file, did_you_mean, shorten
+from tinymistral.text import decode_file, did_you_mean, short, shorten
 
 if TYPE_CHECKING:
     from tinymistral.heads import MistralForCausalLM
@@ -87,7 +87,7 @@ class Parser(argparse.ArgumentParser):
         """Refuse what is no choice, and suggest the one that it resembles."""
         if action.choices is not None and value not in action.choices:
             hint = did_you_mean(value, action.choices) or f"; expected {', '.join(action.choices)}"
-            raise argparse.ArgumentError(action, f"unknown {shorten(repr(value), 60)}{hint}")
+            raise argparse.ArgumentError(action, f"unknown {short(value)}{hint}")
 
 
 def add_commands(parser: Parser, package: ModuleType) -> None:
@@ -121,7 +121,7 @@ def checked(read: Callable[[str], Any], expected: str = "") -> Callable[[str], A
         try:
             return read(text)
         except ValueError as error:
-            says = f"expected {expected}, got {shorten(repr(text), 40)}" if expected else str(error)
+            says = f"expected {expected}, got {short(text)}" if expected else str(error)
             raise argparse.ArgumentTypeError(says) from None
 
     return read_argument

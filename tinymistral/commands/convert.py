@@ -16,6 +16,7 @@ import re
 
 from tinymistral.commands import arguments
 from tinymistral.commands.console import Progress, interruptible, write
+from tinymistral.text import short
 
 EPILOG = """\
 A raw checkpoint is params.json, consolidated.00.pth or
@@ -101,7 +102,7 @@ def _folders(options: argparse.Namespace) -> list[str]:
         for named in (options.input_dir, options.output_dir)
     ]
     if positional:
-        raise ValueError(f"unknown argument {positional[0]!r:.60}; see tinymistral convert --help")
+        raise ValueError(f"unknown argument {short(positional[0])}; see tinymistral convert --help")
     if None in folders or "" in folders:
         name = "--output_dir" if folders[0] else "--input_dir"
         raise ValueError(f"no {name}; expected two folders, such as: tinymistral convert IN OUT")

@@ -18,6 +18,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any
 
+from tinymistral.text import short
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -294,6 +296,7 @@ def parse_size(size: int | str) -> int:
         number = 0
     if number < 1:
         raise ValueError(
-            f"a size is {size!r:.60}, expected 1 byte or more, as a number or such as '5GB', '2GiB'"
+            f"a size is {short(size)}, expected 1 byte or more, "
+            "as a number or such as '5GB', '2GiB'"
         )
     return int(number)

@@ -24,7 +24,7 @@ import numpy as np
 
 from tinymistral.files import MappedFile, check_is_file, mapped_files
 from tinymistral.files.safetensors import cannot_read
-from tinymistral.text import quoted
+from tinymistral.text import quoted, short
 
 LARGEST_HEADER = 50_000_000  # bytes: 131,072 tokens and their merges are 7 million; some 300 MB
 TEXT, ARRAY = 8, 9  # types of metadata
@@ -105,7 +105,7 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, QuantizedTensor]]:
     entries = [header.tensor() for _ in range(tensor_count)]
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 1 <= alignment <= 2**16:
-        raise ValueError(f"general.alignment is {alignment!r:.60}, expected 1 to {2**16}")
+        raise ValueError(f"general.alignment is {short(alignment)}, expected 1 to {2**16}")
     end = -(-header.place // alignment) * alignment
     start, tensors = end, {}
     # In the order of the data, which may not overlap: a small file cannot become a large one.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tinymistral.files import CheckpointError, read_json
-from tinymistral.text import listed, one_line, quoted, shorten
+from tinymistral.text import listed, one_line, quoted, short
 
 _UNQUANTIZED = "which cannot be read; take the checkpoint that they were made from"
 _MERGED = "merge it into its model (peft: merge_and_unload, save_pretrained) and open the result"
@@ -119,7 +119,7 @@ def refuse_fields(fields: Mapping[str, Any], table: Mapping[str, str]) -> None:
     """Raise a ValueError if a config.json or params.json has a field of the table."""
     for name, what in table.items():
         if fields.get(name):
-            raise ValueError(f"{name}: {shorten(repr(fields[name]), 60)}: {what}")
+            raise ValueError(f"{name}: {short(fields[name])}: {what}")
 
 
 def beginning_of(content: bytes) -> str:

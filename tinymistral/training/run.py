@@ -28,8 +28,7 @@ from tinymistral.files.hub import find_checkpoint
 from tinymistral.files.safetensors import read_file, write_file
 from tinymistral.operations import NUMPY_DTYPES
 from tinymistral.pretrained import refuse_if_too_large
-from tinymistral.sampling import FILE_NAME as GENERATION_FILE
-from tinymistral.sampling import read_generation_config
+from tinymistral.sampling import read_generation_config, write_generation_config
 from tinymistral.text import listed, shown
 from tinymistral.tokenizer import MistralTokenizer
 from tinymistral.training.documents import (
@@ -223,12 +222,11 @@ def save(run: Run, folder: str | Path) -> None:
     folder = Path(folder)
     inside = folder / FOLDER
     make_folder(inside)
-    ids = {"bos_token_id": run.config.bos_token_id, "eos_token_id": run.config.eos_token_id}
 
     def beside(new: Path) -> None:
         run.tokenizer.save_pretrained(new)
         run.config.save_pretrained(new)
-        write_json(new / GENERATION_FILE, ids | run.generation_config)
+        write_generation_config(new, run.config, run.generation_config)
 
     dtype = NUMPY_DTYPES[run.recipe.dtype]
     weights = {name: array.astype(dtype) for name, array in run.weights.items()}
