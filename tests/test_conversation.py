@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import numpy as np
 import pytest
 from goldens import DEMO
+from strategies import config, tiny_model
 
-from tinymistral import MistralForCausalLM, MistralTokenizer
+from tinymistral import MistralTokenizer
 from tinymistral.chat import Conversation, chat_ids, is_instruct
 
-MODEL = MistralForCausalLM.from_pretrained(DEMO, dtype="float64")
-# Small, so that a conversation soon goes past it several times.
-MODEL.config = dataclasses.replace(MODEL.config, sliding_window=32)
 TOKENIZER = MistralTokenizer.from_pretrained(DEMO)
+# The window is small, so that a conversation soon goes past it several times.
+MODEL = tiny_model(config(vocab_size=len(TOKENIZER), sliding_window=32))
 OPTIONS = {"do_sample": False, "max_new_tokens": 30, "eos_token_id": 2}
 QUESTIONS = ["Who are you?", "Where is the king?", "Is he old?", "What did he say to the fox?"]
 

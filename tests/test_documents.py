@@ -233,6 +233,7 @@ def calls() -> list[str]:
 def names() -> dict[str, object]:
     """Return what the calls use."""
     model = MistralForCausalLM.from_pretrained(DEMO)
+    model.generation_config["max_new_tokens"] = 10  # not a whole story for each call
     ids = [[1, 486, 501, 261]]
     output = model(ids)
     classes = MistralForSequenceClassification(model.config, seed=0)
