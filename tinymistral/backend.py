@@ -2,7 +2,7 @@
 
 The model computes through the methods of `Backend` alone. Its arrays are the backend's own; the
 model uses only their `+`, `.reshape`, `.shape`, `.dtype` and basic slicing. No operation but
-`scatter` changes its arguments, and each returns the same bits every time.
+`scatter` changes its arguments or returns a view of one, and each returns the same bits every time.
 Positions, ids and slots are NumPy int64 arrays on the host. The letters B, T, S, ... are explained
 at the top of `model.py`.
 """

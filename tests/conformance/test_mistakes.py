@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from wrong import WRONG
 
 from tinymistral.backend import DTYPES, Backend
 from tinymistral.cache import RollingCache
@@ -58,24 +59,48 @@ def each_in_its_dtypes() -> list:
     ]
 
 
+def wrong_in_two_dtypes() -> list:
+    return [
+        pytest.param(
+            kind,
+            dtype,
+            id=f"{kind.__name__}-{dtype}",
+            marks=[pytest.mark.slow] if dtype != "float32" or "at_real_sizes" in law else [],
+        )
+        for kind, law in WRONG.items()
+        for dtype in ("float32", "bfloat16")
+    ]
+
+
 # The laws
+
+
+def check_that_it_fails(law: str, backend: Backend) -> None:
+    """Check that a law catches a backend, and that the snippet repeats it."""
+    # Only an AssertionError counts: a mistake that crashes says little about the law.
+    with pytest.raises(AssertionError) as caught:
+        check(law, backend)
+    notes = "\n".join(caught.value.__notes__)
+    introduction, _, snippet = notes.partition(f"{BEFORE_SNIPPET}\n\n")
+    assert introduction
+    with pytest.raises(AssertionError):
+        exec(snippet, {})
 
 
 @pytest.mark.parametrize("mistake, dtype", each_in_its_dtypes())
 def test_the_law_catches_the_mistake_and_a_snippet_repeats_it(mistake, dtype):
-    # Only an AssertionError counts: a mistake that crashes says little about the law.
     with mistake.planted(dtype) as backend:
-        with pytest.raises(AssertionError) as caught:
-            check(mistake.law, backend)
-        notes = "\n".join(caught.value.__notes__)
-        introduction, _, snippet = notes.partition(f"{BEFORE_SNIPPET}\n\n")
-        assert introduction
-        with pytest.raises(AssertionError):
-            exec(snippet, {})
+        check_that_it_fails(mistake.law, backend)
+
+
+@pytest.mark.parametrize("kind, dtype", wrong_in_two_dtypes())
+def test_the_law_catches_a_mistake_of_size_range_or_memory(kind, dtype):
+    with np.errstate(all="ignore"):
+        check_that_it_fails(WRONG[kind], kind(dtype))
 
 
 def test_every_law_can_fail():
-    assert {mistake.law for mistake in OF_LAWS} == set(LAWS)
+    assert {*WRONG.values(), *(mistake.law for mistake in OF_LAWS)} == set(LAWS)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])

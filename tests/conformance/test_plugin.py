@@ -118,6 +118,13 @@ def test_small_shapes_only(suite):
         assert (max(map(int, re.findall(r"^n=(\d+)$", out, re.MULTILINE))) > 33) == (most > 33)
 
 
+def test_real_sizes_are_left_out_where_only_small_ones_are_wanted(suite):
+    code, out = suite("--tinymistral-small", "-k", "real_sizes or zeros_are")
+    assert code == 0, out
+    assert f"\n1 of {LAWS} laws ran, 0 failed\n" in out
+    assert out.count("_at_real_sizes: --tinymistral-small leaves out real sizes\n") == 7
+
+
 def test_without_hypothesis_one_line_says_what_to_install(suite):
     code, out = suite.python("-c", f"{HIDE_HYPOTHESIS}\nsys.exit(pytest.main({list(SUITE[:2])}))")
     assert code == pytest.ExitCode.USAGE_ERROR, out

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import tinymistral.conformance
 from tinymistral.backend import DTYPES, Backend
-from tinymistral.conformance import BEFORE_SNIPPET
+from tinymistral.conformance import BEFORE_SNIPPET, cases
 
 SETTINGS = settings(
     deadline=None,
@@ -40,6 +40,7 @@ class Law:
     check: Check
     needs_weights: bool  # it is about `attention_weights`
     dtypes: tuple[str, ...]  # in which its bounds are narrow enough to show a mistake
+    real_sizes: bool  # its few cases are large
 
     def not_for(self, backend: Backend) -> str | None:
         """Return why the law does not apply to a backend, or None if it does."""
@@ -48,28 +49,32 @@ class Law:
                 return f"declared as unsupported: {backend.unsupported[key]}"
         if self.needs_weights and not backend.has_attention_weights:
             return "has_attention_weights is False"
+        if self.real_sizes and cases.SMALL_ONLY:
+            return "--tinymistral-small leaves out real sizes"
         if backend.dtype not in self.dtypes:
             return f"its bounds are narrow enough only in {' and '.join(self.dtypes)}"
         return None
 
 
 def law(
-    cases: Callable[[Backend], st.SearchStrategy[Any]],
+    drawn: Callable[[Backend], st.SearchStrategy[Any]],
     *,
     needs_weights: bool = False,
     dtypes: tuple[str, ...] = DTYPES,
+    real_sizes: bool = False,
 ) -> Callable[[Check], Any]:
-    """Make a test of a law. `cases` returns the strategy of its cases for a backend.
+    """Make a test of a law. `drawn` returns the strategy of its cases for a backend.
 
     The test takes the backend. Its attribute `tinymistral_law` is the `Law`.
     """
 
     def decorate(check: Check) -> Any:
         says = " ".join((check.__doc__ or "").partition("\n\n")[0].split())
-        law = Law(check.__name__.removeprefix("test_"), says, check, needs_weights, dtypes)
+        name = check.__name__.removeprefix("test_")
+        law = Law(name, says, check, needs_weights, dtypes, real_sizes)
 
         def on_drawn_cases(backend: Backend, data: st.DataObject) -> None:
-            case = data.draw(cases(backend))
+            case = data.draw(drawn(backend))
             note(snippet(law, backend, case))
             check(backend, case)
 

@@ -38,7 +38,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--tinymistral-small",
         action="store_true",
-        help="draw only shapes up to 33, for a backend that needs minutes for large ones",
+        help="draw only shapes up to 33 and leave out the laws at real sizes, "
+        "for a backend that needs minutes for large ones",
     )
 
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from tinymistral.backend import Backend
-from tinymistral.conformance.cases import Matrix, call, matrices, normal, on
+from tinymistral.conformance.cases import (
+    Matrix,
+    Rotation,
+    call,
+    matrices,
+    normal,
+    on,
+    rotations,
+)
 from tinymistral.conformance.law import law
 from tinymistral.operations import NUMPY_DTYPES
 
@@ -62,6 +70,31 @@ def test_what_is_taken_is_a_copy(backend: Backend, case: Matrix) -> None:
     slots = np.tile(np.arange(case.T), (2, 1))
     backend.scatter(array, slots, on(backend, x + x.dtype.type(1)))
     np.testing.assert_array_equal(backend.to_numpy(taken), x)
+
+
+@law(rotations)
+def test_results_share_no_memory_with_arguments(backend: Backend, case: Rotation) -> None:
+    """Writing to a result changes no argument, even where the two hold the same numbers."""
+    # Such as those of rows in order, the identity, position 0, and keys seen by one query each.
+    heads = case.x(backend.dtype)
+    B, T, H, d = heads.shape
+    x, tokens = heads.reshape(B, T, H * d), np.arange(B * T, dtype=np.int64)
+    at = np.tile(tokens[:T], (B, 1))
+    row, table = np.ones_like(x[0, 0]), backend.rope_table(np.zeros_like(at), case.theta, d)
+    for operation, *arguments in (
+        (lambda table: backend.embedding(table, tokens.reshape(B, T)), x.reshape(B * T, H * d)),
+        (backend.linear, x, np.diag(row)),
+        (lambda x, weight: backend.rms_norm(x, weight, 0.0), np.ones_like(x), row),
+        (backend.silu_mul, x, np.ones_like(x)),
+        (lambda x: backend.rope(x, table), heads),
+        (lambda q, k, v: backend.attention(q, k, v, at, at, 1), heads, heads, heads),
+    ):
+        given = [on(backend, array) for array in arguments]
+        shape = (1, B * T, 1, H * d)
+        result = operation(*given).reshape(*shape)
+        backend.scatter(result, tokens[None], backend.zeros(shape, backend.dtype))
+        for before, after in zip(arguments, given, strict=True):
+            np.testing.assert_array_equal(backend.to_numpy(after), before)
 
 
 @law(matrices)

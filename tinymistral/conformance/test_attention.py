@@ -90,6 +90,19 @@ def test_large_scores_do_not_overflow(backend: Backend, case: Attention) -> None
     agree(out, exact, gamma(softmax_roundings(case.S), backend.dtype) * exact, backend.dtype)
 
 
+@law(attentions, dtypes=("float32", "float64", "bfloat16"))  # in float16 such weights are 0
+def test_small_weights_count(backend: Backend, case: Attention) -> None:
+    """A weight is not 0 where its score is below the largest by 80; its value may be large."""
+    # Scores fall in drawn order as values grow, so that every key contributes the same to a mix.
+    q, k, v = (np.zeros_like(array) for array in case.qkv(backend.dtype))
+    rng = np.random.default_rng(case.seed)
+    below = 80 / case.S * np.stack([rng.permutation(case.S) for _ in range(case.B)])
+    q[..., 0], k[..., 0] = case.d**0.5, -below[..., None]
+    v[:] = np.exp(below)[..., None, None]
+    out = call(backend, "attention", q, k, v, *case.visibility)
+    agree_with_oracle(out, q, k, v, case.visibility, backend.dtype)
+
+
 NOT_SEEN = (np.nan, np.inf, -np.inf, None)  # None: the largest number
 
 
