@@ -10,7 +10,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from tinymistral import numpy_backend
+from tinymistral import numpy_backend, threads
 from tinymistral.conformance import test_attention, test_operations
 from tinymistral.numpy_backend import NumpyBackend
 from tinymistral.operations import NUMPY_DTYPES
@@ -32,8 +32,24 @@ def test_attention_in_tiles_of_any_size(law, scores):
 @EVERY_DTYPE
 @pytest.mark.parametrize("weights", [1, 100])
 def test_linear_in_blocks_of_any_size(dtype, weights):
-    with patch.object(numpy_backend, "WEIGHTS_A_BLOCK", weights):
+    sizes = {"WEIGHTS_A_BLOCK": weights, "WEIGHTS_A_PRODUCT": 2 * weights}
+    with patch.multiple(numpy_backend, **sizes):
         test_operations.test_linear_is_dot_products(NumpyBackend(dtype))
+
+
+@pytest.fixture
+def three_threads(monkeypatch):
+    """Let three threads compute whatever is done in parallel, however little it is."""
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
+    monkeypatch.setattr(threads, "cores", lambda: 3)
+    for name in ("WEIGHTS_IN_PARALLEL", "PRODUCTS_IN_PARALLEL"):
+        monkeypatch.setattr(numpy_backend, name, 0)
+    for name in ("WEIGHTS_A_BLOCK", "WEIGHTS_A_PRODUCT"):
+        monkeypatch.setattr(numpy_backend, name, 30)
+
+
+def test_linear_on_several_threads(three_threads):
+    test_operations.test_linear_is_dot_products(NumpyBackend("bfloat16"))
 
 
 def unaligned(array: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 What each of them does differently:
 
     linear      a weight of another dtype is converted in blocks that fit into the processor's
-                cache; up to eight rows are multiplied one by one
+                cache, on all cores; up to eight rows are multiplied one by one
     rope        writes both halves into the result, which saves a copy
     silu_mul    works in place: these are the largest arrays of a forward pass
     attention   takes queries in tiles, each over the slots visible to any query of the tile, and
@@ -13,21 +13,36 @@ What each of them does differently:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
 import numpy as np
 
 from tinymistral.operations import PlainBackend, RopeTable, visible
-
-# Narrow weights are widened in blocks of this many (4 MB of float32): large enough that the
-# cast runs at full speed, small enough to be multiplied while it is in the processor's cache.
-WEIGHTS_A_BLOCK = 1 << 20
+from tinymistral.threads import in_parallel, threads
 
 # Up to this many rows are multiplied one by one: a matrix product would first copy all weights into
 # another order, which costs as much as eight rows do.
 ROWS_ONE_BY_ONE = 8
 
+# They are multiplied by blocks of this many weights (4 MB of float32), which stay in the
+# processor's cache from row to row. Narrow weights are widened by such blocks, and for more rows by
+# larger ones, as each matrix product copies the rows.
+WEIGHTS_A_BLOCK = 1 << 20
+WEIGHTS_A_PRODUCT = 1 << 21
+
 # Scores are computed in tiles of about this many (512 KB of float32) for each key/value head: they
 # fit into the processor's cache, and few keys are visible to a tile of few queries.
 SCORES_A_TILE = 1 << 17
+
+# What is done by several threads of ours is at least so many weights to widen, or products of
+# numbers. NumPy's calls have to be long then: of two threads that make short ones each waits for
+# the interpreter's lock, and to be woken takes longer than such a call. BLAS's own threads look for
+# more work for some 30 ms after a product, and take a core from ours meanwhile. So a long prompt
+# uses none of them. The products of single tokens in float32 are theirs: too short for ours.
+WEIGHTS_IN_PARALLEL = 1 << 22
+PRODUCTS_IN_PARALLEL = 1 << 22
 
 
 class NumpyBackend(PlainBackend):
@@ -35,21 +50,46 @@ class NumpyBackend(PlainBackend):
 
     name = "numpy"
 
+    def __init__(self, dtype: str | None = None):
+        super().__init__(dtype)
+        # Memory for widened blocks, one a thread: new memory would be filled with zeros each time.
+        self._spare: list[np.ndarray] = []
+
     def linear(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
         m, n = weight.shape
         rows = self.widen(x.reshape(-1, n))
         out = np.empty((len(rows), m), dtype=self.compute_dtype)
-        if weight.dtype == self.compute_dtype and weight.flags.aligned:
-            _multiply(rows, weight, out)
+        narrow = weight.dtype != self.compute_dtype or not weight.flags.aligned
+        if len(rows) <= ROWS_ONE_BY_ONE:  # float32 is read from memory, by BLAS on all cores
+            size, large = WEIGHTS_A_BLOCK, narrow and weight.size >= WEIGHTS_IN_PARALLEL
         else:
-            height = min(m, max(1, WEIGHTS_A_BLOCK // n))
-            block = np.empty((height, n), dtype=self.compute_dtype)
-            for start in range(0, m, height):
-                part = slice(start, min(m, start + height))
-                wide = block[: part.stop - start]
-                np.copyto(wide, weight[part])
-                _multiply(rows, wide, out[:, part])
+            size, large = (
+                -(-weight.size // threads()),
+                len(rows) * weight.size >= PRODUCTS_IN_PARALLEL,
+            )
+            size = min(size, WEIGHTS_A_PRODUCT) if narrow else size
+
+        def multiply(block: slice) -> None:
+            if narrow:
+                with self._widened(weight[block]) as wide:
+                    _multiply(rows, wide, out[:, block])
+            else:
+                _multiply(rows, weight[block], out[:, block])
+
+        height = max(1, -(-size // n))
+        blocks = [slice(start, start + height) for start in range(0, m, height)]
+        _each(multiply, blocks, large)
         return self.round(out).reshape(*x.shape[:-1], m)
+
+    @contextmanager
+    def _widened(self, block: np.ndarray) -> Iterator[np.ndarray]:
+        memory = self._spare.pop() if self._spare else np.empty(0, dtype=self.compute_dtype)
+        if memory.size < block.size:
+            memory = np.empty(block.size, dtype=self.compute_dtype)
+        wide = memory[: block.size].reshape(block.shape)
+        np.copyto(wide, block)
+        yield wide
+        self._spare.append(memory)
 
     def rope(self, x: np.ndarray, table: RopeTable) -> np.ndarray:
         cos, sin = table
@@ -165,6 +205,15 @@ class NumpyBackend(PlainBackend):
         rows = np.arange(len(slots), dtype=np.int64)[:, None]
         cache[rows, slots] = new
         return cache
+
+
+def _each(task: Callable[[Any], object], parts: Sequence[Any], large: bool) -> None:
+    """Call `task(part)` for each part, on all cores if the work is large."""
+    if large:
+        in_parallel(task, parts)
+    else:
+        for part in parts:
+            task(part)
 
 
 def _multiply(rows: np.ndarray, weight: np.ndarray, out: np.ndarray) -> None:

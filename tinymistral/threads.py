@@ -4,6 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from threading import Lock
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+Part = TypeVar("Part")
 
 # The library that NumPy multiplies matrices with reads one of these, once, when it is loaded.
 VARIABLES = (
@@ -33,3 +43,90 @@ def threads() -> int:
     """Return how many threads compute: what the first of VARIABLES says, else one a core."""
     said = next((os.environ[name] for name in VARIABLES if os.environ.get(name)), "")
     return min(int(said), cores()) if said.isdecimal() and int(said) else cores()
+
+
+def in_parallel(task: Callable[[Part], object], parts: Sequence[Part]) -> None:
+    """Call `task(part)` for each part, on `threads()` threads; each takes the next part there is.
+
+    The tasks may multiply matrices. The threads of NumPy's library and ours would wait for each
+    other, so it computes with one meanwhile, if it is OpenBLAS; if it is another one, the tasks are
+    called one after the other, and only the library has threads.
+    """
+    number = min(threads(), len(parts))
+    if number < 2 or _openblas() is None:
+        for part in parts:
+            task(part)
+        return
+    queue = iter(parts)
+
+    def work() -> None:
+        for part in queue:
+            task(part)
+
+    with _one_thread_a_product():
+        others = [_pool().submit(work) for _ in range(number - 1)]
+        try:
+            work()
+        finally:  # also after an interrupt
+            errors = [other.exception() for other in others]
+    for error in filter(None, errors):
+        raise error
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    """Return the threads beside the one that calls; they end with the process."""
+    from concurrent.futures import ThreadPoolExecutor  # takes milliseconds to import
+
+    return ThreadPoolExecutor(cores())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of the threads
+
+
+_lock = Lock()
+_inside = 0  # how many calls of `in_parallel` there are now, by a user's own threads
+_outside = 0  # the threads of OpenBLAS outside of them
+
+
+@contextmanager
+def _one_thread_a_product() -> Iterator[None]:
+    """Let OpenBLAS multiply with one thread, in the whole process; this takes less than 1 µs."""
+    global _inside, _outside
+    get, set_ = _openblas() or (int, int)
+    with _lock:
+        if not _inside:
+            _outside = get()
+            set_(1)
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                set_(_outside)
+
+
+@cache
+def _openblas() -> tuple[Callable[[], int], Callable[[int], Any]] | None:
+    """Return what gets and sets the threads of OpenBLAS; None if NumPy has another library.
+
+    Wheels of NumPy have it under the first of the names, with 64-bit integers.
+    """
+    import ctypes
+
+    import numpy as np
+
+    core = getattr(np, "_core", None) or np.core  # the latter in NumPy 1
+    library = ctypes.CDLL(core._multiarray_umath.__file__)  # which is linked with OpenBLAS
+    for name in (
+        "scipy_openblas_{}_num_threads64_",
+        "openblas_{}_num_threads64_",
+        "scipy_openblas_{}_num_threads",
+        "openblas_{}_num_threads",
+    ):
+        if hasattr(library, name.format("set")):
+            return getattr(library, name.format("get")), getattr(library, name.format("set"))
+    return None
