@@ -42,14 +42,34 @@ def three_threads(monkeypatch):
     """Let three threads compute whatever is done in parallel, however little it is."""
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
     monkeypatch.setattr(threads, "cores", lambda: 3)
-    for name in ("WEIGHTS_IN_PARALLEL", "PRODUCTS_IN_PARALLEL"):
+    for name in ("WEIGHTS_IN_PARALLEL", "PRODUCTS_IN_PARALLEL", "SCORES_IN_PARALLEL"):
         monkeypatch.setattr(numpy_backend, name, 0)
-    for name in ("WEIGHTS_A_BLOCK", "WEIGHTS_A_PRODUCT"):
+    for name in ("WEIGHTS_A_BLOCK", "WEIGHTS_A_PRODUCT", "SCORES_A_TILE"):
         monkeypatch.setattr(numpy_backend, name, 30)
 
 
-def test_linear_on_several_threads(three_threads):
-    test_operations.test_linear_is_dot_products(NumpyBackend("bfloat16"))
+@pytest.mark.parametrize(
+    "law",
+    [*laws_of(test_attention), test_operations.test_linear_is_dot_products],
+    ids=lambda test: test.tinymistral_law.name,
+)
+def test_on_several_threads(law, three_threads):
+    law(NumpyBackend("bfloat16"))
+
+
+def test_where_the_ring_goes_on_at_its_beginning_only_visible_keys_are_read():
+    # Positions 4 to 13 in a ring of 10 slots; W = 4, so that 13 sees 10 to 13, in slots 0 to 3,
+    # and 11 sees 8 to 11, in slots 8, 9, 0 and 1.
+    ring = np.array([10, 11, 12, 13, 4, 5, 6, 7, 8, 9], dtype=np.int64)
+    for queries, slots in (
+        ([13], [0, 1, 2, 3]),
+        ([11], [0, 1, 8, 9]),
+        ([11, -1, 12], [0, 1, 2, 8, 9]),
+    ):
+        found = numpy_backend._visible_slots(np.array(queries, dtype=np.int64), ring, 4)
+        np.testing.assert_array_equal(np.arange(10)[found], slots)
+    nothing = numpy_backend._visible_slots(np.array([-1], dtype=np.int64), ring, 4)
+    assert nothing is None
 
 
 def unaligned(array: np.ndarray) -> np.ndarray:

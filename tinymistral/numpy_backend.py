@@ -6,8 +6,8 @@ What each of them does differently:
                 cache, on all cores; up to eight rows are multiplied one by one
     rope        writes both halves into the result, which saves a copy
     silu_mul    works in place: these are the largest arrays of a forward pass
-    attention   takes queries in tiles, each over the slots visible to any query of the tile, and
-                masks the scores instead of selecting keys
+    attention   takes queries in tiles, on all cores, each over the slots visible to any query of
+                the tile, and masks the scores instead of selecting keys
     scatter     selects no rows where there is no padding
 """
 
@@ -32,17 +32,21 @@ ROWS_ONE_BY_ONE = 8
 WEIGHTS_A_BLOCK = 1 << 20
 WEIGHTS_A_PRODUCT = 1 << 21
 
-# Scores are computed in tiles of about this many (512 KB of float32) for each key/value head: they
+# Scores are computed in tiles of about this many (1 MB of float32) for each key/value head: they
 # fit into the processor's cache, and few keys are visible to a tile of few queries.
-SCORES_A_TILE = 1 << 17
+SCORES_A_TILE = 1 << 18
 
-# What is done by several threads of ours is at least so many weights to widen, or products of
-# numbers. NumPy's calls have to be long then: of two threads that make short ones each waits for
+# What is done by several threads of ours is at least so many weights to widen, products of numbers,
+# or scores. NumPy's calls have to be long then: of two threads that make short ones each waits for
 # the interpreter's lock, and to be woken takes longer than such a call. BLAS's own threads look for
 # more work for some 30 ms after a product, and take a core from ours meanwhile. So a long prompt
 # uses none of them. The products of single tokens in float32 are theirs: too short for ours.
 WEIGHTS_IN_PARALLEL = 1 << 22
 PRODUCTS_IN_PARALLEL = 1 << 22
+SCORES_IN_PARALLEL = 1 << 20
+
+# Keys are copied out of the ring where a view of it would have more than so many times as many.
+MOST_SLOTS = 1.25
 
 
 class NumpyBackend(PlainBackend):
@@ -122,19 +126,24 @@ class NumpyBackend(PlainBackend):
         window: int | None,
     ) -> np.ndarray:
         out = np.zeros(q.shape, dtype=self.compute_dtype)
-        group = q.shape[2] // k.shape[2]
-        tokens = max(1, SCORES_A_TILE // (group * max(1, k.shape[1])))
-        for row in range(len(q)):
-            for start in range(0, q.shape[1], tokens):
-                queries = slice(start, start + tokens)
-                mask = visible(q_positions[row, queries], k_positions[row], window)
-                columns = np.flatnonzero(mask if len(mask) == 1 else mask.any(axis=0))
-                if len(columns):
-                    # A slice rather than the columns themselves: a view is not copied.
-                    slots = slice(columns[0], columns[-1] + 1)
-                    out[row, queries] = self._attend(
-                        q[row, queries], k[row, slots], v[row, slots], mask[:, slots]
-                    )
+        (B, T, H, _), (_, S, K, _) = q.shape, k.shape
+        large = B * T * H * S >= SCORES_IN_PARALLEL
+        tokens = max(1, SCORES_A_TILE // (H // K * max(1, S)))
+        if large:  # no fewer tiles than threads
+            tokens = min(tokens, -(-B * T // threads()))
+        tiles = [(b, slice(t, t + tokens)) for b in range(B) for t in range(0, T, tokens)]
+
+        def attend(tile: tuple[int, slice]) -> None:
+            row, queries = tile
+            at, keys_at = q_positions[row, queries], k_positions[row]
+            slots = _visible_slots(at, keys_at, window)
+            if slots is not None:
+                mask = visible(at, keys_at[slots], window)
+                out[row, queries] = self._attend(
+                    q[row, queries], k[row, slots], v[row, slots], mask
+                )
+
+        _each(attend, tiles, large)
         return self.round(out)
 
     def _attend(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -168,8 +177,12 @@ class NumpyBackend(PlainBackend):
         """
         (t, H, d), (s, K, _) = q.shape, k.shape
         q = self.widen(q.swapaxes(0, 1)).reshape(K, H // K * t, d) * d**-0.5
+        keys = self.widen(k.swapaxes(0, 1))
         with np.errstate(invalid="ignore", over="ignore"):  # of what is not visible
-            scores = q @ self.widen(k.transpose(1, 2, 0))
+            if t == 1:  # with the large array first the product takes half as long
+                scores = np.ascontiguousarray((keys @ q.swapaxes(1, 2)).swapaxes(1, 2))
+            else:
+                scores = q @ keys.swapaxes(1, 2)
         hidden = ~mask
         edge = np.flatnonzero(hidden if t == 1 else hidden.any(axis=0))
         if len(edge):  # elsewhere every key is visible to every query
@@ -205,6 +218,25 @@ class NumpyBackend(PlainBackend):
         rows = np.arange(len(slots), dtype=np.int64)[:, None]
         cache[rows, slots] = new
         return cache
+
+
+def _visible_slots(
+    q_positions: np.ndarray, k_positions: np.ndarray, window: int | None
+) -> slice | np.ndarray | None:
+    """Return slots (S,) with all keys that any of the queries (t,) can see; None if there are none.
+
+    They are those that the last query would see through a window that is longer by how far the
+    first one is before it.
+    """
+    last = q_positions.max(keepdims=True)
+    if window is not None:
+        window += int(last[0] - q_positions.min(where=q_positions >= 0, initial=last[0]))
+    columns = np.flatnonzero(visible(last, k_positions, window))
+    if not len(columns):
+        return None
+    whole = slice(columns[0], columns[-1] + 1)
+    # A slice is a view. But where the ring goes on at its beginning, it would be most of the ring.
+    return whole if whole.stop - whole.start <= MOST_SLOTS * len(columns) else columns
 
 
 def _each(task: Callable[[Any], object], parts: Sequence[Any], large: bool) -> None:
