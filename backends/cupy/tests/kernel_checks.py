@@ -384,7 +384,10 @@ def has_34_parts(kernels: Kernels, dtype: str) -> None:
 
 
 def goes_in_rounds(kernels: Kernels, dtype: str, multiprocessors: int) -> None:
-    """With few multiprocessors, and so few splits, each split takes several tiles."""
+    """With few multiprocessors, and so few splits, each split takes several tiles.
+
+    With one multiprocessor and two heads a block has two warps, else four.
+    """
     number, kernels._multiprocessors = kernels._multiprocessors, multiprocessors
     try:
         mixes(kernels, dtype, Attention(1, 1, 1000, 2, 4, 6, None, 0, 1))

@@ -543,6 +543,18 @@ BUGS = [
         "split",
     ),
     Bug(
+        "a block of two warps goes on as one of four",
+        "         first += gridDim.x * warps * KEYS) {",
+        "         first += gridDim.x * SPLIT_WARPS * KEYS) {",
+        "split, in rounds",
+    ),
+    Bug(
+        "blocks of two warps are merged as four",
+        "&warp_mix[0][r][column], warps, N, one_largest,",
+        "&warp_mix[0][r][column], SPLIT_WARPS, N, one_largest,",
+        "split, in rounds",
+    ),
+    Bug(
         "scratch memory without room for sums",
         "B * T * H * (d + 2))",
         "B * T * H * d)",

@@ -89,13 +89,33 @@ def vars_of(case: Attention) -> dict[str, Any]:
     return {name: getattr(case, name) for name in Attention.__dataclass_fields__}
 
 
-@pytest.mark.parametrize("multiprocessors", [1, 2])
-def test_a_split_may_have_several_tiles(multiprocessors):
+@pytest.mark.parametrize(("multiprocessors", "warps"), [(1, {2, 4}), (2, {4})])
+def test_a_split_may_have_several_tiles(launches, multiprocessors, warps):
     check.goes_in_rounds(kernels_for("float32"), "float32", multiprocessors)
+    assert {launch.block[0] // 32 for launch in launches[::2]} == warps
 
 
 def test_there_may_be_more_splits_than_lanes_of_a_warp():
     check.has_34_parts(kernels_for("float32"), "float32")
+
+
+@pytest.mark.parametrize(
+    ("batch", "warps", "splits"),
+    # Measured on an H100 as best, of those tried: 32 splits at batch 1, 4 to 8 of 4 warps at 8, and
+    # 2 of 2 warps at 32
+    [(1, 4, 32), (8, 4, 4), (32, 2, 2), (64, 2, 1)],
+)
+def test_how_a_card_of_132_multiprocessors_is_shared_out(monkeypatch, batch, warps, splits):
+    shapes = []
+    monkeypatch.setattr(
+        Kernels,
+        "_launch",
+        lambda kernels, name, v, grid, threads, *rest: shapes.append((grid, threads)),
+    )
+    q, k = cp.zeros((batch, 1, 32, 2), np.float16), cp.zeros((batch, 4096, 8, 2), np.float16)
+    where = (cp.zeros((batch, 1), np.int64), cp.zeros((batch, 4096), np.int64), 4096)
+    Kernels(cp, "float16").attention(q, k, k, *where)
+    assert shapes[0] == ((splits, 8, batch), warps * 32)
 
 
 @every_dtype

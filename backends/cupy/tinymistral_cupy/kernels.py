@@ -29,7 +29,10 @@ LANES = 32  # of a warp
 KEYS = LANES  # of a tile
 VECTOR_BYTES = 16  # the most that a thread loads at once
 THREADS = 256  # of a block, at most, in kernels on single tokens
-SPLIT_WARPS = 4  # of a block of `attention_split_4` and `_8`
+# Of a block of `attention_split_4` and `_8`; the other where the card is nearly full of blocks
+# without any split: at batch 32 two splits of 2 warps took an H100 241 µs, one of 4 took 317.
+SPLIT_WARPS = 4
+SPLIT_WARPS_OF_MANY = 2
 
 # Up to this many rows (tokens times heads that share keys) `attention_split_4` or `_8` is used: it
 # keeps the whole card busy, although it reads keys and values again for every 8 rows. More rows
@@ -112,7 +115,7 @@ OCCUPANCY = {
     "rope": Occupancy(THREADS, 64, 0, blocks=4, blocks_sm_75=4),
     "scatter": Occupancy(THREADS, 64, 0, blocks=4, blocks_sm_75=4),
     "attention": Occupancy(256, 128, 42 * 1024, blocks=2, blocks_sm_75=1),
-    "attention_split_4": Occupancy(128, 200, 17 * 1024, blocks=2, blocks_sm_75=2),
+    "attention_split_4": Occupancy(128, 255, 17 * 1024, blocks=2, blocks_sm_75=2),
     "attention_split_8": Occupancy(128, 255, 33 * 1024, blocks=2, blocks_sm_75=1),
     "attention_combine": Occupancy(256, 64, 0, blocks=4, blocks_sm_75=4),
 }
@@ -269,11 +272,13 @@ class Kernels:
         (B, T, H, d), (_, S, _, K) = q.shape, last[:4]
         name = "attention_split_4" if rows <= 4 else "attention_split_8"
         heads = K * _ceil(rows, 4 if rows <= 4 else 8)  # key/value heads times blocks of rows
-        # As many blocks as the card holds at once, but at least one tile for each warp of a block.
-        blocks = self._multiprocessors * OCCUPANCY[name].blocks
-        splits = max(1, min(blocks // int(heads * B), _ceil(int(S), SPLIT_WARPS * KEYS)))
+        # As many warps as the card holds at once, but at least one tile for each warp of a block.
+        all_warps = self._multiprocessors * OCCUPANCY[name].blocks * SPLIT_WARPS
+        one_each = int(heads * B) * SPLIT_WARPS
+        warps = SPLIT_WARPS if all_warps >= 2 * one_each else SPLIT_WARPS_OF_MANY
+        splits = max(1, min(all_warps // (int(heads * B) * warps), _ceil(int(S), warps * KEYS)))
         parts = self._parts(splits * B * T * H * (d + 2))
-        grid, threads = (splits, int(heads), B), SPLIT_WARPS * LANES
+        grid, threads = (splits, int(heads), B), warps * LANES
         self._launch(name, vector, grid, threads, (q, *where, parts, *last), d)
         args = (parts, out, np.int32(splits), np.int32(T), np.int32(H), np.int32(K))
         # A thread for each column, a block for each row; it loads single numbers.
