@@ -194,13 +194,16 @@ def test_random_weights_larger_than_the_machine_are_refused_before_they_are_made
         ("float32", False, False, False, 4 * 2170),
     ],
 )
-def test_a_backend_is_told_how_many_bytes_will_come_before_any_does(
+def test_a_backend_is_told_the_shape_and_how_many_bytes_will_come_before_any_does(
     dtype, tied, widened, narrow, nbytes, monkeypatch
 ):
     events = []
 
     class Watching(NumpyBackend):
         narrow_weights = narrow
+
+        def prepare(self, config):
+            events.append(config)
 
         def check_memory(self, nbytes):
             events.append(nbytes)
@@ -214,7 +217,7 @@ def test_a_backend_is_told_how_many_bytes_will_come_before_any_does(
     model = tiny_model(
         config(tie_word_embeddings=tied), weight_dtype="bfloat16", backend=Watching(dtype)
     )
-    assert events == [nbytes] + ["array"] * (20 if tied else 21)
+    assert events == [model.config, nbytes] + ["array"] * (20 if tied else 21)
     assert sum(array.nbytes for array in arrays_of(model.weights)) == nbytes
 
 

@@ -16,6 +16,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from tinymistral.config import MistralConfig
+
 Array = Any  # an array of the backend's own
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
@@ -89,6 +91,12 @@ class Backend(ABC):
         `chunk`, unless a backend limits all rows together.
         """
         return self.chunk
+
+    def prepare(self, config: MistralConfig) -> None:  # noqa: B027, as below
+        """Make ready for a model of this shape, by compiling, say; called before its weights come.
+
+        It may return at once, and let what it began go on while the weights are sent.
+        """
 
     def check_memory(self, nbytes: int) -> None:  # noqa: B027, to be overridden where there is need
         """Raise BackendUnavailable if weights of so many bytes do not fit.

@@ -71,6 +71,7 @@ class PreTrainedModel(Declared, Generic[AnyOutput]):
         self.config = config
         self.backend = get_backend(backend, dtype)
         check_head_width(self.backend, config.head_dim)
+        self.backend.prepare(config)
         self.generation_config = {}
         if tensors is None:
             refuse_if_too_large(4 * self.num_parameters(), "random weights of this configuration")

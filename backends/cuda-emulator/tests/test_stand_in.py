@@ -362,3 +362,32 @@ def test_the_environment_chooses_the_card(monkeypatch):
         monkeypatch.setenv(_card.VARIABLE, wrong)
         with pytest.raises(Unavailable, match=f"CUDA_EMULATOR_ARCH is '{wrong}'"):
             cp.cuda.runtime.getDeviceProperties(0)
+
+
+def test_there_is_one_card():
+    for device in (None, 0):
+        cp.cuda.Device(device).use()
+    with pytest.raises(cp.cuda.runtime.CUDARuntimeError, match="CUDA error 101"):
+        cp.cuda.Device(1)
+
+
+def test_the_time_between_two_events(monkeypatch):
+    clock = iter((2.0, 2.5))
+    monkeypatch.setattr(cp.cuda.time, "perf_counter", lambda: next(clock))
+    start, stop, untimed = cp.cuda.Event(), cp.cuda.Event(), cp.cuda.Event(disable_timing=True)
+    for event in (start, stop, untimed):
+        event.record()
+    assert cp.cuda.get_elapsed_time(start, stop) == 500
+    with pytest.raises(cp.cuda.runtime.CUDARuntimeError, match="CUDA error 400"):
+        cp.cuda.get_elapsed_time(start, untimed)
+
+
+def test_an_array_is_copied_to_one_like_it():
+    to = on(0, 0)
+    cp.copyto(to, on(1, 2))
+    np.testing.assert_array_equal(to.get(), [1, 2])
+    for other in (on(1, 2, 3), on(1, 2, dtype=np.float16)):
+        with pytest.raises(ValueError, match="is not copied to float32"):
+            cp.copyto(to, other)
+    with pytest.raises(TypeError, match="Unsupported type"):
+        cp.copyto(to, np.zeros(2, dtype=np.float32))

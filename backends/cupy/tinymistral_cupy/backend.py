@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from tinymistral.backend import Array, Backend, BackendUnavailable
+from tinymistral.config import MistralConfig
 from tinymistral_cupy.card import (
     INSTALL,
     INSTALL_EMULATOR,
@@ -76,6 +77,9 @@ class CupyBackend(Backend):
         self._memory = OutOfMemoryInOneLine(cp)
         self._ids, self._indices, self._slots = Upload(cp), Upload(cp), Upload(cp)
         self._q_positions, self._k_positions = Upload(cp), Upload(cp)
+
+    def prepare(self, config: MistralConfig) -> None:
+        self._kernels.prepare(config)
 
     # Arrays
 

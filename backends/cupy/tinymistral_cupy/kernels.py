@@ -15,6 +15,8 @@ import ml_dtypes
 import numpy as np
 
 from tinymistral.backend import Array
+from tinymistral.config import MistralConfig
+from tinymistral_cupy.compiling import Modules
 
 SOURCE = Path(__file__).with_name("mistral.cu")
 TENSOR_SOURCE = Path(__file__).with_name("tensor_cores.cu")  # compiled behind the other
@@ -128,12 +130,12 @@ TENSOR_OCCUPANCY = {
 class Kernels:
     """The kernels for one storage dtype of activations, weights and cache.
 
-    A source is compiled when it is first needed for a width of loads and of heads. `attention`
-    reuses its scratch memory, so use one object for one stream only.
+    A source is compiled for a width of loads and of heads: ahead by `prepare`, or when it is first
+    needed. `attention` reuses its scratch memory, so use one object for one stream only.
     """
 
     def __init__(self, cp: Any, dtype: str):
-        """Compile the kernels on single tokens; the rest is compiled when it is needed.
+        """Compile the kernels on single tokens.
 
         `cp` is cupy or its stand-in; `dtype` is "float32", "float16" or "bfloat16". Raises
         ValueError for another.
@@ -142,7 +144,7 @@ class Kernels:
             raise ValueError(f"dtype {dtype!r}: the kernels are for {', '.join(DTYPES)}")
         self._cp = cp
         self._dtype, self._number = DTYPES[dtype]
-        self._modules: dict[tuple[str, ...], Any] = {}  # by the options of their compilation
+        self._modules = Modules(cp)
         self._functions: dict[tuple[str, int, int], Any] = {}
         card = cp.cuda.Device()
         self._multiprocessors = card.attributes["MultiProcessorCount"]
@@ -150,7 +152,21 @@ class Kernels:
         self._capability = int(card.compute_capability)
         self._scratch = cp.empty(0, dtype=np.float32)
         self._spans: tuple[Array, Array] = (None, None)  # positions of keys, and their spans
-        self._function("rms_norm", VECTOR_BYTES // self._dtype.itemsize)
+        self._function("rms_norm", self._most)
+
+    @property
+    def _most(self) -> int:
+        """The most numbers that are loaded at once."""
+        return VECTOR_BYTES // self._dtype.itemsize
+
+    def prepare(self, config: MistralConfig) -> None:
+        """Begin to compile what a model needs, side by side, and return at once."""
+        D, d = config.hidden_size, config.head_dim
+        self._begin("rms_norm", gcd(self._most, D))
+        self._begin("rope", gcd(self._most, d // 2))
+        self._begin("attention", gcd(self._most, d), d)
+        if self.has_tensor_cores(d):
+            self._begin("attention_tensor_cores", TENSOR_VECTOR, d)
 
     # A token by itself
 
@@ -306,7 +322,7 @@ class Kernels:
         It divides a row and each array's address, counted in numbers of the array's dtype.
         """
         addresses = (array.data.ptr // array.itemsize for array in arrays)
-        return gcd(VECTOR_BYTES // self._dtype.itemsize, numbers, *addresses)
+        return gcd(self._most, numbers, *addresses)
 
     def _launch(
         self,
@@ -327,18 +343,22 @@ class Kernels:
         """Return a kernel, compiled with this VECTOR and HEAD_WIDTH (0: without attention)."""
         function = self._functions.get((name, vector, head_width))
         if function is None:
-            tensor = tensor_tile(head_width, self._shared) if name in TENSOR_OCCUPANCY else None
-            options = compile_options(self._number, vector, head_width, tensor)
-            module = self._modules.get(options)
-            if module is None:
-                code = source_text(tensor is not None)
-                module = self._cp.RawModule(code=code, options=options, backend="nvrtc")
-                self._modules[options] = module
-            function = self._functions[name, vector, head_width] = module.get_function(name)
-            if name == "attention_tensor_cores" and tensor:
-                function.max_dynamic_shared_size_bytes = tensor.shared_bytes(head_width)
+            function = self._modules.function(*self._compilation(name, vector, head_width), name)
+            self._functions[name, vector, head_width] = function
+            if name == "attention_tensor_cores":
+                shared = tensor_tile(head_width, self._shared).shared_bytes(head_width)
+                function.max_dynamic_shared_size_bytes = shared
                 function.preferred_shared_memory_carveout = 100  # per cent, the rest being cache
         return function
+
+    def _begin(self, name: str, vector: int, head_width: int = 0) -> None:
+        self._modules.begin(*self._compilation(name, vector, head_width), name)
+
+    def _compilation(self, name: str, vector: int, head_width: int) -> tuple[str, tuple[str, ...]]:
+        """Return the source that has a kernel, and the options to compile it with."""
+        tensor = tensor_tile(head_width, self._shared) if name in TENSOR_OCCUPANCY else None
+        options = compile_options(self._number, vector, head_width, tensor)
+        return source_text(tensor is not None), options
 
 
 def source_text(tensor_cores: bool = False) -> str:

@@ -9,6 +9,7 @@ from cuda_emulator.cupy_stand_in import cuda
 from cuda_emulator.cupy_stand_in._array import (
     asarray,
     ascontiguousarray,
+    copyto,
     empty,
     get_default_memory_pool,
     matmul,
@@ -22,6 +23,7 @@ __all__ = [
     "RawModule",
     "asarray",
     "ascontiguousarray",
+    "copyto",
     "cuda",
     "empty",
     "get_default_memory_pool",

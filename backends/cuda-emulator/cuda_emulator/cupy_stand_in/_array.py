@@ -179,6 +179,14 @@ def ascontiguousarray(a: ndarray) -> ndarray:
     return a if a.flags.c_contiguous else ndarray._copy(a._host)
 
 
+def copyto(dst: ndarray, src: ndarray) -> None:
+    """Copy an array into another of its shape and dtype, both on the card."""
+    _own(dst, src)
+    if dst.shape != src.shape or dst.dtype != src.dtype:
+        raise ValueError(f"{src.dtype} {src.shape} is not copied to {dst.dtype} {dst.shape}")
+    dst._host[...] = src._host
+
+
 def take(a: ndarray, indices: ndarray, axis: int) -> ndarray:
     """Gather slices; an index out of range is an error, while cupy wraps it around."""
     _own(a, indices)
@@ -210,6 +218,9 @@ class MemoryPool:
     def free_bytes(self) -> int:
         """Return how many unused bytes it holds: none."""
         return 0
+
+    def free_all_blocks(self) -> None:
+        """Give back to the card what is unused: nothing."""
 
 
 def get_default_memory_pool() -> MemoryPool:
