@@ -1,23 +1,16 @@
-"""On a GPU: the laws, a text, and how far the kernels are from what the card can do.
-
-Times, and their ratios to the floor, are printed (`pytest -m gpu -s`), and no limit is set to them:
-what launches from Python cost, and how often the float32 of plain kernels is slower than a card's
-tensor cores, differs from card to card and is not known before it is measured.
-"""
+"""On a GPU: the laws, a text, and arrays of more than 2^31 numbers; `bench` measures its speed."""
 
 from __future__ import annotations
 
 import dataclasses
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from floors import Heads, Rates, decode_seconds, prefill_seconds, visible_pairs
 
-from tinymistral import DEMO, MistralConfig, MistralForCausalLM, MistralTokenizer
+from tinymistral import DEMO, MistralForCausalLM, MistralTokenizer
 from tinymistral.backend import BackendUnavailable
 from tinymistral_cupy import CupyBackend
 
@@ -28,10 +21,16 @@ except BackendUnavailable as error:
 
 needs_gpu = pytest.mark.skipif(not NAME, reason=f"needs a GPU: {WHY_NOT}")
 every_dtype = pytest.mark.parametrize("dtype", CupyBackend.dtypes)
-HEADS = Heads()
 
 
-# Correctness
+@pytest.fixture(scope="module")
+def backend() -> CupyBackend:
+    return CupyBackend("float16")
+
+
+def drawn(backend: CupyBackend, *shape: int) -> Any:
+    rng = np.random.default_rng(0)
+    return backend.asarray(rng.standard_normal(shape, dtype=np.float32), backend.dtype)
 
 
 @needs_gpu
@@ -129,123 +128,3 @@ def test_activations_may_have_more_than_2_to_the_31_numbers(backend):
         assert expected.any()
         last = call(text).reshape(rows, D)[-1:]
         np.testing.assert_array_equal(backend.to_numpy(last), expected.reshape(1, D))
-
-
-# Speed: CUDA events around many calls, after some that are not counted
-
-
-def seconds(cp: Any, call: Callable[[], Any], calls: int = 20) -> float:
-    """Return the seconds that one call takes on the card."""
-    for _ in range(3):
-        call()
-    start, stop = cp.cuda.Event(), cp.cuda.Event()
-    start.record()
-    for _ in range(calls):
-        call()
-    stop.record()
-    stop.synchronize()
-    return cp.cuda.get_elapsed_time(start, stop) / 1000 / calls
-
-
-@pytest.fixture(scope="module")
-def backend() -> CupyBackend:
-    return CupyBackend("float16")
-
-
-@pytest.fixture(scope="module")
-def rates(backend: CupyBackend) -> Rates:
-    """Measure the card: a copy of 512 MB, and a product of two matrices of 8192 x 8192."""
-    cp, n = backend.module(), 8192
-    from_, to = cp.zeros(1 << 28, np.float16), cp.empty(1 << 28, np.float16)
-    copy = seconds(cp, lambda: cp.copyto(to, from_))
-    matrix = backend.zeros((n, n), "float16")
-    product = seconds(cp, lambda: backend.linear(matrix, matrix))
-    measured = Rates(bandwidth=2 * from_.nbytes / copy, operations=2 * n**3 / product)
-    print(
-        f"\n{NAME}: {measured.bandwidth / 1e12:.2f} TB/s, "
-        f"{measured.operations / 1e12:.0f} TFLOP/s in float16"
-    )
-    return measured
-
-
-def report(what: str, took: float, floor: float) -> None:
-    print(f"{what:32} {took * 1e6:9.1f} µs, {took / floor:6.1f} times the floor")
-
-
-def drawn(backend: CupyBackend, *shape: int) -> Any:
-    rng = np.random.default_rng(0)
-    return backend.asarray(rng.standard_normal(shape, dtype=np.float32), backend.dtype)
-
-
-@needs_gpu
-@pytest.mark.gpu
-@pytest.mark.parametrize("rows", [1, 8, 32])
-def test_times_of_decoding_attention(backend, rates, rows):
-    H, K, d, W = HEADS.H, HEADS.K, HEADS.d, HEADS.W
-    q, k, v = (drawn(backend, rows, *rest) for rest in ((1, H, d), (W, K, d), (W, K, d)))
-    at = np.full((rows, 1), W - 1)
-    where = (at, np.tile(np.arange(W), (rows, 1)), W)
-    took = seconds(backend.module(), lambda: backend.attention(q, k, v, *where))
-    report(f"attention, decode, batch {rows}", took, decode_seconds(rates, rows, HEADS))
-
-
-@needs_gpu
-@pytest.mark.gpu
-@pytest.mark.slow
-@pytest.mark.parametrize("T", [8192, 32768])
-def test_times_of_prefill_attention(backend, rates, T):
-    H, K, d = HEADS.H, HEADS.K, HEADS.d
-    q, k, v = (drawn(backend, 1, T, heads, d) for heads in (H, K, K))
-    at = np.arange(T)[None]
-    took = seconds(backend.module(), lambda: backend.attention(q, k, v, at, at, HEADS.W), calls=3)
-    report(f"attention, prefill {T}", took, prefill_seconds(rates, T, HEADS))
-
-
-@needs_gpu
-@pytest.mark.gpu
-def test_times_of_kernels_on_single_tokens(backend, rates):
-    x, y = drawn(backend, 4096, 4096), drawn(backend, 4096, 4096)
-    weight, cp = drawn(backend, 4096), backend.module()
-    heads = x.reshape(1, 4096, 32, 128)
-    table = backend.rope_table(np.arange(4096)[None], 1e4, 128)
-    cache = backend.zeros((1, 4096, 32, 128), "float16")
-    slots = np.arange(4096)[None]
-    for what, arrays, call in (
-        ("rms_norm", 2, lambda: backend.rms_norm(x, weight, 1e-5)),
-        ("add", 3, lambda: x + y),
-        ("silu_mul", 3, lambda: backend.silu_mul(x, y)),
-        ("rope", 2, lambda: backend.rope(heads, table)),
-        ("scatter", 2, lambda: backend.scatter(cache, slots, heads)),
-    ):
-        report(what, seconds(cp, call), arrays * x.nbytes / rates.bandwidth)
-
-
-@needs_gpu
-@pytest.mark.gpu
-@pytest.mark.slow
-def test_times_of_a_step_of_decoding(backend, rates):
-    """Two layers of Mistral-7B: shows the cost of launches beside that of reading the weights."""
-    model = MistralForCausalLM(MistralConfig(num_hidden_layers=2), backend=backend)
-    cache, token = model.new_cache(1), np.ones((1, 1), dtype=np.int64)
-    model(np.ones((1, 64), dtype=np.int64), past_key_values=cache)
-    took = seconds(backend.module(), lambda: model(token, past_key_values=cache))
-    embeddings = model.tensors["model.embed_tokens.weight"].size
-    floor = 2 * (model.num_parameters() - embeddings) / rates.bandwidth
-    report("decode, two layers and the head", took, floor)
-
-
-# The floors themselves, which need no GPU. An H100, on paper: 3.35 TB/s and 800 TFLOP/s.
-
-H100 = Rates(bandwidth=3.35e12, operations=800e12)
-
-
-@pytest.mark.parametrize(("T", "milliseconds"), [(8192, 0.515), (32768, 2.58)])
-def test_the_floor_of_prefill(T, milliseconds):
-    assert prefill_seconds(H100, T, HEADS) * 1e3 == pytest.approx(milliseconds, rel=5e-3)
-    small = sum(0 <= i - j < 5 for i in range(12) for j in range(12))
-    assert visible_pairs(12, 5) == small
-
-
-@pytest.mark.parametrize(("rows", "microseconds"), [(1, 5.0), (8, 40), (32, 160)])
-def test_the_floor_of_decoding(rows, microseconds):
-    assert decode_seconds(H100, rows, HEADS) * 1e6 == pytest.approx(microseconds, rel=5e-3)

@@ -27,8 +27,8 @@ cupy = pytest.importorskip("cupy", reason="CuPy, whose names are checked, is not
 
 PACKAGE = Path(tinymistral_cupy.__file__)
 SOURCES = [
-    *(PACKAGE.with_name(f"{name}.py") for name in ("backend", "card", "kernels", "uploads")),
-    Path(__file__).with_name("test_gpu.py"),
+    PACKAGE.with_name(f"{name}.py")
+    for name in ("backend", "bench", "card", "compiling", "kernels", "uploads")
 ]
 
 
@@ -59,12 +59,15 @@ def test_known_uses_are_found():
     """A few uses of each kind, listed by hand from the sources, are found."""
     found = set().union(*(uses_of_cupy(source, cupy).found for source in SOURCES))
     assert {
+        "cupy.copyto",
+        "cupy.cuda.get_elapsed_time",
         "cupy.matmul",
         "cupy.RawModule",
         "cupy.cuda.memory.OutOfMemoryError",
         "cupy_backends.cuda.api.runtime.driverGetVersion",
         "Device.compute_capability",
         "Device.mem_info",
+        "Device.use",
         "Event.synchronize",
         "MemoryPool.free_bytes",
         "MemoryPointer.ptr",
