@@ -1,0 +1,117 @@
+"""Tests of the backend beyond `tinymistral.conformance`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fixture_files import MODELS
+
+from tinymistral import MistralForCausalLM
+from tinymistral.operations import PlainBackend
+from tinymistral_jax import JaxBackend, backend
+from tinymistral_jax.backend import Slots, angles_of, whole
+
+
+def run(*lines: str, **variables: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_token_more_compiles_nothing():
+    """The cache's storage is doubled, so of 40 tokens only a few see attention compiled."""
+    model = MistralForCausalLM.from_pretrained(MODELS / "no_window", backend="jax")
+    cache = model.new_cache(1)
+    cache.reserve(64)
+    sizes = []
+    for token in range(40):
+        model([[token]], past_key_values=cache)
+        sizes.append(backend._attention._cache_size())
+    assert sizes[-1] == sizes[1]
+
+
+def test_the_used_slots_are_those_that_are_read():
+    storage = jnp.arange(2 * 8 * 3 * 4, dtype=jnp.float32).reshape(2, 8, 3, 4)
+    slots = Slots(storage, 8)
+    view = slots[:, :5]
+    assert isinstance(view, Slots)
+    assert view.shape == (2, 5, 3, 4)
+    np.testing.assert_array_equal(whole(view), storage[:, :5])
+    np.testing.assert_array_equal(whole(view[:, :-2]), storage[:, :3])
+    for index in (
+        np.s_[0],
+        np.s_[:, 1:3],
+        np.s_[1:, :3],
+        np.s_[:, -1:],
+        np.s_[..., 0],
+        np.s_[:, 2],
+    ):
+        np.testing.assert_array_equal(whole(view[index]), storage[:, :5][index])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_operations_that_are_compiled_together_round_in_between(dtype):
+    """As NumPy does; only the last bit of an exponential may move a rounding."""
+    numbers = np.random.default_rng(0).standard_normal((64, 256), dtype=np.float32)
+    weight = np.ones(256, dtype=np.float32)
+
+    def chain(backend, x, weight):
+        x = backend.rms_norm(backend.silu_mul(x, x), weight, 1e-5)
+        return backend.rms_norm(backend.silu_mul(x, x), weight, 1e-5)
+
+    plain, ours = PlainBackend(dtype), JaxBackend(dtype)
+    expected = chain(plain, *(plain.asarray(x, dtype) for x in (numbers, weight)))
+    together = jax.jit(partial(chain, ours))
+    got = ours.to_numpy(together(*(ours.asarray(x, dtype) for x in (numbers, weight))))
+    assert (got == expected).mean() > 0.99
+
+
+@pytest.mark.parametrize("theta", [10000.0, 1e6])
+def test_traced_angles_are_as_exact_as_those_of_the_host(theta):
+    """Up to the last position; by extended precision. A float32 angle would be off by up to 100."""
+    positions = np.array([[0, 1, 255, 256, 32767, 2**24 + 1, 2**31 - 1, -1]])
+    angles = angles_of(jnp.asarray(positions, jnp.int32), theta, 64, jnp.dtype("float32"))
+    frequencies = theta ** (-np.arange(0, 64, 2, dtype=np.longdouble) / 64)
+    exact = positions[..., None] * frequencies
+    assert np.isfinite(angles).all()
+    off = np.abs(np.cos(np.asarray(angles, np.float64)) - np.cos(exact))[:, :-1]
+    # float32 up to pi, and 2^31 times the 2^-53 of the frequencies
+    assert off.max() < 1e-6
+
+
+def test_float64_says_what_it_needs():
+    if jax.config.jax_enable_x64:
+        assert "float64" in JaxBackend.dtypes
+    else:
+        with pytest.raises(ValueError, match="JAX_ENABLE_X64 is 1; set it"):
+            JaxBackend("float64")
+
+
+def test_with_x64_float64_is_float64():
+    out = run(
+        "import numpy as np",
+        "from tinymistral import MistralForCausalLM",
+        "from tinymistral_jax import FlaxMistralForCausalLM",
+        f"folder, ids = {str(MODELS / 'gqa')!r}, [[5, 6, 7, 8, 9, 10, 11]]",
+        "true = MistralForCausalLM.from_pretrained(folder, dtype='float64')(ids).logits",
+        "through = MistralForCausalLM.from_pretrained(folder, dtype='float64', backend='jax')",
+        "whole = FlaxMistralForCausalLM.from_pretrained(folder, dtype='float64')",
+        "float32 = FlaxMistralForCausalLM.from_pretrained(folder)(ids).logits",
+        "print(abs(through(ids).logits - true).max() < 1e-12)",
+        "print(abs(np.asarray(whole(ids).logits) - true).max() < 1e-12, float32.dtype)",
+        JAX_ENABLE_X64="1",
+    )
+    assert out.split() == ["True", "True", "float32"]

@@ -1,0 +1,34 @@
+"""The laws of `tinymistral.conformance`, run as a third party would run them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+SUITE = ("-m", "pytest", "--pyargs", "tinymistral.conformance", "-p", "no:cacheprovider")
+# Each shape is compiled.
+FEW = ("--tinymistral-small", "--tinymistral-examples", "2", "--tinymistral-backend", "jax")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("x64", ["0", "1"])
+def test_all_laws_hold(x64, tmp_path):
+    done = subprocess.run(
+        [sys.executable, *SUITE, *FEW],
+        cwd=tmp_path,
+        env=os.environ | {"JAX_ENABLE_X64": x64},
+        capture_output=True,
+        text=True,
+        timeout=3000,
+    )
+    assert done.returncode == 0, done.stdout
+    dtypes = "float32, bfloat16, float16" + ", float64" * int(x64)
+    assert f"backend jax on CPU, in {dtypes}\n" in done.stdout
+    ran, of, failed = map(
+        int, re.search(r"(\d+) of (\d+) laws ran, (\d+) failed", done.stdout).groups()
+    )
+    assert (ran, failed) == (of, 0)
