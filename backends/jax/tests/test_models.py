@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fixture_files import FACTS, FIXTURES, MODELS, PEER, exact, leaves
+from safetensors.numpy import load_file
 
 from tinymistral import DEMO, MistralConfig, MistralForCausalLM
 from tinymistral_jax import (
@@ -21,6 +22,7 @@ from tinymistral_jax import (
     FlaxMistralForSequenceClassification,
     FlaxMistralModel,
 )
+from tinymistral_jax.params import to_tensors
 
 CLOSE = 1e-4
 
@@ -63,6 +65,32 @@ def test_gradients_are_those_of_the_peer(gqa):
         expected = PEER[f"grad.{name}"]
         # 1e-5 of the largest, for sums over 48 tokens and three layers
         close(slope, expected, 1e-5 * max(1, abs(expected).max()))
+
+
+@pytest.mark.parametrize("name", ["gqa", "tied"])
+def test_gradients_are_those_of_pytorch(name):
+    """Of texts of 17, 1 and 22 tokens, padded on the right; the embedding that is tied has both."""
+    given = load_file(FIXTURES / "gradients.safetensors")
+    lengths = given[f"{name}.lengths"]
+    ids, targets = np.zeros((2, 3, 22), np.int64)
+    mask = np.arange(22) < lengths[:, None]
+    ids[mask], targets[mask] = given[f"{name}.ids"], given[f"{name}.targets"]
+    counts = mask & (targets >= 0)
+    model = FlaxMistralForCausalLM.from_pretrained(MODELS / name)
+    params = jax.tree.map(lambda array: array.astype(jnp.float32), model.params)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss_and_slope(params):
+        scores = jax.nn.log_softmax(model(ids, mask, params=params).logits)
+        chosen = jnp.take_along_axis(scores, np.maximum(targets, 0)[..., None], axis=-1)
+        return -jnp.where(counts, chosen[..., 0], 0).sum()
+
+    loss, slope = loss_and_slope(params)
+    assert float(loss) == pytest.approx(given[f"{name}.loss"], rel=1e-5)
+    for tensor, array in to_tensors(slope).items():
+        expected = given[f"{name}.gradients.{tensor}"]
+        close(array, expected, 1e-4 * abs(expected).max())
 
 
 def test_a_gradient_is_the_slope_in_its_direction():
@@ -188,19 +216,17 @@ def test_parameters_in_a_call_replace_those_of_the_model(gqa):
 
 def test_pieces_with_a_cache_equal_the_whole_also_where_the_ring_wraps(gqa):
     """Window 5, chunk 4: 8 slots for 24 tokens. By pieces of 4, 3 and 1, and by a longer call."""
-    gqa.backend.chunk = 4
-    try:
-        given = exact("gqa", "whole")
-        cache = gqa.init_cache(2, 24)
-        assert cache["k"][0].shape == (2, 8, 2, 8)
-        start, parts = 0, []
-        for width in (4, 3, 1, 1, 7, 8):
-            out = gqa(given["input_ids"][:, start : start + width], past_key_values=cache)
-            cache, start = out.past_key_values, start + width
-            parts.append(out.logits)
-        close(np.concatenate(parts, axis=1), given["logits"])
-    finally:
-        del gqa.backend.chunk
+    model = FlaxMistralForCausalLM(gqa.config, params=gqa.params)
+    model.backend.chunk = 4
+    given = exact("gqa", "whole")
+    cache = model.init_cache(2, 24)
+    assert cache["k"][0].shape == (2, 8, 2, 8)
+    start, parts = 0, []
+    for width in (4, 3, 1, 1, 7, 8):
+        out = model(given["input_ids"][:, start : start + width], past_key_values=cache)
+        cache, start = out.past_key_values, start + width
+        parts.append(out.logits)
+    close(np.concatenate(parts, axis=1), given["logits"])
 
 
 @pytest.mark.parametrize("wide", [False, True])
@@ -264,6 +290,11 @@ def test_a_compiled_call_takes_positions_that_are_traced(gqa):
 def test_wrong_inputs_are_refused(gqa, arguments, said):
     with pytest.raises(ValueError, match=said):
         gqa(*arguments)
+
+
+def test_more_tokens_than_the_cache_has_room_for_are_refused(gqa):
+    with pytest.raises(ValueError, match="has room for 4 tokens, and 5 come"):
+        gqa([[1, 2, 3, 4, 5]], past_key_values=gqa.init_cache(1, 4))
 
 
 def test_dropout_is_refused():

@@ -20,9 +20,6 @@ from tinymistral.operations import PlainBackend, visible
 
 LAST = 2**31 - 1  # of int32
 
-# Exponent and mantissa of dtypes that XLA would not round to between operations compiled together.
-BITS = {"bfloat16": (8, 7), "float16": (5, 10)}
-
 
 class JaxBackend(Backend):
     """JAX, on whatever device it finds."""
@@ -181,10 +178,11 @@ compiled = partial(jax.jit, static_argnames=("dtype", "wide"))
 def rounded(x: Array, dtype: str) -> Array:
     """Round to a dtype.
 
-    XLA removes a conversion that is undone by the next operation, if it compiles both together.
+    XLA drops a rounding to bfloat16 between operations that it compiles together, but for
+    `reduce_precision`. In float16 that would make 0 of subnormal numbers, and XLA rounds anyway.
     """
-    if dtype in BITS:
-        x = lax.reduce_precision(x, *BITS[dtype])
+    if dtype == "bfloat16":
+        x = lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
     return x.astype(dtype)
 
 

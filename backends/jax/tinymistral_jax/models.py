@@ -162,6 +162,8 @@ class FlaxPreTrainedModel:
                 f"{self.config.attention_dropout}; set it to 0 in the configuration"
             )
         ids, mask = self.check(input_ids, attention_mask)
+        if past_key_values is not None and position_ids is None:
+            self.check_room(past_key_values, ids.shape[1])
         output = self._call(
             self.params if params is None else params,
             ids,
@@ -186,6 +188,16 @@ class FlaxPreTrainedModel:
                     f"wider with past_key_values; got shape {mask.shape}"
                 )
         return ids, mask
+
+    def check_room(self, cache: Cache, tokens: int) -> None:
+        """Raise a ValueError if a cache that is not a window's ring has too few slots."""
+        slots, seen = cache["positions"].shape[1], cache["columns"]
+        is_ring = slots == slots_for(self.config, self.backend.chunk, slots + 1)
+        if not is_ring and not isinstance(seen, jax.core.Tracer) and seen + tokens > slots:
+            raise ValueError(
+                f"past_key_values: has room for {slots} tokens, and {seen + tokens} come; make it "
+                "longer, by init_cache(batch_size, max_length)"
+            )
 
     def run(
         self,
