@@ -180,17 +180,14 @@ def test_a_text_is_classified_by_its_last_token(case):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_sixteen_bits_differ_from_the_truth_as_numpys_do(dtype):
-    given = exact("gqa", "whole")
-    ours = FlaxMistralForCausalLM.from_pretrained(MODELS / "gqa", dtype=jnp.dtype(dtype))
-    logits = ours(given["input_ids"]).logits
-    assert logits.dtype == ours.dtype == jnp.dtype(dtype)
-    theirs = MistralForCausalLM.from_pretrained(MODELS / "gqa", dtype=dtype)
-    errors = [
-        np.square(np.asarray(x, np.float64) - given["logits"]).mean()
-        for x in (logits, theirs(given["input_ids"]).logits)
-    ]
-    assert 0.5 < errors[0] / errors[1] < 2
+def test_operations_that_are_compiled_together_round_in_between(dtype):
+    """As one by one, but where the order of a sum decides; else 1 logit in 6 would be the same."""
+    ids = exact("gqa", "whole")["input_ids"]
+    model = FlaxMistralForCausalLM.from_pretrained(MODELS / "gqa", dtype=jnp.dtype(dtype))
+    together = model(ids).logits
+    assert together.dtype == model.dtype == jnp.dtype(dtype)
+    one_by_one = MistralForCausalLM.from_pretrained(MODELS / "gqa", dtype=dtype, backend="jax")
+    assert (np.asarray(together) == one_by_one(ids).logits).mean() > 0.99
 
 
 def test_a_checkpoint_is_written_that_tinymistral_opens(gqa, tmp_path):

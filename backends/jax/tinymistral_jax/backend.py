@@ -71,6 +71,7 @@ class JaxBackend(Backend):
         return _linear(x, weight, self.dtype, self.wide)
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
+        x = x.array if isinstance(x, Residual) else x
         return _rms_norm(x, weight, eps, self.dtype, self.wide)
 
     def silu_mul(self, gate: Array, up: Array) -> Array:
@@ -133,6 +134,17 @@ class Slots:
         return whole(self)[index]
 
 
+class Residual:
+    """The residual stream of a traced model, (B, T, D), whose sums are rounded: see `rounded`."""
+
+    def __init__(self, array: Array):
+        self.array = array
+
+    def __add__(self, other: Array) -> Residual:
+        both = self.array.astype(jnp.float32) + other.astype(jnp.float32)
+        return Residual(rounded(both, "bfloat16"))
+
+
 def whole(array: Array) -> Array:
     """Return an array of JAX's: of `Slots`, those that are used."""
     return array.storage[:, : array.used] if isinstance(array, Slots) else array
@@ -178,8 +190,8 @@ compiled = partial(jax.jit, static_argnames=("dtype", "wide"))
 def rounded(x: Array, dtype: str) -> Array:
     """Round to a dtype.
 
-    XLA drops a rounding to bfloat16 between operations that it compiles together, but for
-    `reduce_precision`. In float16 that would make 0 of subnormal numbers, and XLA rounds anyway.
+    XLA may leave out a rounding to bfloat16 between operations that it compiles together, but not
+    `reduce_precision`. In float16 that would make 0 of subnormal numbers.
     """
     if dtype == "bfloat16":
         x = lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)

@@ -30,7 +30,7 @@ from tinymistral.inputs import check_ids, integers
 from tinymistral.model import forward
 from tinymistral.pretrained import random_tensors, tree
 from tinymistral.sampling import read_generation_config
-from tinymistral_jax.backend import JaxBackend
+from tinymistral_jax.backend import JaxBackend, Residual
 from tinymistral_jax.generation import GenerateOutput, decode, generate
 from tinymistral_jax.params import Params, placed, to_params, to_tensors
 from tinymistral_jax.ring import Cache, NoCache, Ring, divided, empty_cache, slots_for
@@ -250,7 +250,8 @@ class FlaxPreTrainedModel:
         """Run a piece (B, T) through all layers -> normed hidden states, and the new cache."""
         backend, base = backend or self.backend, getattr(weights, "model", weights)
         ring: Any = NoCache() if cache is None else Ring(cache)
-        x = divided(backend.embedding(base.embed_tokens.weight, ids), self.mesh)
+        x: Any = divided(backend.embedding(base.embed_tokens.weight, ids), self.mesh)
+        x = Residual(x) if backend.dtype == "bfloat16" else x
         hidden = forward(x, base, positions, ring, self.config, backend)
         return hidden, divided(ring.cache(), self.mesh)
 
@@ -345,7 +346,7 @@ class Recorder(JaxBackend):
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         """Keep x."""
-        self.residuals.append(x)
+        self.residuals.append(x.array if isinstance(x, Residual) else x)
         return super().rms_norm(x, weight, eps)
 
     def attention(
