@@ -120,7 +120,7 @@ def generate(
     if not traced and not isinstance(taint, jax.core.Tracer):
         check_finite(np.asarray(taint)[:, None], model.backend.dtype)
         made = np.asarray(made)
-    return GenerateOutput(jnp.asarray(xp.concatenate([ids, made[:, :new]], axis=1)))
+    return GenerateOutput(jax.device_put(xp.concatenate([ids, made[:, :new]], axis=1)))
 
 
 def decode(
