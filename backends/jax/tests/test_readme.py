@@ -20,4 +20,4 @@ def test_a_snippet(snippet, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     if "generate" in snippet:
-        assert done.stdout.startswith("Hello, my dog is cute")
+        assert "Hello, my dog is cute" in done.stdout
