@@ -93,7 +93,8 @@ class JaxBackend(Backend):
     def attention(
         self, q: Array, k: Array, v: Array, q_positions: Any, k_positions: Any, window: int | None
     ) -> Array:
-        if isinstance(k, Slots) and isinstance(v, Slots) and k.shape == v.shape:
+        slots = isinstance(k, Slots) and isinstance(v, Slots)
+        if slots and (k.shape, k.storage.shape) == (v.shape, v.storage.shape):
             empty = k.storage.shape[1] - k_positions.shape[1]
             k_positions = np.pad(k_positions, ((0, 0), (0, empty)), constant_values=-1)
             k, v = k.storage, v.storage

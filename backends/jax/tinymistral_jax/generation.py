@@ -16,7 +16,7 @@ from jax import lax
 from tinymistral.backend import Array
 from tinymistral.generation import check_finite
 from tinymistral.sampling import settle
-from tinymistral_jax.ring import Cache, empty_cache, slots_for
+from tinymistral_jax.ring import Cache, slots_for
 
 if TYPE_CHECKING:
     from tinymistral_jax.models import FlaxMistralForCausalLM
@@ -84,7 +84,7 @@ def generate(
     ids, mask = (xp.repeat(x, config.num_return_sequences, axis=0) for x in (ids, mask))
     (B, T), new = ids.shape, config.max_new_tokens
     if new == 0:
-        return GenerateOutput(ids)
+        return GenerateOutput(jax.device_put(ids))
     if not traced and not mask.any(axis=1).all():
         row = int(np.argmin(mask.any(axis=1)))
         raise ValueError(f"attention_mask: row {row} is all padding; begin it with <s>")
@@ -101,7 +101,7 @@ def generate(
     params = model.params if params is None else params
     with jax.disable_jit(not trace):
         slots = slots_for(model.config, chunk, power_of_two(T + new))
-        cache = empty_cache(model.config, model.backend.dtype, B, slots)
+        cache = model.empty_cache(B, slots)
         for start in range(0, width, chunk):
             piece = slice(start, start + chunk)
             logits, cache = model.step(params, tokens[:, piece], positions[:, piece], cache)

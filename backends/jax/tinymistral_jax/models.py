@@ -88,6 +88,7 @@ class FlaxPreTrainedModel:
             check_tensors(to_tensors(params), shapes, ignorable=lambda name: True)
         self.params = placed(params, mesh)
         self._call = jax.jit(self.run, static_argnames=("attentions", "hidden_states"))
+        self.empty_cache = jax.jit(self._empty_cache, static_argnums=(0, 1))
 
     @property
     def config(self) -> MistralConfig:
@@ -132,8 +133,14 @@ class FlaxPreTrainedModel:
 
         Positions up to `max_length` fit; a window's ring, once it is smaller than that, is reused.
         """
-        slots = slots_for(self.config, self.backend.chunk, max_length)
-        return empty_cache(self.config, self.backend.dtype, batch_size, slots)
+        cache: Cache = self.empty_cache(
+            batch_size, slots_for(self.config, self.backend.chunk, max_length)
+        )
+        return cache
+
+    def _empty_cache(self, rows: int, slots: int) -> Cache:
+        """Compiled, so that no device ever holds more than its share."""
+        return divided(empty_cache(self.config, self.backend.dtype, rows, slots), self.mesh)
 
     def __call__(
         self,
