@@ -57,7 +57,7 @@ class Recipe:
     """
 
     seed: int = 0
-    steps: int = 14_000
+    steps: int = 12_000
     batch_tokens: int = 2048  # of a step; whole documents, so a few more
     length: int = 640  # most tokens of a row: any generated story fits
     learning_rate: float = 1.5e-3  # the highest, reached after the warm-up

@@ -5,13 +5,16 @@ alone to write whole sentences long before it recalls who they were about. A *li
 thing a turn, and is said from its start each time: most of it can be copied. Its things are of
 every kind that a story asks for, since what no list holds is learned tens of times more slowly.
 *Rounds* say the same facts again and again, in another order and other words: of each kind, such as
-a colour or a day, there is one to look for, as in a story.
+a colour or a day, there is one to look for, as in a story. Half of what they say are the very
+sentences in which stories ask for a fact, since each way to ask is learned by itself too.
 """
 
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
+from tinymistral.training.stories.grammar import PLOTS, SCENES, Teller, inflect
+from tinymistral.training.stories.templates import Parts, Slot, slots_in
 from tinymistral.training.stories.words import (
     ANIMALS,
     BOY_ENDS,
@@ -25,42 +28,39 @@ from tinymistral.training.stories.words import (
 )
 
 NAMES = (*GIRLS, *BOYS)
-ENDS = (*GIRL_ENDS, *BOY_ENDS)
+MADE_UP = tuple(
+    start + middle + end
+    for start in STARTS
+    for middle in MIDDLES
+    for end in (*GIRL_ENDS, *BOY_ENDS)
+)
 SLOTS = ("toy", "garment", "gift", "spot", "fruit", "flower")
 THINGS = tuple(dict.fromkeys(word for slot in SLOTS for word in WORDS[slot]))
 MOST_TURNS = 9
 BEGINNING = "Let us play a game."  # no story begins so: what begins otherwise becomes a story
 
-# How a round can say a fact of each kind.
-ROUND = {
-    slot: tuple(texts.split("|"))
-    for slot, texts in {
-        "colour": "The ball was {}.|Who has the {} pencil?|I like the {} one.|"
-        "There was a {} light.|Paint it {}!",
-        "number": "There were {} of them.|I counted {} stones.|"
-        "At {} o'clock they woke up.|It is {}.",
-        "day": "It was on {}.|They came on a {}.|On {} there was cake.|Wait until {}.",
-        "weather": "It was a {} day.|One {} morning they went out.|What a {} night!",
-        "helper": "The {} came by.|Thank you, said the {}.|They met the {} again.|Ask the {}!",
-        "toy": "Under the bed lay the {}.|Where is my {}?|They played with the {}.",
-        "garment": "She put on the {}.|The {} was too big.|Who lost the {}?",
-        "spot": "It was in the {}.|They looked into the {}.|Behind the {} sat a cat.",
-        "gift": "He gave her the {}.|You may keep the {}.|He held the {} up.",
-        "promise": "I promise you a {}.|Bring me the {}!|The {} was still missing.",
-        "food": "There was {} for supper.|I smell {}.|They shared the {}.|More {}, please!",
-        "fruit": "She ate a ripe {}.|The {} was sweet.|The {} fell from the tree.",
-        "flower": "He picked a {}.|The {} smelled good.|In the vase stood a {}.",
-        "song": "They sang about {}.|It was a song about {}.|She dreamed of {}.",
-        "password": 'The word was "{}".|Say "{}"!|"{}," she whispered.',
-        "boat": "The boat was called the {}.|They sailed on the {}.|The {} lay in the harbour.",
-        "animal": "Once there was a little {}.|The {} was happy.|Good night, little {}.",
-        "name": "{} laughed.|This is {}.|Hello, {}!|It was {} who knew.",
-        "made-up name": "{} laughed.|This is {}.|Hello, {}!|It was {} who knew.",
-    }.items()
+# All words of each kind, those of single plots too.
+POOLS = {
+    slot: tuple(dict.fromkeys(word for pool in pools for word in pool.get(slot, ())))
+    for pools in [(WORDS, *(plot.words for plot in PLOTS.values()))]
+    for slot in WORDS
 }
-MADE_UP = tuple(start + middle + end for start in STARTS for middle in MIDDLES for end in ENDS)
-POOLS = {**WORDS, "animal": ANIMALS, "name": NAMES, "made-up name": MADE_UP}
-KINDS = tuple(ROUND)
+POOLS |= {"kind": ANIMALS, "name": NAMES, "friend": MADE_UP}
+
+
+def ways_to_ask() -> tuple[tuple[str, tuple[Parts, ...]], ...]:
+    """Return each sentence in which a story asks for a fact, after its question, with its kind."""
+    return tuple(
+        (kind, told.sentences[n - (n > 0 and "?" in told.sources[n - 1]) : n + 1])
+        for plot in (*PLOTS.values(), *SCENES.values())
+        for step in plot.steps
+        for told in step.alternatives
+        for n, sentence in enumerate(told.sentences)
+        for kind in dict.fromkeys(slot.name for slot in slots_in(sentence) if slot.recall)
+    )
+
+
+ASKED = ways_to_ask()
 
 
 def growing_list(seed: int) -> str:
@@ -71,7 +71,7 @@ def growing_list(seed: int) -> str:
         return f"{article(one(WORDS['colour']))} {one(THINGS)}"
 
     def of_any_kind() -> str:
-        return one(POOLS[one(KINDS)])
+        return one(POOLS[one([*POOLS])])
 
     begin, draw = one(
         (
@@ -92,16 +92,30 @@ def growing_list(seed: int) -> str:
 
 def rounds(seed: int) -> str:
     """Return the rounds of this seed, the same on every machine and Python."""
-    one = _draw(seed)
-    slots = list(ROUND)
-    slots = [slots.pop(one(range(len(slots)))) for _ in range(one(range(4, 13)))]
-    words = {slot: one(POOLS[slot]) for slot in slots}
+    teller = Teller(seed)  # whose words are those of a story
+    one, words = teller.one, teller.words
+
+    def fill(parts: Parts) -> str:
+        return "".join(
+            part
+            if isinstance(part, str)
+            else inflect(words[part.name], part)
+            if isinstance(part, Slot)
+            else fill(one(part))
+            for part in parts
+        )
+
+    kinds: list[str] = []
+    for _ in range(one(range(4, 13))):
+        kind, _ = one(ASKED)
+        kinds += [kind] * (kind not in kinds)
     said = [BEGINNING]
-    for _ in range(one(range(2, 5))):
-        left = list(slots)
+    for _ in range(one(range(3, 6))):
+        left = list(kinds)
         while left:
-            slot = left.pop(one(range(len(left))))
-            said.append(one(ROUND[slot]).format(words[slot]))
+            kind = left.pop(one(range(len(left))))
+            sentences = one([asked for of, asked in ASKED if of == kind])
+            said += map(fill, sentences)
     return " ".join(said)
 
 

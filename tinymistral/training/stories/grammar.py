@@ -78,10 +78,10 @@ class Story:
 
 def story(seed: int) -> Story:
     """Return the story of this seed, the same on every machine and Python."""
-    return _Teller(seed).tell()
+    return Teller(seed).tell()
 
 
-class _Teller:
+class Teller:
     """Tells one story: draws its facts, then its sentences step by step."""
 
     def __init__(self, seed: int) -> None:
