@@ -188,7 +188,7 @@ def test_there_are_no_double_spaces_and_no_unfilled_slots():
 
 def test_pronouns_agree_with_the_names():
     for seed in range(500):
-        drawn = grammar._Teller(seed).words
+        drawn = grammar.Teller(seed).words
         girl = drawn["he"] == "she"
         assert drawn["his"] == ("her" if girl else "his")
         assert drawn["friend_he"] == drawn["helper_he"] == ("he" if girl else "she")

@@ -4,17 +4,16 @@ A story says much that is new for each thing that it says again, so a model lear
 alone to write whole sentences long before it recalls who they were about. A *list* grows by one
 thing a turn, and is said from its start each time: most of it can be copied. Its things are of
 every kind that a story asks for, since what no list holds is learned tens of times more slowly.
-*Rounds* say the same facts again and again, in another order and other words: of each kind, such as
-a colour or a day, there is one to look for, as in a story. Half of what they say are the very
-sentences in which stories ask for a fact, since each way to ask is learned by itself too.
+*Rounds* say the same facts again and again, in the very sentences in which stories ask for them:
+each way to ask is learned by itself too, and one story has room for few.
 """
 
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
-from tinymistral.training.stories.grammar import PLOTS, SCENES, Teller, inflect
-from tinymistral.training.stories.templates import Parts, Slot, slots_in
+from tinymistral.training.stories.grammar import PLOTS, SCENES, Teller
+from tinymistral.training.stories.templates import Parts, slots_in
 from tinymistral.training.stories.words import (
     ANIMALS,
     BOY_ENDS,
@@ -93,30 +92,16 @@ def growing_list(seed: int) -> str:
 def rounds(seed: int) -> str:
     """Return the rounds of this seed, the same on every machine and Python."""
     teller = Teller(seed)  # whose words are those of a story
-    one, words = teller.one, teller.words
-
-    def fill(parts: Parts) -> str:
-        return "".join(
-            part
-            if isinstance(part, str)
-            else inflect(words[part.name], part)
-            if isinstance(part, Slot)
-            else fill(one(part))
-            for part in parts
-        )
-
-    kinds: list[str] = []
-    for _ in range(one(range(4, 13))):
-        kind, _ = one(ASKED)
-        kinds += [kind] * (kind not in kinds)
-    said = [BEGINNING]
-    for _ in range(one(range(3, 6))):
+    kinds = dict.fromkeys(teller.one(ASKED)[0] for _ in range(teller.one(range(4, 13))))
+    teller.text = BEGINNING
+    for _ in range(teller.one(range(3, 6))):
         left = list(kinds)
         while left:
-            kind = left.pop(one(range(len(left))))
-            sentences = one([asked for of, asked in ASKED if of == kind])
-            said += map(fill, sentences)
-    return " ".join(said)
+            kind = left.pop(teller.below(len(left)))
+            for sentence in teller.one([asked for of, asked in ASKED if of == kind]):
+                teller.text += " "
+                teller.say(sentence)
+    return teller.text
 
 
 def _draw(seed: int) -> Callable[[Sequence[Any]], Any]:

@@ -100,12 +100,15 @@ class Teller:
         self.words = self.draw_words()
 
     def below(self, count: int) -> int:
+        """Draw a number from 0 to count - 1."""
         return int(self.random() * count)
 
     def one(self, options: Sequence[T]) -> T:
+        """Draw one of the options."""
         return options[self.below(len(options))]
 
     def chance(self, share: float) -> bool:
+        """Return true in this share of all draws."""
         return self.random() < share
 
     def draw_words(self) -> dict[str, str]:
@@ -132,12 +135,14 @@ class Teller:
         return words
 
     def draw_name(self, gender: str) -> str:
+        """Draw a name, one in five made up."""
         if self.chance(0.8):
             return self.one(GIRLS if gender == "girl" else BOYS)
         last = self.one(GIRL_ENDS if gender == "girl" else BOY_ENDS)
         return self.one(STARTS) + self.one(MIDDLES) + last
 
     def tell(self) -> Story:
+        """Tell the whole story."""
         if self.chance(0.1):
             self.step(Step(scene="before"))
         self.step(Step(scene="once" if self.chance(0.5) else "open"))
@@ -153,6 +158,7 @@ class Teller:
         return Story(self.text, self.plot, tuple(self.facts))
 
     def step(self, step: Step) -> None:
+        """Tell a step of the plot, or leave it out."""
         if step.optional and self.chance(0.5):
             return
         if self.reminded and step.scene and not step.optional:
@@ -174,6 +180,7 @@ class Teller:
         return {slot for slot, end in self.said.items() if len(self.text) - end > letters}
 
     def say_one_of(self, step: Step) -> None:
+        """Say one of a step's alternatives that fit, if any has to be said."""
         kept = self.said.keys() | self.own if step.scene else self.said.keys()
         told = TOLD_ONCE & kept
         fitting = [one for one in _alternatives(step) if self.fits(one, told)]
@@ -205,6 +212,7 @@ class Teller:
         return alternative.recalls <= self.said.keys() and not alternative.tells & told
 
     def say(self, parts: Parts) -> None:
+        """Say a sentence, and note what it tells and recalls."""
         for part in parts:
             if isinstance(part, str):
                 self.text += part
@@ -214,7 +222,7 @@ class Teller:
                 self.text += self.one(FRESH[part.name])
             else:
                 answer = inflect(self.words[part.name], part)
-                if part.recall:
+                if part.recall and part.name in self.said:
                     self.facts.append(self.recall(part, answer))
                 self.text += answer
                 self.said[part.name] = len(self.text)
