@@ -232,7 +232,7 @@ def test_a_corpus_that_has_changed_is_not_gone_on_with(
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"steps": "3"}, "steps is '3' (str), expected such as 14000"),
+        ({"steps": "3"}, "steps is '3' (str), expected such as 12000"),
         ({"learning_rate": float("inf")}, "learning_rate is inf"),
         ({"batch_tokens": 0}, "batch_tokens is 0"),
         ({"seed": None}, "seed is None"),
