@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tinymistral.training.documents import LISTS_FIRST, Stories
+from tinymistral.training.documents import LAST_FROM, LEARNED_LAST, LISTS_FIRST, Stories
 from tinymistral.training.stories import (
     grammar,
     growing_list,
@@ -70,6 +70,10 @@ def test_lists_come_first_then_stories_and_rounds_in_turn() -> None:
         assert documents[n] == growing_list(n)
     then = [story(first).text, rounds(first + 1), story(first + 2).text, rounds(first + 3)]
     assert [documents[n] for n in range(first, first + 4)] == then
+    late = documents[LAST_FROM + 1]
+    assert late == rounds(LAST_FROM + 1, always=LEARNED_LAST) != rounds(LAST_FROM + 1)
+    asked = Counter(recall.kind for recall in recalls(late))
+    assert min(asked[kind] for kind in LEARNED_LAST) >= 3
     assert [text for _, text in zip(range(4), documents.each_once(), strict=False)] == then
 
 

@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "fine-tune a checkpoint, a folder or a name in the hub's local cache, with its tokenizer"
     add("--from", dest="base", metavar="MODEL", help=text)
     add("--resume", action="store_true", help="go on with the run that is in OUT")
-    text = "steps of the optimizer (default: 14000; with --from 300)"
+    text = "steps of the optimizer (default: 12000; with --from 300)"
     add("--steps", type=whole, metavar="N", help=text)
     text = "tokens of a step, in whole documents (default: 2048)"
     add("--batch-tokens", type=whole, metavar="N", help=text)

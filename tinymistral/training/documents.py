@@ -24,6 +24,9 @@ from tinymistral.training.stories import Story, growing_list, rounds, story
 
 HELD_OUT = 32  # documents at most
 LISTS_FIRST = 12_000  # documents: an even number
+# From this document on all rounds ask for the kinds of facts that a model learns last.
+LAST_FROM = 60_000
+LEARNED_LAST = ("number", "number", "food", "fruit")
 HELD_OUT_SEEDS = 2**32  # those of held-out stories begin here; training uses the seeds below
 LARGEST_CORPUS = 2_000_000_000  # bytes; all of it is in memory
 SEPARATOR = re.compile(r"^<\|endoftext\|>$", re.MULTILINE)  # as in the files of TinyStories
@@ -48,7 +51,9 @@ class Stories:
         seed = (self.start + n) % HELD_OUT_SEEDS
         if n < LISTS_FIRST:
             return growing_list(seed)
-        return rounds(seed) if n % 2 else story(seed).text
+        if n % 2 == 0:
+            return story(seed).text
+        return rounds(seed, always=LEARNED_LAST if n >= LAST_FROM else ())
 
     def each_once(self) -> Iterator[str]:
         """Return stories and rounds in turn, for the tokenizer; they never end."""

@@ -89,13 +89,18 @@ def growing_list(seed: int) -> str:
     return " ".join([BEGINNING, *turns])
 
 
-def rounds(seed: int) -> str:
-    """Return the rounds of this seed, the same on every machine and Python."""
+def rounds(seed: int, *, always: Sequence[str] = ()) -> str:
+    """Return the rounds of this seed, the same on every machine and Python.
+
+    They ask for few facts beside those of the kinds that they `always` ask for.
+    """
     teller = Teller(seed)  # whose words are those of a story
-    kinds = dict.fromkeys(teller.one(ASKED)[0] for _ in range(teller.one(range(4, 13))))
+    number = teller.one(range(5) if always else range(4, 13))
+    drawn = dict.fromkeys(teller.one(ASKED)[0] for _ in range(number))
+    kinds = [*always, *(kind for kind in drawn if kind not in always)]
     teller.text = BEGINNING
     for _ in range(teller.one(range(3, 6))):
-        left = list(kinds)
+        left = [*kinds]
         while left:
             kind = left.pop(teller.below(len(left)))
             for sentence in teller.one([asked for of, asked in ASKED if of == kind]):
