@@ -245,7 +245,7 @@ window it is {half_inside:.2f} inside and {half_beyond:.2f} beyond. The cone goe
 tokens back, but memory ends with the window: a cliff, not a slope. The path is there; training has
 not made the model use it.
 """)
-assert inside > 0.7 and half_inside > 0.7 and beyond < inside / 2 and half_beyond < inside / 2
+assert inside > 0.9 and half_inside > 0.9 and beyond < inside / 2 and half_beyond < inside / 2
 
 # %% [markdown]
 # ## Exercise: how far it reaches

@@ -4,7 +4,7 @@ One token a line: its id and its piece, in which '▁' is a space and <0x0A> a
 byte.
 
   tinymistral tokenize "Once upon a time"
-  tinymistral tokenize --decode 505 725 260 524
+  tinymistral tokenize --decode 680 726 261 473
   tinymistral tokenize "Hi" | awk '{print $1}' | tinymistral tokenize --decode
 """
 
