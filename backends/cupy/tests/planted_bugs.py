@@ -563,8 +563,8 @@ BUGS = [
     ),
     Bug(
         "addresses are not looked at",
-        "itemsize, numbers, *addresses)",
-        "itemsize, numbers)",
+        "self._most, numbers, *addresses)",
+        "self._most, numbers)",
         "at an odd address",
         "kernels.py",
     ),
