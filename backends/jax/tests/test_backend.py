@@ -14,7 +14,7 @@ from fixture_files import MODELS
 
 from tinymistral import MistralForCausalLM
 from tinymistral_jax import JaxBackend, backend
-from tinymistral_jax.backend import Slots, angles_of, whole
+from tinymistral_jax.backend import Slots, whole
 
 
 def run(*lines: str, **variables: str) -> str:
@@ -61,16 +61,18 @@ def test_the_used_slots_are_those_that_are_read():
 
 
 @pytest.mark.parametrize("theta", [10000.0, 1e6])
-def test_traced_angles_are_as_exact_as_those_of_the_host(theta):
-    """Up to the last position; by extended precision. A float32 angle would be off by up to 100."""
-    positions = np.array([[0, 1, 255, 256, 32767, 2**24 + 1, 2**31 - 1, -1]])
-    angles = angles_of(jnp.asarray(positions, jnp.int32), theta, 64, jnp.dtype("float32"))
+def test_traced_cosines_are_as_exact_as_those_of_the_host(theta):
+    """Up to the last position; by extended precision."""
+    positions = np.array([*range(300), 32767, 2**24 + 1, 2**31 - 1])
+    at = jnp.asarray(positions[None], jnp.int32)
+    table = jax.jit(JaxBackend("float32").rope_table, static_argnums=(1, 2))(at, theta, 64)
     frequencies = theta ** (-np.arange(0, 64, 2, dtype=np.longdouble) / 64)
-    exact = positions[..., None] * frequencies
-    assert np.isfinite(angles).all()
-    off = np.abs(np.cos(np.asarray(angles, np.float64)) - np.cos(exact))[:, :-1]
-    # float32 up to pi, and 2^31 times the 2^-53 of the frequencies
-    assert off.max() < 1e-6
+    angles = positions[:, None] * frequencies
+    off = abs(np.asarray(table)[:, 0, :, 0] - np.stack([np.cos(angles), np.sin(angles)]))
+    # half a unit in the last place of float32, 4 roundings to 2^-33 turns, and the frequencies'
+    assert (off <= 2**-25 + 2**-28 + 2**-52 * positions[:, None]).all()
+    nowhere = jnp.full((1, 1), -1, jnp.int32)
+    assert np.isfinite(JaxBackend("float32").rope_table(nowhere, theta, 64)).all()
 
 
 def test_float64_says_what_it_needs():

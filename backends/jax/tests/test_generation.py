@@ -116,8 +116,9 @@ def test_what_may_be_drawn_is_what_the_processors_keep(options):
     config = sampling.GenerationConfig(do_sample=True, **options)
     scores = np.random.default_rng(0).standard_normal((20, 40)).astype(np.float32) * 3
     scores[:, 7] = scores[:, 3]  # as likely
-    ours = np.asarray(kept(jnp.asarray(scores), choice_of(config, 40)))
-    np.testing.assert_allclose(ours, config.process(scores, [[]] * 20), rtol=1e-5)
+    ours, ids = kept(jnp.asarray(scores), choice_of(config, 40))
+    expected = np.take_along_axis(config.process(scores, [[]] * 20), np.asarray(ids), axis=1)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
 
 def test_tokens_may_be_suppressed_and_eos_put_off(gqa):

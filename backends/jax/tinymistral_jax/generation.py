@@ -151,7 +151,9 @@ def decode(
         scores = jnp.where(forbidden, -jnp.inf, scores)
         if sample:
             now = jax.vmap(lambda key: jax.random.fold_in(key, n))(keys)
-            tokens = jax.vmap(jax.random.categorical)(now, kept(scores, choice))
+            scores, ids = kept(scores, choice)
+            drawn = jax.vmap(jax.random.categorical)(now, scores)
+            tokens = jnp.take_along_axis(ids, drawn[:, None], axis=1)[:, 0]
         else:
             tokens = scores.argmax(axis=-1)
         tokens = jnp.where(ended, choice.fill_id, tokens).astype(jnp.int32)
@@ -178,25 +180,23 @@ def decode(
     return made, taint, cache
 
 
-def kept(scores: Array, choice: Choice) -> Array:
+def kept(scores: Array, choice: Choice) -> tuple[Array, Array]:
     """Apply temperature, top-k, top-p and min-p as tinymistral/sampling.py does, which cites them.
 
-    All of them always, since they may change from call to call without a compilation.
+    All of them always, since they may change from call to call without a compilation. Returns
+    scores (B, V) in ascending order, -inf for what may not be drawn, and the ids of these.
     """
     V = scores.shape[-1]
-    scores = scores / choice.temperature
-    order = jnp.argsort(scores, axis=-1)
-    ascending = jnp.take_along_axis(scores, order, axis=-1)
-    lowest = lax.dynamic_index_in_dim(ascending, V - choice.top_k, axis=-1)
+    ids = lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+    scores, ids = lax.sort_key_val(scores / choice.temperature, ids)
+    lowest = lax.dynamic_index_in_dim(scores, V - choice.top_k, axis=-1)
     scores = jnp.where(scores < lowest, -jnp.inf, scores)
-    ascending = jnp.where(ascending < lowest, -jnp.inf, ascending)
-    up_to_here = jnp.cumsum(jax.nn.softmax(ascending, axis=-1), axis=-1)
+    up_to_here = jnp.cumsum(jax.nn.softmax(scores, axis=-1), axis=-1)
     removed = (up_to_here <= 1 - choice.top_p).at[:, -1].set(False)
-    rank = jnp.argsort(order, axis=-1)
-    scores = jnp.where(jnp.take_along_axis(removed, rank, axis=-1), -jnp.inf, scores)
+    scores = jnp.where(removed, -jnp.inf, scores)
     probabilities = jax.nn.softmax(scores, axis=-1)
-    least = choice.min_p * probabilities.max(axis=-1, keepdims=True)
-    return jnp.where(probabilities < least, -jnp.inf, scores)
+    least = choice.min_p * probabilities[:, -1:]
+    return jnp.where(probabilities < least, -jnp.inf, scores), ids
 
 
 def choice_of(config: Any, V: int) -> Choice:
