@@ -17,6 +17,8 @@ from fixture_files import FACTS, FIXTURES, MODELS, PEER, exact, leaves
 from safetensors.numpy import load_file
 
 from tinymistral import DEMO, MistralConfig, MistralForCausalLM
+from tinymistral.losses import IGNORED
+from tinymistral.training.gradients import loss_and_gradients
 from tinymistral_jax import (
     FlaxMistralForCausalLM,
     FlaxMistralForSequenceClassification,
@@ -67,6 +69,24 @@ def test_gradients_are_those_of_the_peer(gqa):
         close(slope, expected, 1e-5 * max(1, abs(expected).max()))
 
 
+def check_gradients(model, ids, targets, mask, expected_loss, expected):
+    """Compare the summed loss and its gradients, in float32; they are named as in a checkpoint."""
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss_and_slope(params):
+        scores = jax.nn.log_softmax(model(ids, mask, params=params).logits)
+        chosen = jnp.take_along_axis(scores, np.maximum(targets, 0)[..., None], axis=-1)
+        return -jnp.where(targets != IGNORED, chosen[..., 0], 0).sum()
+
+    loss, slope = loss_and_slope(jax.tree.map(lambda x: x.astype(jnp.float32), model.params))
+    assert float(loss) == pytest.approx(expected_loss, rel=1e-5)
+    tensors = to_tensors(slope)
+    assert set(tensors) == set(expected)
+    for name, array in tensors.items():
+        close(array, expected[name], 1e-4 * abs(expected[name]).max())
+
+
 @pytest.mark.parametrize("name", ["gqa", "tied"])
 def test_gradients_are_those_of_pytorch(name):
     """Of texts of 17, 1 and 22 tokens, padded on the right; the embedding that is tied has both."""
@@ -75,22 +95,21 @@ def test_gradients_are_those_of_pytorch(name):
     ids, targets = np.zeros((2, 3, 22), np.int64)
     mask = np.arange(22) < lengths[:, None]
     ids[mask], targets[mask] = given[f"{name}.ids"], given[f"{name}.targets"]
-    counts = mask & (targets >= 0)
+    targets = np.where(mask, targets, IGNORED)
     model = FlaxMistralForCausalLM.from_pretrained(MODELS / name)
-    params = jax.tree.map(lambda array: array.astype(jnp.float32), model.params)
+    prefix = f"{name}.gradients."
+    expected = {n.removeprefix(prefix): x for n, x in given.items() if n.startswith(prefix)}
+    check_gradients(model, ids, targets, mask, given[f"{name}.loss"], expected)
 
-    @jax.jit
-    @jax.value_and_grad
-    def loss_and_slope(params):
-        scores = jax.nn.log_softmax(model(ids, mask, params=params).logits)
-        chosen = jnp.take_along_axis(scores, np.maximum(targets, 0)[..., None], axis=-1)
-        return -jnp.where(counts, chosen[..., 0], 0).sum()
 
-    loss, slope = loss_and_slope(params)
-    assert float(loss) == pytest.approx(given[f"{name}.loss"], rel=1e-5)
-    for tensor, array in to_tensors(slope).items():
-        expected = given[f"{name}.gradients.{tensor}"]
-        close(array, expected, 1e-4 * abs(expected).max())
+def test_gradients_of_the_demo_are_those_written_by_hand():
+    """Past its window of 256 tokens; those by hand are computed in float64."""
+    model = FlaxMistralForCausalLM.from_pretrained(DEMO)
+    ids = np.random.default_rng(0).integers(3, 2048, 280)
+    targets = np.append(ids[1:], IGNORED)
+    weights = {n: np.asarray(x, np.float64) for n, x in to_tensors(model.params).items()}
+    loss, _, expected = loss_and_gradients(weights, ids, targets, np.arange(280), model.config)
+    check_gradients(model, ids[None], targets[None], None, loss, expected)
 
 
 def test_a_gradient_is_the_slope_in_its_direction():
