@@ -139,7 +139,7 @@ def test_generate_is_compiled_as_a_whole_too(gqa):
 
 
 def test_without_tracing_the_tokens_are_the_same(gqa):
-    options = {"max_new_tokens": 3, "eos_token_id": []}
+    options = {"max_new_tokens": 2, "eos_token_id": []}
     plain = gqa.generate([[5, 6]], trace=False, **options).sequences
     np.testing.assert_array_equal(plain, gqa.generate([[5, 6]], **options).sequences)
 
