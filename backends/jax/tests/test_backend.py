@@ -60,6 +60,20 @@ def test_the_used_slots_are_those_that_are_read():
         np.testing.assert_array_equal(whole(view[index]), storage[:, :5][index])
 
 
+@pytest.mark.parametrize("slot_position", [-1, 9])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_one_query_mixes_what_it_sees(value, slot_position):
+    """A single query has a path of its own, which few cases of the laws take."""
+    rng, jax_backend = np.random.default_rng(0), JaxBackend("float32")
+    q, k, v = (jnp.asarray(rng.standard_normal((1, n, 2, 4)), jnp.float32) for n in (1, 3, 3))
+    at, unseen, seen = np.array([[5]]), np.array([[4, slot_position, 5]]), np.array([[3, 4, 5]])
+    with_value = v.at[:, 1].set(value)
+    expected = jax_backend.attention(q, k[:, ::2], v[:, ::2], at, unseen[:, ::2], 4)
+    out = jax_backend.attention(q, k, with_value, at, unseen, 4)
+    np.testing.assert_allclose(out, expected, rtol=1e-6)
+    np.testing.assert_array_equal(jax_backend.attention(q, k, with_value, at, seen, 4), value)
+
+
 @pytest.mark.parametrize("theta", [10000.0, 1e6])
 def test_traced_cosines_are_as_exact_as_those_of_the_host(theta):
     """Up to the last position; by extended precision."""
