@@ -24,9 +24,10 @@ from tinymistral.training.stories import Story, growing_list, rounds, story
 
 HELD_OUT = 32  # documents at most
 LISTS_FIRST = 12_000  # documents: an even number
-# From this document on all rounds ask for the kinds of facts that a model learns last.
+# From this document on all rounds ask for the kinds of facts that a model learns last; for one that
+# stands here three times, three times a round.
 LAST_FROM = 60_000
-LEARNED_LAST = ("number", "number", "food", "fruit")
+LEARNED_LAST = ("number", "food", "fruit", "fruit", "fruit", "friend", "day")
 HELD_OUT_SEEDS = 2**32  # those of held-out stories begin here; training uses the seeds below
 LARGEST_CORPUS = 2_000_000_000  # bytes; all of it is in memory
 SEPARATOR = re.compile(r"^<\|endoftext\|>$", re.MULTILINE)  # as in the files of TinyStories
