@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -10,11 +11,14 @@ from tinymistral import threads
 
 
 @pytest.fixture(autouse=True)
-def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def four_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Four cores, and nothing said about threads."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 5}, raising=False)
     for name in threads.VARIABLES:
         monkeypatch.delenv(name, raising=False)
+    threads.threads.cache_clear()
+    yield
+    threads.threads.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,10 @@ def set_threads(number: int) -> None:
             f"--threads: NumPy has started already; set OMP_NUM_THREADS={number} before it"
         )
     os.environ.update(dict.fromkeys(VARIABLES, str(number)))
+    threads.cache_clear()
 
 
+@cache
 def threads() -> int:
     """Return how many threads compute: what the first of VARIABLES says, else one a core."""
     said = next((os.environ[name] for name in VARIABLES if os.environ.get(name)), "")
