@@ -14,7 +14,7 @@ from cli_runner import DEMO, good, refused
 
 from tinymistral import MistralConfig, MistralForCausalLM, MistralTokenizer
 from tinymistral.commands.grade import as_text
-from tinymistral.training.documents import held_out_stories
+from tinymistral.training.documents import graded_stories
 from tinymistral.training.grading import AS_IT_IS, Grades, grade
 
 
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def grades(folder: str) -> Grades:
     model = MistralForCausalLM.from_pretrained(folder)
     tokenizer = MistralTokenizer.from_pretrained(folder)
-    return grade(model, tokenizer, held_out_stories(3), continuations=1, with_variants=True)
+    return grade(model, tokenizer, graded_stories(3), continuations=1, with_variants=True)
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_options_are_passed_on(graded: Mock) -> None:
     good("grade", "--variants", "--seed", "3", "--stories", "2", "--continuations", "7")
     (_, _, many), default = graded.call_args_list[0]
     (_, _, few), given = graded.call_args_list[1]
-    assert (many, few) == (held_out_stories(200), held_out_stories(2))
+    assert (many, few) == (graded_stories(200), graded_stories(2))
     del default["progress"], given["progress"]
     assert default == {"continuations": 50, "with_variants": False, "seed": 0}
     assert given == {"continuations": 7, "with_variants": True, "seed": 3}

@@ -48,7 +48,7 @@ show(PlainBackend.embedding)
 # %%
 directions = table - table.mean(axis=0)
 directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-for word in ("▁he", "▁Monday", "▁three", "▁red", "▁fox"):
+for word in ("▁he", "▁soup", "▁three", "▁red", "▁fox"):
     token = tokenizer.convert_tokens_to_ids(word)
     cosines = directions @ directions[token]
     nearest = np.argsort(-cosines)[1:5]  # the first is the word itself

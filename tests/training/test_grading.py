@@ -15,7 +15,7 @@ import pytest
 from tinymistral import DEMO, MistralConfig, MistralForCausalLM, MistralTokenizer
 from tinymistral.generation import GenerationStep
 from tinymistral.tokenizer import BatchEncoding
-from tinymistral.training.documents import held_out_stories
+from tinymistral.training.documents import graded_stories
 from tinymistral.training.grading import (
     AS_IT_IS,
     Fork,
@@ -193,7 +193,7 @@ def test_an_answer_ends_with_its_word_since_a_token_may_end_there() -> None:
     assert to_word_end("two\nred hats", 7) == "two\nred"
 
 
-@pytest.mark.parametrize("told", held_out_stories(5))
+@pytest.mark.parametrize("told", graded_stories(5))
 def test_the_tokens_of_a_place_are_those_of_the_answer(told: Story) -> None:
     tokenizer = MistralTokenizer.from_pretrained(DEMO)
     ids = tokenizer.encode(told.text)
@@ -393,7 +393,7 @@ def test_without_a_window_there_is_none_to_halve(
 
 
 def test_sentences_are_counted_and_the_unfinished_one_is_not() -> None:
-    whole = held_out_stories(1)[0].text
+    whole = graded_stories(1)[0].text
     parts = sentences(whole)
     beginning = beginning_of(whole)
     assert sentences(beginning) == parts[:2]
@@ -410,7 +410,7 @@ def test_sentences_are_counted_and_the_unfinished_one_is_not() -> None:
 
 
 def test_facts_that_a_continuation_recalls_are_counted() -> None:
-    told = held_out_stories(1)[0]
+    told = graded_stories(1)[0]
     beginning, fact = beginning_of(told.text), told.facts[-1]
     assert fact.recalled > len(beginning)
     other = next(choice for choice in fact.choices if choice != fact.answer)
@@ -426,7 +426,7 @@ def test_facts_that_a_continuation_recalls_are_counted() -> None:
 
 def test_continuations_are_greedy_and_sampled_and_go_on_from_beginnings() -> None:
     words = Words()
-    stories = held_out_stories(4)
+    stories = graded_stories(4)
     parrot = Parrot([story.text for story in stories], words)
     parrot.V = 2000
     shown = []

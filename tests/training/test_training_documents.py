@@ -28,6 +28,8 @@ def test_no_held_out_story_is_trained_on(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(documents, "story", Told)
     stories = Stories(seed=2**32 - 1)
     assert stories.held_out == [f"story {2**32 + n}" for n in range(32)]
+    graded = [told.text for told in documents.graded_stories(3)]  # held out as well, but others
+    assert graded == [f"story {2**33 + n}" for n in range(3)]
     seeds.clear()
     first = documents.LISTS_FIRST
     texts = [stories[first + 3 * n] for n in (0, 1, 1, 2**32 - 1, 2**32)]

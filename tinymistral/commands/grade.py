@@ -74,7 +74,7 @@ LIMITS = {"stories": (1, 100_000), "continuations": (1, 100_000), "seed": (0, 2*
 
 def run(options: argparse.Namespace) -> None:
     """Print how a model remembers and tells stories."""
-    from tinymistral.training.documents import held_out_stories
+    from tinymistral.training.documents import graded_stories
     from tinymistral.training.grading import grade
     from tinymistral.training.pictures import check_picture, draw_recall
 
@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> None:
         grades = grade(
             model,
             tokenizer,
-            held_out_stories(options.stories),
+            graded_stories(options.stories),
             continuations=options.continuations,
             with_variants=options.variants,
             seed=options.seed,

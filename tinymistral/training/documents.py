@@ -29,6 +29,7 @@ LISTS_FIRST = 12_000  # documents: an even number
 LAST_FROM = 60_000
 LEARNED_LAST = ("number", "food", "fruit", "fruit", "fruit", "friend", "day")
 HELD_OUT_SEEDS = 2**32  # those of held-out stories begin here; training uses the seeds below
+GRADED_SEEDS = 2**33  # those of the stories by which a finished model is graded
 LARGEST_CORPUS = 2_000_000_000  # bytes; all of it is in memory
 SEPARATOR = re.compile(r"^<\|endoftext\|>$", re.MULTILINE)  # as in the files of TinyStories
 CHARACTERS_PER_TOKEN = 3  # few, so that most parts of a long document fit into a row
@@ -64,6 +65,14 @@ class Stories:
 def held_out_stories(count: int) -> list[Story]:
     """Return the first of the stories that no model is trained on."""
     return [story(HELD_OUT_SEEDS + n) for n in range(count)]
+
+
+def graded_stories(count: int) -> list[Story]:
+    """Return the first of the stories that a finished model is graded on.
+
+    No model is trained on them either, and no setting is chosen by them.
+    """
+    return [story(GRADED_SEEDS + n) for n in range(count)]
 
 
 class Corpus:
