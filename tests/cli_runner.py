@@ -14,6 +14,7 @@ import pytest
 
 from tinymistral import DEMO
 from tinymistral.cli import main
+from tinymistral.commands.console import Progress
 
 V1 = Path(str(importlib.resources.files("mistral_common") / "data" / "tokenizer.model.v1"))
 
@@ -40,6 +41,7 @@ def run(
     streams = [kind(io.BytesIO(), "ascii", newline="\n") for _ in range(2)]
     source = None if stdin is None else io.TextIOWrapper(io.BytesIO(stdin), "ascii")
     with redirect_stdout(streams[0]), redirect_stderr(streams[1]), patch("sys.stdin", source):
+        Progress._shown = 0  # what a test that was interrupted has left
         code = main(arguments)
     out, err = (stream.buffer.getvalue().decode("utf-8") for stream in streams)
     return Result(code, out, err)

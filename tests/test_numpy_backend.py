@@ -40,8 +40,8 @@ def test_linear_in_blocks_of_any_size(dtype, weights):
 @pytest.fixture
 def three_threads(monkeypatch):
     """Let three threads compute whatever is done in parallel, however little it is."""
-    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
-    monkeypatch.setattr(threads, "cores", lambda: 3)
+    for module in (threads, numpy_backend):
+        monkeypatch.setattr(module, "threads", lambda: 3)
     for name in ("WEIGHTS_IN_PARALLEL", "PRODUCTS_IN_PARALLEL", "SCORES_IN_PARALLEL"):
         monkeypatch.setattr(numpy_backend, name, 0)
     for name in ("WEIGHTS_A_BLOCK", "WEIGHTS_A_PRODUCT", "SCORES_A_TILE"):

@@ -1,6 +1,8 @@
 """How many threads compute. That NumPy takes as many is in `test_cli_process.py`."""
 
 import os
+import platform
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -106,3 +108,33 @@ def test_a_forked_child_has_threads_of_its_own(three_threads: None) -> None:
         threads.in_parallel(done.append, range(5))
         os._exit(len(done))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
+
+
+# Memory
+
+COUNT_PAGE_FAULTS = """
+import resource, sys
+import numpy as np
+from tinymistral.threads import keep_freed_memory
+
+def fill_arrays():
+    for array in [np.empty(1 << 19, np.float32) for _ in range(8)]:  # 2 MB each
+        array.fill(1)
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+fill_arrays()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    fill_arrays()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_freed_memory_is_used_again() -> None:
+    def page_faults(keep: str) -> int:
+        command = [sys.executable, "-c", COUNT_PAGE_FAULTS, keep]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert page_faults("keep") < page_faults("default") / 10

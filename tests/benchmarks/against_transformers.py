@@ -19,10 +19,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from tinymistral import DEMO
+from tinymistral.threads import keep_freed_memory
 from tinymistral.training.optimizer import clip
 from tinymistral.training.packing import pack, take_documents
 from tinymistral.training.run import Recipe, new_run
-from tinymistral.training.train import batch_gradients, keep_freed_memory
+from tinymistral.training.train import batch_gradients
 
 # Not ru_maxrss, which is at least that of the process that started this one.
 PEAK = (

@@ -1,9 +1,6 @@
 """The training loop on a tiny model: its gradients, its bits, and that it learns."""
 
-import platform
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -297,33 +294,3 @@ def test_a_bfloat16_checkpoint_is_the_rounded_weights(tmp_path: Path) -> None:
     for name, array in read_tensors(tmp_path).items():
         assert array.dtype.name == "bfloat16"
         np.testing.assert_allclose(array.astype(np.float32), run.weights[name], rtol=2**-8)
-
-
-# Memory
-
-COUNT_PAGE_FAULTS = """
-import resource, sys
-import numpy as np
-from tinymistral.training.train import keep_freed_memory
-
-def fill_arrays():
-    for array in [np.empty(1 << 19, np.float32) for _ in range(8)]:  # 2 MB each
-        array.fill(1)
-
-if sys.argv[1] == "keep":
-    keep_freed_memory()
-fill_arrays()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    fill_arrays()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
-def test_freed_memory_is_used_again() -> None:
-    def page_faults(keep: str) -> int:
-        command = [sys.executable, "-c", COUNT_PAGE_FAULTS, keep]
-        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-    assert page_faults("keep") < page_faults("default") / 10

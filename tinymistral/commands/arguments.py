@@ -252,7 +252,9 @@ def check_length(raw: bytes, source: str) -> bytes:
 def open_checkpoint(options: argparse.Namespace) -> tuple[MistralForCausalLM, MistralTokenizer]:
     """Open the model and the tokenizer, and check that they have the same vocabulary."""
     from tinymistral.heads import MistralForCausalLM
+    from tinymistral.threads import keep_freed_memory
 
+    keep_freed_memory()
     tokenizer = open_tokenizer(options.model)
     model = MistralForCausalLM.from_pretrained(
         options.model, backend=options.backend, dtype=options.dtype

@@ -93,11 +93,12 @@ def run(options: argparse.Namespace) -> None:
     from tinymistral.bench.presets import checkpoint
     from tinymistral.files.hub import find_checkpoint
     from tinymistral.heads import MistralForCausalLM
-    from tinymistral.threads import threads
+    from tinymistral.threads import keep_freed_memory, threads
     from tinymistral.training.pictures import check_picture
 
     if options.plot is not None:
         check_picture(options.plot)
+    keep_freed_memory()  # as `generate` does
     with interruptible():
         if options.preset is None:
             folder = find_checkpoint(options.model)

@@ -6,9 +6,7 @@ Their gradients are added in the order of the rows, so the number of threads cha
 
 from __future__ import annotations
 
-import ctypes
 import math
-import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,14 +16,13 @@ import numpy as np
 from tinymistral.config import MistralConfig
 from tinymistral.heads import MistralForCausalLM
 from tinymistral.scoring import score
+from tinymistral.threads import keep_freed_memory
 from tinymistral.training.gradients import loss_and_gradients
 from tinymistral.training.optimizer import clip, learning_rate
 from tinymistral.training.packing import Row, pack, take_documents
 from tinymistral.training.run import Run, encode
 
 EVALUATE_EVERY = 100  # steps
-# Parameters of mallopt, in glibc's malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 
 
 @dataclass(frozen=True)
@@ -117,17 +114,3 @@ def held_out_loss(run: Run, pool: ThreadPoolExecutor) -> float:
     documents = [encode(run.tokenizer, text) for text in run.documents.held_out]
     totals = pool.map(lambda ids: score(model, ids[None]).total, documents)
     return -sum(totals) / sum(len(ids) - 1 for ids in documents)
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what this process frees, for its next arrays; call it before threads start.
-
-    By default it gives a large array back to the system as soon as it is freed, and the system
-    fills the next one with zeros, a page at a time: an eighth of the time of `loss_and_gradients`.
-    Where the C library is another one, nothing happens.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
-        mallopt(M_ARENA_MAX, 1)  # one heap for all threads, as those of threads are limited
-        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest that is allowed
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
