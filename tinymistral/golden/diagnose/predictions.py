@@ -73,6 +73,7 @@ class Predictions:
         self._vocabularies = vocabularies
         self._arrays: dict[str, CaseArrays] = {}
         self._models: dict[str, tuple[MistralConfig, Results]] = {}
+        self._wide: dict[str, tuple[MistralConfig, Results]] = {}
         self._found: dict[str, dict[tuple[Any, ...], Results | None]] = {}
         self._tokenizers: dict[str, MistralTokenizer | None] = {}
         self._documents: dict[tuple[str, str], Mapping[str, Any] | None] = {}
@@ -106,6 +107,13 @@ class Predictions:
                 except _NO_RESULT:
                     found[key] = None
         return found[key]
+
+    def model(self, name: str) -> tuple[MistralConfig, Results]:
+        """Return a model's configuration, and its weights in float64."""
+        if name not in self._wide:
+            config, tensors = read_model(self.suite, name)
+            self._wide[name] = config, {n: x.astype(np.float64) for n, x in tensors.items()}
+        return self._wide[name]
 
     def document(self, mistake: Mistake, case: Case) -> Mapping[str, Any] | None:
         """Return a mistake's answers to a case of texts; None if they are unknown."""

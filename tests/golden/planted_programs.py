@@ -1,0 +1,726 @@
+"""A second implementation in plain loops, and mistakes to plant in it, for `golden diagnose`.
+
+It shares no code with tinymistral. Run as a script it prints how many mistakes are named rightly.
+Each mistake is a dictionary of replaced functions, with the stages that are then wrong, and words
+of which one has to be in the sentence that describes it.
+
+    python tests/golden/planted_programs.py [NAME ...] [--logits]
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace as Here
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray
+F32 = np.float32
+
+
+def to_bits(x: Any, kind: str = "bfloat16") -> Array:
+    """Round to the nearest number of 16 bits."""
+    x = np.asarray(x, dtype=F32)
+    if kind == "float16":
+        return x.astype(np.float16).astype(F32)
+    bits = x.view(np.uint32)
+    up = ((bits >> 16) & 1) + np.uint32(0x7FFF)
+    return ((bits + up) & np.uint32(0xFFFF0000)).view(F32)
+
+
+# The right functions. `c` says where: layer, call, stage, config, weights, heads and so on.
+
+
+def embed(token: int, table: Array, c: Here) -> Array:
+    return table[token]
+
+
+def norm(x: Array, w: Array, eps: float, c: Here) -> Array:
+    return x / np.sqrt((x * x).mean() + F32(eps)) * w
+
+
+def linear(x: Array, w: Array, c: Here) -> Array:
+    return w @ x
+
+
+def angle(p: int, m: int, d: int, theta: float, c: Here) -> float:
+    return p * theta ** (-2 * m / d)
+
+
+def rotate(x: Array, p: int, theta: float, c: Here) -> Array:
+    d, out = len(x), x.copy()
+    for m in range(d // 2):
+        a = c.use["angle"](p, m, d, theta, c)
+        one, two = x[m], x[m + d // 2]
+        out[m] = one * math.cos(a) - two * math.sin(a)
+        out[m + d // 2] = two * math.cos(a) + one * math.sin(a)
+    return out
+
+
+def sees(i: int, j: int, window: int | None, c: Here) -> bool:
+    return j <= i and (window is None or i - j < window)
+
+
+def score(q: Array, k: Array, i: int, j: int, c: Here) -> float:
+    return float(q @ k) / math.sqrt(len(q))
+
+
+def softmax(s: Array, c: Here) -> Array:
+    e = np.exp(s - s.max())
+    return e / e.sum()
+
+
+def kv_head(h: int, heads: int, kv: int, c: Here) -> int:
+    return h // (heads // kv)
+
+
+def value(v: Array, p: int, c: Here) -> Array:
+    return v
+
+
+def joined(mix: Array, c: Here) -> Array:
+    """(H, d) -> (H·d,)."""
+    return mix.reshape(-1)
+
+
+def activation(g: Array, u: Array, c: Here) -> Array:
+    return g / (1 + np.exp(-g)) * u
+
+
+def add(x: Array, y: Array, normed: Array, c: Here) -> Array:
+    return x + y
+
+
+def scores_of(x: Array, table: Array, hidden: Array, c: Here) -> Array:
+    return table @ x
+
+
+RIGHT: dict[str, Callable[..., Any]] = {
+    f.__name__: f
+    for f in (embed, norm, linear, angle, rotate, sees, score, softmax, kv_head, value)
+}
+RIGHT |= {f.__name__: f for f in (joined, activation, add, scores_of)}
+RIGHT["v_head"] = lambda h, heads, kv, c: c.use["kv_head"](h, heads, kv, c)
+RIGHT["slots"] = lambda window: None  # keys that a cache holds after a token is written
+RIGHT["position"] = lambda p, t, c: p  # from which the angles are made
+RIGHT["cached"] = lambda k, p, c: k  # what is written to the cache
+
+
+def program(config: Any, w: dict[str, Array], calls: list[dict[str, Array]], use: Any) -> Any:
+    """Compute all stages of all calls -> arrays by the names of a suite."""
+    use = {**RIGHT, **use}
+    w = {n: np.asarray(x, dtype=F32) for n, x in w.items()}
+    H, K, d = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    window, theta, eps = config.sliding_window, config.rope_theta, config.rms_norm_eps
+    B = len(calls[0]["input_ids"])
+    past: dict[tuple[int, int], dict[int, tuple[Array, Array]]] = {
+        (n, b): {} for n in range(config.num_hidden_layers) for b in range(B)
+    }
+    out: dict[str, Array] = {}
+    for call, given in enumerate(calls):
+        ids, positions, keys = given["input_ids"], given["positions"], given["key_positions"]
+        T = ids.shape[1]
+        c = Here(call=call, T=T, config=config, w=w, use=use, layer=-1, stage="", window=window)
+
+        def show(name: str, b: int, t: int, x: Array, tokens: int = T, call: int = call) -> Array:
+            x = np.asarray(x, dtype=F32)
+            name = f"calls.{call}.{name}"
+            if name not in out:
+                out[name] = np.zeros((B, tokens, *x.shape), dtype=F32)
+            out[name][b, t] = x
+            return x
+
+        def map_linear(x: Array, name: str, stage: str, c: Here = c, use: Any = use) -> Array:
+            c.stage, c.name = stage, name
+            return use["linear"](x, w[name], c).astype(F32)
+
+        def normed(x: Array, name: str, stage: str, c: Here = c, use: Any = use) -> Array:
+            c.stage, c.name = stage, name
+            return use["norm"](x, w[name], eps, c).astype(F32)
+
+        rows = [[t for t in range(T) if positions[b, t] >= 0] for b in range(B)]
+        x = np.zeros((B, T, config.hidden_size), dtype=F32)
+        for b in range(B):
+            for t in rows[b]:
+                x[b, t] = show(
+                    "embedding", b, t, use["embed"](ids[b, t], w["model.embed_tokens.weight"], c)
+                )
+        for n in range(config.num_hidden_layers):
+            c.layer, p = n, f"model.layers.{n}"
+            S = keys.shape[1]
+            weights = np.zeros((B, H, T, S), dtype=F32)
+            for b in range(B):
+                store, qs, normeds, unseen = past[n, b], {}, {}, {}
+                c.row = b
+                for t in rows[b]:
+                    at = int(positions[b, t])
+                    c.t, c.hidden = t, x[b, t]
+                    h = normed(x[b, t], f"{p}.input_layernorm.weight", "input_layernorm")
+                    normeds[t] = show(f"layers.{n}.input_layernorm", b, t, h)
+                    q, k, v = (
+                        map_linear(h, f"{p}.self_attn.{s}_proj.weight", s).reshape(-1, d)
+                        for s in "qkv"
+                    )
+                    for s, array in zip("qkv", (q, k, v), strict=True):
+                        show(f"layers.{n}.{s}", b, t, array)
+                    turned = use["position"](at, t, c)
+                    c.stage = "q"
+                    for c.head in range(H):
+                        q[c.head] = use["rotate"](q[c.head], turned, theta, c)
+                    c.stage = "k"
+                    k = np.stack(
+                        [use["rotate"](k[c.head], turned, theta, c) for c.head in range(K)]
+                    )
+                    show(f"layers.{n}.q_rotated", b, t, q)
+                    show(f"layers.{n}.k_rotated", b, t, k)
+                    store[at] = (use["cached"](k, at, c), use["value"](v, turned, c))
+                    qs[t] = q
+                    c.chunk_first = int(positions[b, rows[b][0]])
+                    size = use["slots"](window) if window is not None else None
+                    for old in list(store)[: -size if size else 0]:
+                        if old < at - size + 1:
+                            unseen[old] = store.pop(old)
+                c.store, c.last = store, max(store, default=-1)
+                for t in rows[b]:
+                    i = int(positions[b, t])
+                    mix = np.zeros((H, d), dtype=F32)
+                    for h in range(H):
+                        c.head, c.i = h, i
+                        seen = [j for j in store if use["sees"](i, j, window, c)]
+                        if not seen:
+                            continue
+                        kh, vh = use["kv_head"](h, H, K, c), use["v_head"](h, H, K, c)
+                        s = [use["score"](qs[t][h], store[j][0][kh], i, j, c) for j in seen]
+                        probabilities = use["softmax"](np.array(s, dtype=np.float64), c)
+                        for j, e in zip(seen, probabilities, strict=True):
+                            mix[h] += F32(e) * store[j][1][vh]
+                            for column in np.flatnonzero(keys[b] == j):
+                                weights[b, h, t, column] = e
+                    show(f"layers.{n}.attention_mix", b, t, mix)
+                    c.mixes = mix
+                    o = map_linear(
+                        use["joined"](mix, c), f"{p}.self_attn.o_proj.weight", "attention_output"
+                    )
+                    show(f"layers.{n}.attention_output", b, t, o)
+                    c.stage = "attention_residual"
+                    mid = use["add"](x[b, t], o, normeds[t], c)
+                    mid = show(f"layers.{n}.attention_residual", b, t, mid)
+                    stage = "post_attention_layernorm"
+                    h2 = show(f"layers.{n}.{stage}", b, t, normed(mid, f"{p}.{stage}.weight", stage))
+                    g = map_linear(h2, f"{p}.mlp.gate_proj.weight", "gate")
+                    u = map_linear(h2, f"{p}.mlp.up_proj.weight", "up")
+                    a = use["activation"](g, u, c)
+                    down = map_linear(a.astype(F32), f"{p}.mlp.down_proj.weight", "mlp_output")
+                    for s, array in (("gate", g), ("up", u), ("silu_mul", a), ("mlp_output", down)):
+                        show(f"layers.{n}.{s}", b, t, array)
+                    c.stage = "output"
+                    x[b, t] = show(f"layers.{n}.output", b, t, use["add"](mid, down, h2, c))
+                for slot, j in enumerate(given["cache_positions"][b]):
+                    kv = store.get(int(j), (np.zeros((K, d)), np.zeros((K, d))))
+                    kv = kv if j >= 0 else (np.zeros((K, d)), np.zeros((K, d)))
+                    columns = given["cache_positions"].shape[1]
+                    show(f"cache.layers.{n}.k", b, slot, kv[0], columns)
+                    show(f"cache.layers.{n}.v", b, slot, kv[1], columns)
+            out[f"calls.{call}.layers.{n}.attention_weights"] = weights
+        for b in range(B):
+            for t in rows[b]:
+                c.t = t
+                h = show("norm", b, t, normed(x[b, t], "model.norm.weight", "norm"))
+                head = w.get("lm_head.weight", w["model.embed_tokens.weight"])
+                c.stage = "logits"
+                show("logits", b, t, use["scores_of"](h, head, x[b, t], c))
+    return out
+
+
+# Mistakes: name -> functions, the stages that are wrong, and words for what is wrong.
+
+Planted = tuple[dict[str, Any], str, str]
+
+
+def rms(x: Array, eps: float) -> Array:
+    return x / np.sqrt((x * x).mean() + F32(eps))
+
+
+def with_angle(f: Callable[..., float]) -> dict[str, Any]:
+    return {"angle": f}
+
+
+def pairs_rotated(x: Array, p: int, theta: float, c: Here) -> Array:
+    d, out = len(x), x.copy()
+    for m in range(d // 2):
+        a = c.use["angle"](p, m, d, theta, c)
+        out[2 * m] = x[2 * m] * math.cos(a) - x[2 * m + 1] * math.sin(a)
+        out[2 * m + 1] = x[2 * m + 1] * math.cos(a) + x[2 * m] * math.sin(a)
+    return out
+
+
+def only(stage: str, wrong: Callable[..., Any], right: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that is wrong in one stage."""
+
+    def either(*arguments: Any) -> Any:
+        return (wrong if arguments[-1].stage == stage else right)(*arguments)
+
+    return either
+
+
+def with_layer(layer: int, wrong: Callable[..., Any], right: Callable[..., Any]) -> Any:
+    return lambda *a: (wrong if a[-1].layer % 2 == layer else right)(*a)
+
+
+def freq(p: int, m: int, d: int, theta: float) -> float:
+    return float(p * theta ** (-2 * m / d))
+
+
+def scaled_scores(f: Callable[[int, Here], float]) -> dict[str, Any]:
+    return {"score": lambda q, k, i, j, c: float(q @ k) * f(len(q), c)}
+
+
+def norm_only(stage: str, f: Callable[..., Array]) -> dict[str, Any]:
+    return {"norm": only(stage, f, norm)}
+
+
+def other_weight(stage: str, old: str, new: str) -> dict[str, Any]:
+    return {"linear": only(stage, lambda x, w, c: c.w[c.name.replace(old, new)] @ x, linear)}
+
+
+def gelu(x: Array) -> Array:
+    return x * 0.5 * (1 + np.array([math.erf(float(e) / math.sqrt(2)) for e in x]))
+
+
+def gelu_tanh(x: Array) -> Array:
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def sig(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
+
+
+def sink(s: Array, c: Here, relative: bool) -> Array:
+    e = np.exp(s - s.max()) if relative else np.exp(s)
+    return e / (1 + e.sum())
+
+
+def fused_per_group(x: Array, w: Array, c: Here) -> Array:
+    """q, k and v from one matrix of all q, k, v rows, taken apart as groups of (q..., k, v)."""
+    if c.stage not in "qkv":
+        return w @ x
+    p = f"model.layers.{c.layer}.self_attn."
+    whole = np.concatenate([c.w[f"{p}{s}_proj.weight"] for s in "qkv"]) @ x
+    config = c.config
+    d, K = config.head_dim, config.num_key_value_heads
+    G = config.num_attention_heads // K
+    groups = whole.reshape(K, G + 2, d)
+    return {"q": groups[:, :G], "k": groups[:, G], "v": groups[:, G + 1]}[c.stage].reshape(-1)
+
+
+def reversed_rows(x: Array, w: Array, c: Here) -> Array:
+    return (w @ x).reshape(-1, c.config.head_dim)[::-1].reshape(-1)
+
+
+def int8(w: Array) -> Array:
+    scale = np.abs(w).max(axis=1, keepdims=True) / 127
+    return np.round(w / scale) * scale
+
+
+def shifted_ids(token: int, table: Array, c: Here) -> Array:
+    return table[(token + 1) % len(table)]
+
+
+ROPE, ATT, QKV = "q_rotated k_rotated", "attention_weights", "q k v"
+NORMS = "input_layernorm post_attention_layernorm norm"
+ADDS = "attention_residual output"
+PLANTED: dict[str, Planted] = {
+    # masks and windows
+    "window-ignored": ({"sees": lambda i, j, w, c: j <= i}, ATT, "no window|all earlier|ignored"),
+    "window-halved": ({"sees": lambda i, j, w, c: sees(i, j, w and max(1, w // 2), c)}, ATT, "sees"),
+    "window-4096": ({"sees": lambda i, j, w, c: sees(i, j, w and 4096, c)}, ATT, "window"),
+    "window-plus-1": ({"sees": lambda i, j, w, c: sees(i, j, w and w + 1, c)}, ATT, "W \\+ 1"),
+    "window-minus-1": ({"sees": lambda i, j, w, c: sees(i, j, w and w - 1, c)}, ATT, "W - 1|no key"),
+    "window-doubled": ({"sees": lambda i, j, w, c: sees(i, j, w and 2 * w, c)}, ATT, "2 W|sees"),
+    "window-3": ({"sees": lambda i, j, w, c: sees(i, j, w and 3, c)}, ATT, "3 keys"),
+    "window-in-even-layers": (
+        {"sees": lambda i, j, w, c: sees(i, j, w if c.layer % 2 == 0 else None, c)},
+        ATT,
+        "layers? 1",
+    ),
+    "window-in-odd-layers": (
+        {"sees": lambda i, j, w, c: sees(i, j, w if c.layer % 2 else None, c)},
+        ATT,
+        "layers? 0",
+    ),
+    "window-symmetric": (
+        {"sees": lambda i, j, w, c: w is None and j <= i or w is not None and abs(i - j) < w},
+        ATT,
+        "both sides|future",
+    ),
+    "not-causal": ({"sees": lambda i, j, w, c: w is None or i - j < w}, ATT, "causal|future|later"),
+    "not-causal-no-window": ({"sees": lambda i, j, w, c: True}, ATT, "causal|future|later"),
+    "next-seen": ({"sees": lambda i, j, w, c: sees(i, j - 1, w and w + 1, c)}, ATT, "next|future"),
+    "not-itself": ({"sees": lambda i, j, w, c: sees(i, j, w, c) and i != j}, ATT, "own|itself"),
+    "one-token-sees-all": (
+        {"sees": lambda i, j, w, c: sees(i, j, None if c.T == 1 else w, c)},
+        ATT,
+        "single|one token|all earlier",
+    ),
+    "first-kept-as-sink": (
+        {"sees": lambda i, j, w, c: sees(i, j, w, c) or j == 0}, ATT, "first|position 0|sink"),
+    "blocks-of-w": (
+        {"sees": lambda i, j, w, c: j <= i and (w is None or i // w == j // w)},
+        ATT,
+        "block",
+    ),
+    "ring-w-minus-2": ({"slots": lambda w: max(1, w - 2)}, f"{ATT} cache.k cache.v", "older|slots|ring|cache"),
+    "ring-w-chunk-first": ({"slots": lambda w: w}, f"{ATT} cache.k cache.v", "older|slots|ring|cache"),
+    "this-call-alone": (
+        {"sees": lambda i, j, w, c: sees(i, j, w, c) and j >= c.chunk_first},
+        ATT,
+        "call",
+    ),
+    "prompt-not-causal": (
+        {"sees": lambda i, j, w, c: sees(i, j, w, c) or c.call == 0},
+        ATT,
+        "causal|future|later",
+    ),
+    # rope
+    "theta-500000": (with_angle(lambda p, m, d, th, c: freq(p, m, d, 5e5)), ROPE, "500,?000"),
+    "theta-1e6": (with_angle(lambda p, m, d, th, c: freq(p, m, d, 1e6)), ROPE, "1,?000,?000"),
+    "theta-1e4": (with_angle(lambda p, m, d, th, c: freq(p, m, d, 1e4)), ROPE, "10,?000"),
+    "theta-100": (with_angle(lambda p, m, d, th, c: freq(p, m, d, 100.0)), ROPE, "100"),
+    "rope-none": ({"rotate": lambda x, p, th, c: x}, ROPE, "not rotated"),
+    "rope-q-alone": (
+        {"rotate": lambda x, p, th, c: rotate(x, p, th, c) if c.stage == "q" else x},
+        "k_rotated",
+        "not rotated",
+    ),
+    "rope-k-alone": (
+        {"rotate": lambda x, p, th, c: rotate(x, p, th, c) if c.stage == "k" else x},
+        "q_rotated",
+        "not rotated",
+    ),
+    "rope-twice": (with_angle(lambda p, m, d, th, c: 2 * freq(p, m, d, th)), ROPE, "twice|2"),
+    "rope-backwards": (with_angle(lambda p, m, d, th, c: -freq(p, m, d, th)), ROPE, "other way|back"),
+    "rope-pairs": ({"rotate": pairs_rotated}, ROPE, "neighbour|2m"),
+    "rope-pairs-back": (
+        {"rotate": lambda x, p, th, c: pairs_rotated(x, -p, th, c)},
+        ROPE,
+        "neighbour|2m",
+    ),
+    "rope-half-width": (
+        with_angle(lambda p, m, d, th, c: freq(p, m, d, th) if m < d // 4 else 0.0),
+        ROPE,
+        "first|part|of the",
+    ),
+    "rope-on-half": (
+        {
+            "rotate": lambda x, p, th, c: np.concatenate(
+                [rotate(x[: len(x) // 4 * 2], p, th, c), x[len(x) // 4 * 2 :]]
+            )
+        },
+        ROPE,
+        "first|part|of the",
+    ),
+    "rope-m-over-d": (
+        with_angle(lambda p, m, d, th, c: p * th ** (-m / d)),
+        ROPE,
+        "exponent|factor 2|-m/d",
+    ),
+    "rope-offset-1": ({"position": lambda p, t, c: p + 1}, ROPE, "1 (larger|too)|\\+ 1"),
+    "rope-minus-1": ({"position": lambda p, t, c: p - 1}, ROPE, "1 (smaller|too)|- 1"),
+    "rope-restarts": ({"position": lambda p, t, c: t}, ROPE, "begin|restart|column"),
+    "rope-by-slot": (
+        {"position": lambda p, t, c: p if c.window is None else p % c.window},
+        ROPE,
+        "slot|modulo|mod|%",
+    ),
+    "rope-linear-4": ({"position": lambda p, t, c: p / 4}, ROPE, "0.25|/ 4|1/4"),
+    "rope-linear-2": ({"position": lambda p, t, c: p / 2}, ROPE, "0.5|/ 2|1/2"),
+    "rope-stretched": (
+        {"rotate": lambda x, p, th, c: rotate(x, p, th, c) * F32(1.1)}, ROPE, "1.1"),
+    "rope-bfloat16-angles": (
+        with_angle(lambda p, m, d, th, c: float(to_bits(freq(p, m, d, th)))),
+        ROPE,
+        "bfloat16|16 bits",
+    ),
+    "rope-bfloat16-frequencies": (
+        with_angle(lambda p, m, d, th, c: p * float(to_bits(freq(1, m, d, th)))),
+        ROPE,
+        "bfloat16|16 bits",
+    ),
+    "rope-float16-angles": (
+        with_angle(lambda p, m, d, th, c: float(to_bits(freq(p, m, d, th), "float16"))),
+        ROPE,
+        "float16|16 bits",
+    ),
+    "rope-one-frequency": (with_angle(lambda p, m, d, th, c: freq(p, 0, d, th)), ROPE, "theta 1\\b"),
+    "rope-next-frequency": (
+        with_angle(lambda p, m, d, th, c: freq(p, m + 1, d, th)),
+        ROPE,
+        "m \\+ 1|frequenc|exponent",
+    ),
+    "rope-odd-layers-not": (
+        {"rotate": lambda x, p, th, c: x if c.layer % 2 else rotate(x, p, th, c)},
+        ROPE,
+        "layers? 1",
+    ),
+    "rope-head-0-alone": (
+        {"rotate": lambda x, p, th, c: x if c.head else rotate(x, p, th, c)},
+        ROPE,
+        "head",
+    ),
+    "rope-on-v": (
+        {"value": lambda v, p, c: np.stack([rotate(h, p, c.config.rope_theta, c) for h in v])},
+        "attention_mix cache.v",
+        "rotated",
+    ),
+    "rope-decoding-behind": (
+        {"position": lambda p, t, c: p - 1 if c.call and p else p},
+        ROPE,
+        "1 (smaller|too)|- 1",
+    ),
+    "rope-row-positions-columns": ({"position": lambda p, t, c: t + 3}, ROPE, "column|begin"),
+    # scores and weights
+    "scale-1/d": (scaled_scores(lambda d, c: 1 / d), ATT, "1/d"),
+    "scale-1": (scaled_scores(lambda d, c: 1.0), ATT, "scale"),
+    "scale-half": (scaled_scores(lambda d, c: (d / 2) ** -0.5), ATT, "d/2|1.41"),
+    "scale-hidden": (scaled_scores(lambda d, c: c.config.hidden_size**-0.5), ATT, "scale"),
+    "scale-by-layer": (
+        scaled_scores(lambda d, c: d**-0.5 / (c.layer + 1)),
+        ATT,
+        "layers? 1",
+    ),
+    "scale-log2": (scaled_scores(lambda d, c: d**-0.5 * math.log(2)), ATT, "ln|log|0.69|scale"),
+    "scale-twice": (scaled_scores(lambda d, c: d**-0.25), ATT, "scale"),
+    "softmax-plus-1": ({"softmax": lambda s, c: sink(s, c, False)}, ATT, "1 (is )?(in|added)|sum"),
+    "softmax-plus-1-after-max": ({"softmax": lambda s, c: sink(s, c, True)}, ATT, "1 (is )?(in|ad)|sum"),
+    "tanh-cap-2": (
+        {"softmax": lambda s, c: softmax(2 * np.tanh(s / 2), c)}, ATT, "cap|tanh"),
+    "tanh-cap-30": (
+        {"softmax": lambda s, c: softmax(0.7 * np.tanh(s / 0.7), c)}, ATT, "cap|tanh"),
+    "alibi": (
+        {
+            "score": lambda q, k, i, j, c: score(q, k, i, j, c)
+            - (i - j) * 2.0 ** (-8 * (c.head + 1) / c.config.num_attention_heads)
+        },
+        ATT,
+        "distance|ALiBi|bias",
+    ),
+    "weights-not-normalized": (
+        {"softmax": lambda s, c: np.exp(s - s.max())}, ATT, "sum|divided|normal"),
+    "sigmoid-weights": ({"softmax": lambda s, c: 1 / (1 + np.exp(-s))}, ATT, "sigmoid"),
+    "scores-bfloat16": (
+        {"softmax": lambda s, c: softmax(to_bits(s).astype(np.float64), c)}, ATT, "bfloat16"),
+    "weights-float16": (
+        {"softmax": lambda s, c: to_bits(softmax(s, c), "float16")}, ATT, "float16"),
+    "top-3-keys": (
+        {
+            "softmax": lambda s, c: (
+                lambda e: e / e.sum()
+            )(np.where(s >= np.sort(s)[-min(3, len(s))], np.exp(s - s.max()), 0))
+        },
+        ATT,
+        "largest|keys",
+    ),
+    # heads
+    "heads-tiled": ({"kv_head": lambda h, H, K, c: h % K}, ATT, "head"),
+    "heads-tiled-keys-alone": (
+        {"kv_head": lambda h, H, K, c: h % K, "v_head": kv_head}, ATT, "head"),
+    "heads-tiled-values-alone": ({"v_head": lambda h, H, K, c: h % K}, "attention_mix", "head"),
+    "heads-reversed": ({"kv_head": lambda h, H, K, c: K - 1 - h // (H // K)}, ATT, "head"),
+    "heads-all-0": ({"kv_head": lambda h, H, K, c: 0}, ATT, "head"),
+    "heads-next": ({"kv_head": lambda h, H, K, c: (h // (H // K) + 1) % K}, ATT, "head"),
+    "values-reversed": ({"v_head": lambda h, H, K, c: K - 1 - h // (H // K)}, "attention_mix", "head"),
+    "joined-transposed": (
+        {"joined": lambda mix, c: mix.T.reshape(-1)}, "attention_output", "transpos|order|joined"),
+    "joined-reversed": (
+        {"joined": lambda mix, c: mix[::-1].reshape(-1)}, "attention_output", "order|revers"),
+    "qkv-fused-per-group": ({"linear": fused_per_group}, QKV, "q, k|fused|weight"),
+    # projections
+    "q-heads-reversed": (
+        {"linear": only("q", reversed_rows, linear)}, "q", "order|revers|permut"),
+    "k-and-v-swapped": (
+        {
+            "linear": lambda x, w, c: c.w[
+                c.name.replace("k_proj", "?").replace("v_proj", "k_proj").replace("?", "v_proj")
+            ]
+            @ x
+        },
+        "k v",
+        "v_proj|k_proj",
+    ),
+    "gate-and-up-swapped": (
+        {
+            "linear": lambda x, w, c: c.w[
+                c.name.replace("gate_", "?").replace("up_", "gate_").replace("?", "up_")
+            ]
+            @ x
+        },
+        "gate up",
+        "up_proj|gate_proj",
+    ),
+    "layer-0-weights-for-q": (
+        {"linear": only("q", lambda x, w, c: c.w["model.layers.0.self_attn.q_proj.weight"] @ x, linear)},
+        "q",
+        "layers.0|layer 0",
+    ),
+    "q-bias": ({"linear": only("q", lambda x, w, c: w @ x + F32(0.1), linear)}, "q", "bias|added"),
+    "o-scaled": ({"linear": only("attention_output", lambda x, w, c: w @ x * F32(0.5), linear)},
+                 "attention_output", "0.5"),
+    "down-bfloat16": (
+        {"linear": only("mlp_output", lambda x, w, c: to_bits(w) @ x, linear)},
+        "mlp_output",
+        "bfloat16",
+    ),
+    "all-linear-bfloat16-inputs": (
+        {"linear": lambda x, w, c: w @ to_bits(x)},
+        "q k v attention_output gate up mlp_output",
+        "bfloat16",
+    ),
+    "all-linear-float16-results": (
+        {"linear": lambda x, w, c: to_bits(w @ x, "float16")},
+        "q k v attention_output gate up mlp_output",
+        "float16",
+    ),
+    "v-int8": ({"linear": only("v", lambda x, w, c: int8(w) @ x, linear)}, "v", "8 bits|int8"),
+    "q-pairs-order": (
+        {
+            "linear": only(
+                "q",
+                lambda x, w, c: (w @ x)
+                .reshape(-1, 2, c.config.head_dim // 2).swapaxes(1, 2).reshape(-1),
+                linear,
+            )
+        },
+        "q",
+        "order|permut|pairs",
+    ),
+    "q-of-hidden": ({"linear": only("q", lambda x, w, c: w @ c.hidden, linear)}, "q", "norm"),
+    "down-last-8-lost": (
+        {"linear": only("mlp_output", lambda x, w, c: w[:, :-8] @ x[:-8], linear)},
+        "mlp_output",
+        "last 8|inputs|columns",
+    ),
+    "o-negative": ({"linear": only("attention_output", lambda x, w, c: -(w @ x), linear)},
+                   "attention_output", "-1"),
+    # norms
+    "eps-1e-8": ({"norm": lambda x, w, eps, c: rms(x, 1e-8) * w}, NORMS, "1e-0?8|epsilon"),
+    "eps-0": ({"norm": lambda x, w, eps, c: rms(x, 0) * w}, NORMS, "epsilon (is )?0|1e-|epsilon"),
+    "eps-1e-3": ({"norm": lambda x, w, eps, c: rms(x, 1e-3) * w}, NORMS, "0.001|1e-0?3"),
+    "eps-1e-6": ({"norm": lambda x, w, eps, c: rms(x, 1e-6) * w}, NORMS, "1e-0?6"),
+    "eps-outside": (
+        {"norm": lambda x, w, eps, c: x / (np.sqrt((x * x).mean()) + F32(eps)) * w},
+        NORMS,
+        "outside|after the root",
+    ),
+    "norm-1-plus-w": ({"norm": lambda x, w, eps, c: rms(x, eps) * (1 + w)}, NORMS, "1 \\+"),
+    "norm-no-weight": ({"norm": lambda x, w, eps, c: rms(x, eps)}, NORMS, "without.*weight|no weight"),
+    "norm-centred": (
+        {"norm": lambda x, w, eps, c: rms(x - x.mean(), eps) * w}, NORMS, "mean|centred"),
+    "norm-sum": (
+        {"norm": lambda x, w, eps, c: x / np.sqrt((x * x).sum() + F32(eps)) * w}, NORMS, "sum"),
+    "norm-no-root": (
+        {"norm": lambda x, w, eps, c: x / ((x * x).mean() + F32(eps)) * w}, NORMS, "root"),
+    "norm-bfloat16": (
+        {"norm": lambda x, w, eps, c: to_bits(rms(to_bits(x), eps) * w)}, NORMS, "bfloat16"),
+    "norm-float16-result": (
+        {"norm": lambda x, w, eps, c: to_bits(rms(x, eps) * w, "float16")}, NORMS, "float16"),
+    "final-norm-missing": (norm_only("norm", lambda x, w, eps, c: x), "norm", "not norm|missing|as it"),
+    "post-norm-with-input-weight": (
+        norm_only(
+            "post_attention_layernorm",
+            lambda x, w, eps, c: rms(x, eps) * c.w[c.name.replace("post_attention", "input")],
+        ),
+        "post_attention_layernorm",
+        "input_layernorm",
+    ),
+    "input-norm-skipped": (
+        norm_only("input_layernorm", lambda x, w, eps, c: x * w),
+        "input_layernorm",
+        "not (norm|div)|weight",
+    ),
+    # feed-forward
+    "gelu": ({"activation": lambda g, u, c: gelu(g) * u}, "silu_mul", "GELU"),
+    "gelu-tanh": ({"activation": lambda g, u, c: gelu_tanh(g) * u}, "silu_mul", "GELU"),
+    "quick-gelu": ({"activation": lambda g, u, c: g * sig(1.702 * g) * u}, "silu_mul", "1.7|GELU"),
+    "relu": ({"activation": lambda g, u, c: np.maximum(g, 0) * u}, "silu_mul", "ReLU"),
+    "silu-of-up": ({"activation": lambda g, u, c: u * sig(u) * g}, "silu_mul", "swap|exchang|up"),
+    "no-up": ({"activation": lambda g, u, c: g * sig(g)}, "silu_mul", "up"),
+    "no-gate": ({"activation": lambda g, u, c: g * u}, "silu_mul", "without|no act|gate · up"),
+    "sigmoid-gate": ({"activation": lambda g, u, c: sig(g) * u}, "silu_mul", "sigmoid"),
+    "silu-clipped": (
+        {"activation": lambda g, u, c: np.clip(g * sig(g) * u, -0.5, 0.5)},
+        "silu_mul",
+        "0.5|clip|limit",
+    ),
+    "silu-plus": ({"activation": lambda g, u, c: g * sig(g) + u}, "silu_mul", "\\+|sum|added"),
+    # sums
+    "no-attention-residual": (
+        {"add": only("attention_residual", lambda x, y, n, c: y, add)}, "attention_residual", "missing|0"),
+    "no-mlp-residual": ({"add": only("output", lambda x, y, n, c: y, add)}, "output", "missing|0"),
+    "residual-doubled": ({"add": lambda x, y, n, c: 2 * x + y}, ADDS, "2"),
+    "residual-after-norm": ({"add": lambda x, y, n, c: n + y}, ADDS, "norm"),
+    "branch-forgotten": (
+        {"add": only("output", lambda x, y, n, c: x, add)}, "output", "missing|0"),
+    "residual-scaled": (
+        {"add": only("attention_residual", lambda x, y, n, c: x + y * F32(0.22), add)},
+        "attention_residual",
+        "0.22",
+    ),
+    "residual-bfloat16": ({"add": lambda x, y, n, c: to_bits(x + y)}, ADDS, "bfloat16"),
+    # the ends
+    "embedding-scaled": (
+        {"embed": lambda i, t, c: t[i] * F32(math.sqrt(t.shape[1]))}, "embedding", "sqrt|times|scaled"),
+    "embedding-next-id": ({"embed": shifted_ids}, "embedding", "id|row"),
+    "embedding-bfloat16": ({"embed": lambda i, t, c: to_bits(t[i])}, "embedding", "bfloat16"),
+    "logits-scaled": ({"scores_of": lambda x, w, h, c: w @ x * F32(0.7)}, "logits", "0.7"),
+    "logits-capped": (
+        {"scores_of": lambda x, w, h, c: 3 * np.tanh(w @ x / 3)}, "logits", "cap|tanh"),
+    "log-softmax": (
+        {"scores_of": lambda x, w, h, c: np.log(softmax(w @ x, c))}, "logits", "log-?_?softmax"),
+    "softmax-of-logits": ({"scores_of": lambda x, w, h, c: softmax(w @ x, c)}, "logits", "softmax"),
+    "logits-of-hidden": ({"scores_of": lambda x, w, h, c: w @ h}, "logits", "norm"),
+    "tied-head-always": (
+        {"scores_of": lambda x, w, h, c: c.w["model.embed_tokens.weight"] @ x}, "logits", "embed"),
+    "logits-bias": ({"scores_of": lambda x, w, h, c: w @ x + F32(0.3)}, "logits", "bias|added"),
+    "logits-rolled": (
+        {"scores_of": lambda x, w, h, c: np.roll(w @ x, 1)}, "logits", "order|column|permut|shift"),
+    # caches
+    "cached-unrotated": (
+        {"cached": lambda k, p, c: np.stack([rotate(h, -p, c.config.rope_theta, c) for h in k])},
+        "cache.k attention_weights",
+        "not rotated|unrotated|before",
+    ),
+    "cached-again": (
+        {"cached": lambda k, p, c: np.stack([rotate(h, p, c.config.rope_theta, c) for h in k])},
+        "cache.k attention_weights",
+        "twice|again",
+    ),
+    "cached-bfloat16": (
+        {"cached": lambda k, p, c: to_bits(k), "value": lambda v, p, c: to_bits(v)},
+        "cache.k cache.v attention_weights attention_mix",
+        "bfloat16",
+    ),
+}
+
+TWO = [
+    ("window-halved", "theta-500000"),
+    ("heads-tiled", "gelu"),
+    ("scale-1/d", "eps-1e-3"),
+    ("not-causal", "norm-1-plus-w"),
+    ("rope-pairs", "k-and-v-swapped"),
+    ("residual-doubled", "tanh-cap-2"),
+    ("rope-restarts", "window-ignored"),
+    ("heads-reversed", "scale-half"),
+    ("logits-scaled", "rope-q-alone"),
+    ("no-gate", "joined-transposed"),
+]
+ALL = PLANTED | {
+    f"{a} and {b}": (
+        PLANTED[a][0] | PLANTED[b][0],
+        f"{PLANTED[a][1]} {PLANTED[b][1]}",
+        f"(?=.*({PLANTED[a][2]}))(?=.*({PLANTED[b][2]}))",
+    )
+    for a, b in TWO
+}

@@ -1,0 +1,173 @@
+"""Findings: each wrong step, and what it did by the measurement of its input and result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tinymistral.golden.compare.places import ranges
+from tinymistral.golden.diagnose.attention import measured_mask
+from tinymistral.golden.diagnose.guesses import Guess, guesses
+from tinymistral.golden.diagnose.steps import Step, mask_of, scores_of, softmax
+
+SAMPLE = 6  # wrong steps of a stage on which every guess is tried
+ROUNDS = 4  # different mistakes in one stage that are told apart
+NEAR = 12  # guesses that fit a sample equally, and are tried on all wrong steps
+MOST = 1 / 20  # of the error may remain unexplained, as a root mean square
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one stage, or several, did in some of the wrong steps."""
+
+    stages: tuple[str, ...]
+    says: str  # "" if it is unknown
+    name: str  # of a known mistake, or ""
+    steps: tuple[Step, ...]  # in which it did this
+    wrong: int  # so many steps of these stages are wrong
+    where: str  # in which layers and calls, "" if in all
+
+    @property
+    def first(self) -> Step:
+        """The first of its steps."""
+        return self.steps[0]
+
+
+def in_two(steps: Iterable[Step]) -> Iterator[Step]:
+    """Yield steps; attention weights as two: which keys have a weight, and how large it is."""
+    steps = list(steps)
+    if not any(s.kind == "weights" and s.wrong for s in steps):
+        yield from steps
+        return
+    for s in steps:
+        if s.kind != "weights":
+            yield s
+            continue
+        mask, clear = measured_mask(s)
+        right = np.broadcast_to(mask_of(s.x)[:, None], mask.shape)
+        half = replace(s, kind="mask", out=mask.astype(np.float64), right=right.astype(np.float64))
+        yield replace(half, tolerance=0.5, counts=clear)
+        x = {**s.x, "mask": mask}
+        w = softmax(scores_of(s.x) * s.x["q"].shape[-1] ** -0.5, mask)
+        yield replace(s, x=x, right=w)
+
+
+def measure(steps: Iterable[Step]) -> list[Finding]:
+    """Return what is found of each stage, in the order of computation; the same said once."""
+    groups: dict[tuple[str, str], list[Step]] = {}
+    for step in in_two(steps):
+        kind = "mask" if step.kind == "mask" else ""
+        groups.setdefault((step.stage, kind), []).append(step)
+    found = [finding for group in groups.values() for finding in _of_stage(group)]
+    merged: dict[tuple[str, str], Finding] = {}
+    for f in found:
+        key = (f.says or str(f.stages), f.where)
+        if (old := merged.get(key)) is not None:
+            stages = old.stages if set(f.stages) <= set(old.stages) else old.stages + f.stages
+            steps = old.steps + f.steps
+            f = replace(old, stages=stages, steps=steps, wrong=old.wrong + f.wrong)
+        merged[key] = f
+    return list(merged.values())
+
+
+def _of_stage(group: Sequence[Step]) -> Iterator[Finding]:
+    with np.errstate(all="ignore"):
+        wrong = [s for s in group if s.wrong]
+        rest = wrong
+        for _ in range(ROUNDS):
+            if not rest:
+                return
+            best, explained = _best(group, rest)
+            if best is None:
+                break
+            rest = [s for s in rest if s not in explained]
+            where = _where(group, explained, best)
+            stages = (explained[0].stage,)
+            yield Finding(stages, best.says, best.name, tuple(explained), len(wrong), where)
+        if rest:
+            where = _where(group, rest, None)
+            yield Finding((rest[0].stage,), "", "", tuple(rest), len(wrong), where)
+
+
+def _best(group: Sequence[Step], wrong: list[Step]) -> tuple[Guess | None, list[Step]]:
+    """Return the guess that explains most, and what it explains; of the nearest the simplest."""
+    sample = _sample(wrong)
+    tried: list[tuple[int, float, Guess]] = []
+    for guess in guesses(sample):
+        left = [remains(s, guess) for s in sample]
+        count = sum(x <= 1 for x in left)
+        if count:
+            rate = float(np.mean([min(x, 1.0) for x in left]))
+            tried.append((count, rate, guess))
+            if count == len(sample) and rate < 1e-3 and sample[0].kind != "mask":
+                break
+    rules = [entry for entry in tried if not entry[2].last] or tried
+    most = max((count for count, _, _ in rules), default=0)
+    least = min((rate for count, rate, _ in rules if count == most), default=0.0)
+    best: tuple[Guess | None, list[Step]] = (None, [])
+    for guess in [g for n, rate, g in rules if n == most and rate <= 2 * least + 1e-4][:NEAR]:
+        explained = [s for s in wrong if remains(s, guess) <= 1]
+        if len(explained) > len(best[1]):
+            best = guess, explained
+    return best
+
+
+def _sample(wrong: list[Step]) -> list[Step]:
+    """Return a few, clearly wrong and of different cases if possible; the clearest first."""
+    clear = sorted(wrong, key=lambda s: -min(s.off(s.right) / s.limit, 1e12))
+    by_case = {s.case: s for s in reversed(clear)}
+    some = sorted(by_case.values(), key=lambda s: -min(s.off(s.right) / s.limit, 1e12))[:SAMPLE]
+    rest = [s for s in clear if s not in some]
+    return (some + rest[: SAMPLE - len(some)])[:SAMPLE]
+
+
+def remains(s: Step, guess: Guess) -> float:
+    """Return how much of the error a guess leaves, in units of what may remain: 1 is the most."""
+    try:
+        found = guess.make(s)
+    except (ValueError, IndexError, KeyError, TypeError, ZeroDivisionError):
+        return np.inf
+    errors, before = s.errors(found), s.errors(s.right)
+    worst, most = float(errors.max(initial=0.0)), float(before.max(initial=0.0))
+    if not np.isfinite(worst) or not np.isfinite(most):
+        return 0.0 if worst == 0 else np.inf
+    if worst >= most * 0.9 and worst > s.limit / 100:
+        return np.inf
+    ratio = float(np.sqrt(np.square(errors).mean() / max(np.square(before).mean(), 1e-300)))
+    return ratio / MOST if ratio <= MOST or worst > s.limit else max(ratio, 0.0)
+
+
+def _where(group: Sequence[Step], steps: Sequence[Step], guess: Guess | None) -> str:
+    """Return in which layers, calls or cases it is, where it could be in others but is not."""
+    inside = {id(s) for s in steps}
+    others = [s for s in group if id(s) not in inside]
+    if guess is not None:  # those in which it would show
+        others = [s for s in others if _shows(s, guess)]
+    if not others:
+        return ""
+    layers, free = {s.layer for s in steps}, {s.layer for s in others}
+    if not layers & free and -1 not in layers:
+        return f"in layer{'s' * (len(layers) > 1)} {ranges(sorted(layers))}"
+    calls, free = {s.call for s in steps}, {s.call for s in others}
+    if not calls & free:
+        later = calls and 0 not in calls
+        return "in calls after the first" if later else f"in call {ranges(sorted(calls))} of a case"
+    kind, free_kind = ({s.out.shape[1] == 1 for s in x} for x in (steps, others))
+    if not kind & free_kind:
+        return "in calls of a single token" if True in kind else "in calls of several tokens"
+    cases, free_cases = sorted({s.case for s in steps}), {s.case for s in others}
+    if not set(cases) & free_cases:
+        some = ", ".join(cases[:3]) + (f" and {len(cases) - 3} others" if len(cases) > 3 else "")
+        return f"in case{'s' * (len(cases) > 1)} {some}"
+    return f"in {len(steps)} of {len(steps) + len(others)} steps"
+
+
+def _shows(s: Step, guess: Guess) -> bool:
+    """Return whether a guess would change a step."""
+    try:
+        found = guess.make(s)
+    except (ValueError, IndexError, KeyError, TypeError, ZeroDivisionError):
+        return False
+    return found is not None and s.off(found) > (1 if s.kind == "mask" else 4) * s.limit

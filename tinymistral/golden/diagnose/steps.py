@@ -1,0 +1,382 @@
+"""The steps of a computation, each with its input and its result as the candidate dumped them.
+
+A step is judged by its own input: what it should give for that input is computed here, in float64.
+So a step is right or wrong by itself, whatever went wrong before it. A stage that the dump does not
+have is computed from those before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from tinymistral.golden.calls import at_positions
+from tinymistral.golden.compare.tensors import errors_of
+from tinymistral.golden.diagnose.evidence import Evidence
+from tinymistral.golden.diagnose.predictions import Predictions
+from tinymistral.golden.rounding import UNIT
+
+Array = np.ndarray
+ROUNDINGS = 16  # as many roundoffs of the inputs are no mistake
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One step of one case: what went in, what came out, and what is accepted as right."""
+
+    kind: str  # embedding, norm, linear, rope, weights, mix, silu, sum or cache
+    stage: str  # such as q_rotated; of an operation by itself its result
+    case: str
+    call: int
+    layer: int  # -1 outside the layers
+    x: Mapping[str, Any]  # inputs and settings by name
+    out: Array
+    right: Array  # what should come out
+    counts: Array  # which numbers are compared
+    tolerance: float
+    unit: float  # roundoff of the candidate's dtype
+    others: Mapping[str, Array] = field(default_factory=dict)  # all stages so far, by name
+    tensors: Mapping[str, Array] = field(default_factory=dict)  # weights by name
+    filled: tuple[str, ...] = ()  # inputs that the dump does not have
+
+    def errors(self, guess: Array | None) -> Array:
+        """Return how far what came out is from a guess, where numbers are compared."""
+        if guess is None or guess.shape != self.out.shape:
+            return np.full(self.out.shape, np.inf)
+        return np.where(self.counts, errors_of(self.out, guess), 0.0)
+
+    def off(self, guess: Array | None) -> float:
+        """Return the largest error of a guess."""
+        return float(self.errors(guess).max(initial=0.0))
+
+    @cached_property
+    def limit(self) -> float:
+        """The largest error of a right result; more than the suite's if the numbers are larger."""
+        if self.kind == "mask":
+            return self.tolerance
+        noisy = compute(self.kind, _noisy(self.x, self.unit))
+        moved = np.where(self.counts, errors_of(noisy, self.right), 0.0)
+        moved[~np.isfinite(moved)] = 0.0
+        return max(self.tolerance, ROUNDINGS * float(moved.max(initial=0.0)))
+
+    @cached_property
+    def wrong(self) -> bool:
+        """Whether it is wrong."""
+        error = self.off(self.right)
+        return error > self.tolerance and error > self.limit
+
+
+def _noisy(x: Mapping[str, Any], unit: float) -> dict[str, Any]:
+    """Return inputs that differ by a roundoff, up or down."""
+    draw = np.random.Generator(np.random.PCG64(1))
+    return {
+        name: a * (1 + unit * draw.choice([-1.0, 1.0], a.shape))
+        if isinstance(a, np.ndarray) and a.dtype.kind == "f"
+        else a
+        for name, a in x.items()
+    }
+
+
+# What each kind of step should give
+
+
+def angles(positions: Array, theta: float, d: int) -> Array:
+    """Return angles (B, T, 1, d/2)."""
+    frequencies = theta ** (-np.arange(0, d, 2, dtype=np.float64) / d)
+    return positions.astype(np.float64)[..., None, None] * frequencies
+
+
+def turned(x: Array, angle: Array, neighbours: bool = False) -> Array:
+    """Rotate pairs (m, m + d/2), or neighbours (2m, 2m + 1), by angles (B, T, H or 1, pairs)."""
+    n = angle.shape[-1]
+    out = np.array(x)
+    one, two = (
+        (slice(0, 2 * n, 2), slice(1, 2 * n, 2))
+        if neighbours
+        else (slice(0, n), slice(x.shape[-1] // 2, x.shape[-1] // 2 + n))
+    )
+    out[..., one] = x[..., one] * np.cos(angle) - x[..., two] * np.sin(angle)
+    out[..., two] = x[..., two] * np.cos(angle) + x[..., one] * np.sin(angle)
+    return out
+
+
+def mask_of(x: Mapping[str, Any]) -> Array:
+    """Return which keys each query sees, (B, T, S)."""
+    i, j = x["q_positions"][:, :, None], x["k_positions"][:, None, :]
+    if "mask" in x:
+        return np.asarray(x["mask"])
+    mask = (j >= 0) & (i >= 0) & (i - j >= 0)
+    return mask if x["window"] is None else mask & (i - j < x["window"])
+
+
+def scores_of(x: Mapping[str, Any], heads: Array | None = None) -> Array:
+    """Return q · k, not scaled (B, H, T, S); `heads` are the key/value heads of query heads."""
+    H, K = x["q"].shape[2], x["k"].shape[2]
+    heads = np.arange(H) // (H // K) if heads is None else heads
+    with np.errstate(all="ignore"):
+        found = x["q"].swapaxes(1, 2) @ x["k"][:, :, heads].transpose(0, 2, 3, 1)
+    return np.asarray(found)
+
+
+def softmax(scores: Array, mask: Array) -> Array:
+    """Return weights of scores (B, H, T, S); all 0 where nothing is visible."""
+    scores = np.where(mask[:, None] if mask.ndim == 3 else mask, scores, -np.inf)
+    largest = scores.max(axis=-1, keepdims=True, initial=-np.inf)
+    with np.errstate(all="ignore"):
+        exps = np.exp(scores - np.where(np.isfinite(largest), largest, 0))
+    total = exps.sum(axis=-1, keepdims=True)
+    return np.asarray(exps / np.where(total == 0, 1, total))
+
+
+def weights_of(x: Mapping[str, Any]) -> Array:
+    """Return attention weights (B, H, T, S)."""
+    return softmax(scores_of(x) * x["q"].shape[-1] ** -0.5, mask_of(x))
+
+
+def mixed(weights: Array, v: Array, heads: Array | None = None) -> Array:
+    """Return weighed values (B, T, H, d); values of weight 0 have no influence."""
+    H, K = weights.shape[1], v.shape[2]
+    heads = np.arange(H) // (H // K) if heads is None else heads
+    own = v[:, :, heads].swapaxes(1, 2)  # (B, H, S, d)
+    out = weights @ np.where(np.isfinite(own), own, 0)
+    for b, h, s, n in np.argwhere(~np.isfinite(own)):
+        out[b, h, weights[b, h, :, s] != 0, n] = np.nan
+    return np.asarray(out.swapaxes(1, 2))
+
+
+def compute(kind: str, x: Mapping[str, Any]) -> Array:
+    """Return what a step should give."""
+    if kind == "embedding":
+        found = x["table"][x["ids"]]
+    elif kind == "norm":
+        a = x["x"]
+        found = a / np.sqrt(np.square(a).mean(axis=-1, keepdims=True) + x["eps"]) * x["weight"]
+    elif kind == "linear":
+        found = (x["x"].reshape(*x["x"].shape[:2], -1) @ x["weight"].T).reshape(x["shape"])
+    elif kind == "rope":
+        found = turned(x["x"], angles(x["positions"], x["theta"], x["x"].shape[-1]))
+    elif kind == "weights":
+        found = weights_of(x)
+    elif kind == "mix":
+        found = mixed(x["weights"] if "weights" in x else weights_of(x), x["v"])
+    elif kind == "silu":
+        with np.errstate(over="ignore"):
+            found = x["gate"] / (1 + np.exp(-x["gate"])) * x["up"]
+    elif kind == "sum":
+        found = x["x"] + x["y"]
+    else:
+        found = x["tokens"]  # of a cache
+    return np.asarray(found)
+
+
+# The steps of a case
+
+
+def steps_of(each: Evidence, predictions: Predictions) -> Iterator[Step]:
+    """Yield the steps whose results the candidate has, in the order of computation."""
+    if each.case.kind in ("operation", "model") and not each.another_length:
+        with np.errstate(all="ignore"):
+            if each.case.kind == "model":
+                yield from _Model(each, predictions).steps()
+            else:
+                yield from _of_operation(each, predictions)
+
+
+def _of_operation(each: Evidence, predictions: Predictions) -> Iterator[Step]:
+    case = each.case
+    inputs = predictions.arrays(case).inputs
+    settings = case.parameters or {}
+    kind = {"rms_norm": "norm", "silu_mul": "silu"}.get(str(case.operation), str(case.operation))
+    for name, out in each.output.items():
+        x: dict[str, Any] = {**inputs, **settings}
+        own = kind
+        if kind == "attention":
+            own = "weights" if name == "weights" else "mix"
+            if own == "mix" and "weights" in each.output:
+                x["weights"] = each.output["weights"]
+        if kind == "linear":
+            x["shape"] = out.shape
+        x["columns"] = None
+        part, unit = each.parts[name], UNIT[each.dtype]
+        stage = {"weights": "attention_weights", "mix": "attention_mix"}.get(own, str(case.operation))
+        right = compute(own, x)
+        args = (own, stage, case.id, 0, -1, x, out, right, each.counts[name], part.tolerance, unit)
+        yield Step(*args)
+
+
+class _Model:
+    """The steps of a case of kind model."""
+
+    def __init__(self, each: Evidence, predictions: Predictions) -> None:
+        self.each, self.case = each, each.case
+        self.config, tensors = predictions.model(str(each.case.model))
+        self.tensors = tensors
+        self.arrays = predictions.arrays(each.case)
+        self.unit = UNIT[each.dtype]
+        self.values: dict[str, Array] = {}  # all stages of a call, as dumped or else computed
+        self.layer, self.call = -1, 0
+
+    def weight(self, name: str) -> Array:
+        """Return a weight of this layer, or of the model."""
+        of_layer = f"model.layers.{self.layer}.{name}.weight"
+        return self.tensors[of_layer if self.layer >= 0 else f"{name}.weight"]
+
+    def step(self, kind: str, stage: str, name: str, x: dict[str, Any]) -> Iterator[Step]:
+        """Yield a step if its result is given; its value is what is given, or else computed."""
+        full = f"calls.{self.call}.{name}"
+        right = compute(kind, x)
+        out = self.each.output.get(full)
+        self.values[stage] = right if out is None else out
+        if out is None or out.shape != right.shape:
+            self.missing = (*self.missing, full)
+            return
+        part, expected = self.each.parts[full], self.arrays.expected[full]
+        counts = self.each.counts[full]
+        grown = _largest(right, counts) / max(_largest(expected, counts), 1e-30)
+        yield Step(
+            kind,
+            stage,
+            self.case.id,
+            self.call,
+            self.layer,
+            x,
+            out,
+            right,
+            counts,
+            part.tolerance * max(1.0, grown),
+            self.unit,
+            dict(self.values),
+            self.tensors,
+            self.missing,
+        )
+        self.missing = ()
+
+    def steps(self) -> Iterator[Step]:
+        """Yield them, call by call."""
+        c, inputs = self.config, self.arrays.inputs
+        d, eps = c.head_dim, c.rms_norm_eps
+        past: dict[tuple[int, str], list[Array]] = {}
+        all_positions: list[Array] = []
+        cached: dict[tuple[int, str], Array] = {}
+        self.missing: tuple[str, ...] = ()
+        for self.call in range(self.case.calls):
+            self.layer, self.values = -1, {}
+            given = {
+                name: inputs[f"calls.{self.call}.{name}"]
+                for name in ("input_ids", "positions", "key_positions", "cache_positions")
+            }
+            positions = given["positions"]
+            all_positions.append(positions)
+            (B, T), so_far = positions.shape, np.concatenate(all_positions, axis=1)
+            table = self.tensors["model.embed_tokens.weight"]
+            x: dict[str, Any] = {"table": table, "ids": given["input_ids"]}
+            yield from self.step("embedding", "embedding", "embedding", x)
+            hidden = self.values["embedding"]
+            place = {"call": self.call, "columns": so_far.shape[1] - T, "all": so_far}
+            for self.layer in range(c.num_hidden_layers):
+                n = f"layers.{self.layer}"
+                self.values["hidden"] = hidden
+                yield from self._norm("input_layernorm", f"{n}.input_layernorm", hidden, eps)
+                for name in "qkv":
+                    shape = (B, T, -1, d)
+                    yield from self._linear(
+                        name, f"{n}.{name}", "input_layernorm", f"self_attn.{name}_proj", shape
+                    )
+                for name in "qk":
+                    x = {"x": self.values[name], "positions": positions, "theta": c.rope_theta}
+                    x |= {"window": c.sliding_window, **place}
+                    yield from self.step("rope", f"{name}_rotated", f"{n}.{name}_rotated", x)
+                for name in ("k", "v", "k_rotated"):
+                    past.setdefault((self.layer, name), []).append(self.values[name])
+                keys = {
+                    name: at_positions(
+                        np.concatenate(past[self.layer, name], axis=1),
+                        so_far,
+                        given["key_positions"],
+                        0.0,
+                    )
+                    for name in ("k", "v", "k_rotated")
+                }
+                x = {"q": self.values["q_rotated"], "k": keys["k_rotated"], "v": keys["v"]}
+                x |= {"q_positions": positions, "k_positions": given["key_positions"]}
+                x |= {"window": c.sliding_window, "theta": c.rope_theta, "width": c.hidden_size}
+                x |= {"plain_q": self.values["q"], "plain_k": keys["k"], **place}
+                for name in "kv":
+                    old = cached.get((self.layer, name))
+                    x[f"cached_{name}"] = old
+                yield from self.step("weights", "attention_weights", f"{n}.attention_weights", x)
+                if f"calls.{self.call}.{n}.attention_weights" in self.each.output:
+                    x = x | {"weights": self.values["attention_weights"]}
+                yield from self.step("mix", "attention_mix", f"{n}.attention_mix", x)
+                out = (B, T, c.hidden_size)
+                yield from self._linear(
+                    "attention_output", f"{n}.attention_output", "attention_mix", "self_attn.o_proj", out
+                )
+                yield from self._sum("attention_residual", n, hidden, "attention_output")
+                middle = self.values["attention_residual"]
+                name = "post_attention_layernorm"
+                yield from self._norm(name, f"{n}.{name}", middle, eps)
+                for each in ("gate", "up"):
+                    yield from self._linear(each, f"{n}.{each}", name, f"mlp.{each}_proj", (B, T, -1))
+                x = {"gate": self.values["gate"], "up": self.values["up"]}
+                yield from self.step("silu", "silu_mul", f"{n}.silu_mul", x)
+                yield from self._linear(
+                    "mlp_output", f"{n}.mlp_output", "silu_mul", "mlp.down_proj", out
+                )
+                yield from self._sum("output", n, middle, "mlp_output")
+                hidden = self.values["output"]
+                for name, stage in (("k", "k_rotated"), ("v", "v")):
+                    tokens = {
+                        other: at_positions(
+                            np.concatenate(past[self.layer, other], axis=1),
+                            so_far,
+                            given["cache_positions"],
+                            0.0,
+                        )
+                        for other in {stage, name}
+                    }
+                    x = {"tokens": tokens[stage], "plain": tokens[name], "theta": c.rope_theta}
+                    x |= {"positions": given["cache_positions"], "name": name}
+                    yield from self.step("cache", f"cache.{name}", f"cache.{n}.{name}", x)
+                    cached[self.layer, name] = self.values[f"cache.{name}"]
+            self.layer = -1
+            self.values["hidden"] = hidden
+            yield from self._norm("model.norm", "norm", hidden, eps)
+            head = "lm_head" if "lm_head.weight" in self.tensors else "model.embed_tokens"
+            yield from self._linear("logits", "logits", "norm", head, (B, T, -1))
+
+    def _norm(self, weight: str, name: str, x: Array, eps: float) -> Iterator[Step]:
+        stage = weight.removeprefix("model.")
+        inputs = {"x": x, "weight": self.weight(weight), "eps": eps}
+        yield from self.step("norm", stage, name, inputs)
+
+    def _linear(
+        self, stage: str, name: str, source: str, weight: str, shape: tuple[int, ...]
+    ) -> Iterator[Step]:
+        w = self.weight(weight)
+        B, T = self.values[source].shape[:2]
+        shape = tuple(len(w) // (shape[3] if len(shape) == 4 else 1) if n < 0 else n for n in shape)
+        x = {"x": self.values[source], "weight": w, "shape": shape, "name": weight}
+        yield from self.step("linear", stage, name, x)
+
+    def _sum(self, stage: str, n: str, x: Array, y: str) -> Iterator[Step]:
+        yield from self.step("sum", stage, f"{n}.{stage}", {"x": x, "y": self.values[y], "of": y})
+
+
+def _largest(x: Array, counts: Array) -> float:
+    wide = np.abs(np.where(counts, x, 0.0))
+    return float(np.where(np.isfinite(wide), wide, 0.0).max(initial=0.0))
+
+
+def all_steps(evidence: Iterable[Any], predictions: Predictions) -> list[Step]:
+    """Return the steps of all evidence of tensors."""
+    return [
+        step
+        for each in evidence
+        if isinstance(each, Evidence)
+        for step in steps_of(each, predictions)
+    ]
