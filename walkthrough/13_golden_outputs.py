@@ -174,9 +174,10 @@ not what.
 # %% [markdown]
 # ## A name for it
 #
-# Many mistakes are made again and again. The package has a catalogue of them, each as a small
-# change of its own forward pass. `golden diagnose` runs the model with each, and looks which one
-# gives *exactly your wrong numbers*:
+# `golden diagnose` judges each step by itself: it computes what should come out of the input that
+# *your program* had there. So whatever follows a mistake is right, and only the wrong step is left.
+# Then it measures what that step did. Many mistakes are made again and again; the package has a
+# catalogue of them, and if it is one of those, it says its name and how to repair it:
 
 # %%
 code, said = golden("diagnose v1 out-tiled")

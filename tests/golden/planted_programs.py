@@ -1,6 +1,7 @@
 """A second implementation in plain loops, and mistakes to plant in it, for `golden diagnose`.
 
-It shares no code with tinymistral. Run as a script it prints how many mistakes are named rightly.
+The program shares no code with tinymistral. Run as a script, this prints how many mistakes are
+named rightly.
 Each mistake is a dictionary of replaced functions, with the stages that are then wrong, and words
 of which one has to be in the sentence that describes it.
 
@@ -10,12 +11,23 @@ of which one has to be in the sentence that describes it.
 from __future__ import annotations
 
 import math
+import re
 import sys
+import time
 from collections.abc import Callable
 from types import SimpleNamespace as Here
 from typing import Any
 
 import numpy as np
+
+from tinymistral.golden.compare.cases import compare_case
+from tinymistral.golden.diagnose.evidence import Evidence
+from tinymistral.golden.diagnose.predictions import Predictions
+from tinymistral.golden.diagnose.report import sentence
+from tinymistral.golden.diagnose.search import diagnose
+from tinymistral.golden.models import read_model
+from tinymistral.golden.suite import read_suite
+from tinymistral.mistakes import FORWARD
 
 Array = np.ndarray
 F32 = np.float32
@@ -209,7 +221,9 @@ def program(config: Any, w: dict[str, Array], calls: list[dict[str, Array]], use
                     mid = use["add"](x[b, t], o, normeds[t], c)
                     mid = show(f"layers.{n}.attention_residual", b, t, mid)
                     stage = "post_attention_layernorm"
-                    h2 = show(f"layers.{n}.{stage}", b, t, normed(mid, f"{p}.{stage}.weight", stage))
+                    h2 = show(
+                        f"layers.{n}.{stage}", b, t, normed(mid, f"{p}.{stage}.weight", stage)
+                    )
                     g = map_linear(h2, f"{p}.mlp.gate_proj.weight", "gate")
                     u = map_linear(h2, f"{p}.mlp.up_proj.weight", "up")
                     a = use["activation"](g, u, c)
@@ -335,10 +349,18 @@ ADDS = "attention_residual output"
 PLANTED: dict[str, Planted] = {
     # masks and windows
     "window-ignored": ({"sees": lambda i, j, w, c: j <= i}, ATT, "no window|all earlier|ignored"),
-    "window-halved": ({"sees": lambda i, j, w, c: sees(i, j, w and max(1, w // 2), c)}, ATT, "sees"),
+    "window-halved": (
+        {"sees": lambda i, j, w, c: sees(i, j, w and max(1, w // 2), c)},
+        ATT,
+        "sees",
+    ),
     "window-4096": ({"sees": lambda i, j, w, c: sees(i, j, w and 4096, c)}, ATT, "window"),
     "window-plus-1": ({"sees": lambda i, j, w, c: sees(i, j, w and w + 1, c)}, ATT, "W \\+ 1"),
-    "window-minus-1": ({"sees": lambda i, j, w, c: sees(i, j, w and w - 1, c)}, ATT, "W - 1|no key"),
+    "window-minus-1": (
+        {"sees": lambda i, j, w, c: sees(i, j, w and w - 1, c)},
+        ATT,
+        "W - 1|no key",
+    ),
     "window-doubled": ({"sees": lambda i, j, w, c: sees(i, j, w and 2 * w, c)}, ATT, "2 W|sees"),
     "window-3": ({"sees": lambda i, j, w, c: sees(i, j, w and 3, c)}, ATT, "3 keys"),
     "window-in-even-layers": (
@@ -352,7 +374,7 @@ PLANTED: dict[str, Planted] = {
         "layers? 0",
     ),
     "window-symmetric": (
-        {"sees": lambda i, j, w, c: w is None and j <= i or w is not None and abs(i - j) < w},
+        {"sees": lambda i, j, w, c: (w is None and j <= i) or (w is not None and abs(i - j) < w)},
         ATT,
         "both sides|future",
     ),
@@ -366,14 +388,25 @@ PLANTED: dict[str, Planted] = {
         "single|one token|all earlier",
     ),
     "first-kept-as-sink": (
-        {"sees": lambda i, j, w, c: sees(i, j, w, c) or j == 0}, ATT, "first|position 0|sink"),
+        {"sees": lambda i, j, w, c: sees(i, j, w, c) or j == 0},
+        ATT,
+        "first|position 0|sink",
+    ),
     "blocks-of-w": (
         {"sees": lambda i, j, w, c: j <= i and (w is None or i // w == j // w)},
         ATT,
         "block",
     ),
-    "ring-w-minus-2": ({"slots": lambda w: max(1, w - 2)}, f"{ATT} cache.k cache.v", "older|slots|ring|cache"),
-    "ring-w-chunk-first": ({"slots": lambda w: w}, f"{ATT} cache.k cache.v", "older|slots|ring|cache"),
+    "ring-w-minus-2": (
+        {"slots": lambda w: max(1, w - 2)},
+        f"{ATT} cache.k cache.v",
+        "older|slots|ring|cache",
+    ),
+    "ring-w-chunk-first": (
+        {"slots": lambda w: w},
+        f"{ATT} cache.k cache.v",
+        "older|slots|ring|cache",
+    ),
     "this-call-alone": (
         {"sees": lambda i, j, w, c: sees(i, j, w, c) and j >= c.chunk_first},
         ATT,
@@ -401,7 +434,11 @@ PLANTED: dict[str, Planted] = {
         "not rotated",
     ),
     "rope-twice": (with_angle(lambda p, m, d, th, c: 2 * freq(p, m, d, th)), ROPE, "twice|2"),
-    "rope-backwards": (with_angle(lambda p, m, d, th, c: -freq(p, m, d, th)), ROPE, "other way|back"),
+    "rope-backwards": (
+        with_angle(lambda p, m, d, th, c: -freq(p, m, d, th)),
+        ROPE,
+        "other way|back",
+    ),
     "rope-pairs": ({"rotate": pairs_rotated}, ROPE, "neighbour|2m"),
     "rope-pairs-back": (
         {"rotate": lambda x, p, th, c: pairs_rotated(x, -p, th, c)},
@@ -437,8 +474,7 @@ PLANTED: dict[str, Planted] = {
     ),
     "rope-linear-4": ({"position": lambda p, t, c: p / 4}, ROPE, "0.25|/ 4|1/4"),
     "rope-linear-2": ({"position": lambda p, t, c: p / 2}, ROPE, "0.5|/ 2|1/2"),
-    "rope-stretched": (
-        {"rotate": lambda x, p, th, c: rotate(x, p, th, c) * F32(1.1)}, ROPE, "1.1"),
+    "rope-stretched": ({"rotate": lambda x, p, th, c: rotate(x, p, th, c) * F32(1.1)}, ROPE, "1.1"),
     "rope-bfloat16-angles": (
         with_angle(lambda p, m, d, th, c: float(to_bits(freq(p, m, d, th)))),
         ROPE,
@@ -454,7 +490,11 @@ PLANTED: dict[str, Planted] = {
         ROPE,
         "float16|16 bits",
     ),
-    "rope-one-frequency": (with_angle(lambda p, m, d, th, c: freq(p, 0, d, th)), ROPE, "theta 1\\b"),
+    "rope-one-frequency": (
+        with_angle(lambda p, m, d, th, c: freq(p, 0, d, th)),
+        ROPE,
+        "theta 1\\b",
+    ),
     "rope-next-frequency": (
         with_angle(lambda p, m, d, th, c: freq(p, m + 1, d, th)),
         ROPE,
@@ -486,88 +526,125 @@ PLANTED: dict[str, Planted] = {
     "scale-1": (scaled_scores(lambda d, c: 1.0), ATT, "scale"),
     "scale-half": (scaled_scores(lambda d, c: (d / 2) ** -0.5), ATT, "d/2|1.41"),
     "scale-hidden": (scaled_scores(lambda d, c: c.config.hidden_size**-0.5), ATT, "scale"),
-    "scale-by-layer": (
-        scaled_scores(lambda d, c: d**-0.5 / (c.layer + 1)),
-        ATT,
-        "layers? 1",
-    ),
+    "scale-by-layer": (scaled_scores(lambda d, c: d**-0.5 / (c.layer + 1)), ATT, "layers? 1"),
     "scale-log2": (scaled_scores(lambda d, c: d**-0.5 * math.log(2)), ATT, "ln|log|0.69|scale"),
     "scale-twice": (scaled_scores(lambda d, c: d**-0.25), ATT, "scale"),
     "softmax-plus-1": ({"softmax": lambda s, c: sink(s, c, False)}, ATT, "1 (is )?(in|added)|sum"),
-    "softmax-plus-1-after-max": ({"softmax": lambda s, c: sink(s, c, True)}, ATT, "1 (is )?(in|ad)|sum"),
-    "tanh-cap-2": (
-        {"softmax": lambda s, c: softmax(2 * np.tanh(s / 2), c)}, ATT, "cap|tanh"),
-    "tanh-cap-30": (
-        {"softmax": lambda s, c: softmax(0.7 * np.tanh(s / 0.7), c)}, ATT, "cap|tanh"),
+    "softmax-plus-1-after-max": (
+        {"softmax": lambda s, c: sink(s, c, True)},
+        ATT,
+        "1 (is )?(in|ad)|sum",
+    ),
+    "tanh-cap-2": ({"softmax": lambda s, c: softmax(2 * np.tanh(s / 2), c)}, ATT, "cap|tanh"),
+    "tanh-cap-30": ({"softmax": lambda s, c: softmax(0.7 * np.tanh(s / 0.7), c)}, ATT, "cap|tanh"),
     "alibi": (
         {
-            "score": lambda q, k, i, j, c: score(q, k, i, j, c)
-            - (i - j) * 2.0 ** (-8 * (c.head + 1) / c.config.num_attention_heads)
+            "score": lambda q, k, i, j, c: (
+                score(q, k, i, j, c)
+                - (i - j) * 2.0 ** (-8 * (c.head + 1) / c.config.num_attention_heads)
+            )
         },
         ATT,
         "distance|ALiBi|bias",
     ),
     "weights-not-normalized": (
-        {"softmax": lambda s, c: np.exp(s - s.max())}, ATT, "sum|divided|normal"),
+        {"softmax": lambda s, c: np.exp(s - s.max())},
+        ATT,
+        "sum|divided|normal",
+    ),
     "sigmoid-weights": ({"softmax": lambda s, c: 1 / (1 + np.exp(-s))}, ATT, "sigmoid"),
     "scores-bfloat16": (
-        {"softmax": lambda s, c: softmax(to_bits(s).astype(np.float64), c)}, ATT, "bfloat16"),
+        {"softmax": lambda s, c: softmax(to_bits(s).astype(np.float64), c)},
+        ATT,
+        "bfloat16",
+    ),
     "weights-float16": (
-        {"softmax": lambda s, c: to_bits(softmax(s, c), "float16")}, ATT, "float16"),
+        {"softmax": lambda s, c: to_bits(softmax(s, c), "float16")},
+        ATT,
+        "float16",
+    ),
     "top-3-keys": (
         {
-            "softmax": lambda s, c: (
-                lambda e: e / e.sum()
-            )(np.where(s >= np.sort(s)[-min(3, len(s))], np.exp(s - s.max()), 0))
+            "softmax": lambda s, c: (lambda e: e / e.sum())(
+                np.where(s >= np.sort(s)[-min(3, len(s))], np.exp(s - s.max()), 0)
+            )
         },
         ATT,
         "largest|keys",
     ),
     # heads
-    "heads-tiled": ({"kv_head": lambda h, H, K, c: h % K}, ATT, "head"),
+    "heads-tiled": ({"kv_head": lambda h, H, K, c: h % K}, f"{ATT} attention_mix", "head"),
     "heads-tiled-keys-alone": (
-        {"kv_head": lambda h, H, K, c: h % K, "v_head": kv_head}, ATT, "head"),
+        {"kv_head": lambda h, H, K, c: h % K, "v_head": kv_head},
+        ATT,
+        "head",
+    ),
     "heads-tiled-values-alone": ({"v_head": lambda h, H, K, c: h % K}, "attention_mix", "head"),
-    "heads-reversed": ({"kv_head": lambda h, H, K, c: K - 1 - h // (H // K)}, ATT, "head"),
-    "heads-all-0": ({"kv_head": lambda h, H, K, c: 0}, ATT, "head"),
-    "heads-next": ({"kv_head": lambda h, H, K, c: (h // (H // K) + 1) % K}, ATT, "head"),
-    "values-reversed": ({"v_head": lambda h, H, K, c: K - 1 - h // (H // K)}, "attention_mix", "head"),
+    "heads-reversed": (
+        {"kv_head": lambda h, H, K, c: K - 1 - h // (H // K)},
+        f"{ATT} attention_mix",
+        "head",
+    ),
+    "heads-all-0": ({"kv_head": lambda h, H, K, c: 0}, f"{ATT} attention_mix", "head"),
+    "heads-next": (
+        {"kv_head": lambda h, H, K, c: (h // (H // K) + 1) % K},
+        f"{ATT} attention_mix",
+        "head",
+    ),
+    "values-reversed": (
+        {"v_head": lambda h, H, K, c: K - 1 - h // (H // K)},
+        "attention_mix",
+        "head",
+    ),
     "joined-transposed": (
-        {"joined": lambda mix, c: mix.T.reshape(-1)}, "attention_output", "transpos|order|joined"),
+        {"joined": lambda mix, c: mix.T.reshape(-1)},
+        "attention_output",
+        "transpos|order|joined",
+    ),
     "joined-reversed": (
-        {"joined": lambda mix, c: mix[::-1].reshape(-1)}, "attention_output", "order|revers"),
+        {"joined": lambda mix, c: mix[::-1].reshape(-1)},
+        "attention_output",
+        "order|revers",
+    ),
     "qkv-fused-per-group": ({"linear": fused_per_group}, QKV, "q, k|fused|weight"),
     # projections
-    "q-heads-reversed": (
-        {"linear": only("q", reversed_rows, linear)}, "q", "order|revers|permut"),
+    "q-heads-reversed": ({"linear": only("q", reversed_rows, linear)}, "q", "order|revers|permut"),
     "k-and-v-swapped": (
         {
-            "linear": lambda x, w, c: c.w[
-                c.name.replace("k_proj", "?").replace("v_proj", "k_proj").replace("?", "v_proj")
-            ]
-            @ x
+            "linear": lambda x, w, c: (
+                c.w[
+                    c.name.replace("k_proj", "?").replace("v_proj", "k_proj").replace("?", "v_proj")
+                ]
+                @ x
+            )
         },
         "k v",
         "v_proj|k_proj",
     ),
     "gate-and-up-swapped": (
         {
-            "linear": lambda x, w, c: c.w[
-                c.name.replace("gate_", "?").replace("up_", "gate_").replace("?", "up_")
-            ]
-            @ x
+            "linear": lambda x, w, c: (
+                c.w[c.name.replace("gate_", "?").replace("up_", "gate_").replace("?", "up_")] @ x
+            )
         },
         "gate up",
         "up_proj|gate_proj",
     ),
     "layer-0-weights-for-q": (
-        {"linear": only("q", lambda x, w, c: c.w["model.layers.0.self_attn.q_proj.weight"] @ x, linear)},
+        {
+            "linear": only(
+                "q", lambda x, w, c: c.w["model.layers.0.self_attn.q_proj.weight"] @ x, linear
+            )
+        },
         "q",
         "layers.0|layer 0",
     ),
     "q-bias": ({"linear": only("q", lambda x, w, c: w @ x + F32(0.1), linear)}, "q", "bias|added"),
-    "o-scaled": ({"linear": only("attention_output", lambda x, w, c: w @ x * F32(0.5), linear)},
-                 "attention_output", "0.5"),
+    "o-scaled": (
+        {"linear": only("attention_output", lambda x, w, c: w @ x * F32(0.5), linear)},
+        "attention_output",
+        "0.5",
+    ),
     "down-bfloat16": (
         {"linear": only("mlp_output", lambda x, w, c: to_bits(w) @ x, linear)},
         "mlp_output",
@@ -588,8 +665,9 @@ PLANTED: dict[str, Planted] = {
         {
             "linear": only(
                 "q",
-                lambda x, w, c: (w @ x)
-                .reshape(-1, 2, c.config.head_dim // 2).swapaxes(1, 2).reshape(-1),
+                lambda x, w, c: (
+                    (w @ x).reshape(-1, 2, c.config.head_dim // 2).swapaxes(1, 2).reshape(-1)
+                ),
                 linear,
             )
         },
@@ -602,8 +680,11 @@ PLANTED: dict[str, Planted] = {
         "mlp_output",
         "last 8|inputs|columns",
     ),
-    "o-negative": ({"linear": only("attention_output", lambda x, w, c: -(w @ x), linear)},
-                   "attention_output", "-1"),
+    "o-negative": (
+        {"linear": only("attention_output", lambda x, w, c: -(w @ x), linear)},
+        "attention_output",
+        "-1",
+    ),
     # norms
     "eps-1e-8": ({"norm": lambda x, w, eps, c: rms(x, 1e-8) * w}, NORMS, "1e-0?8|epsilon"),
     "eps-0": ({"norm": lambda x, w, eps, c: rms(x, 0) * w}, NORMS, "epsilon (is )?0|1e-|epsilon"),
@@ -615,18 +696,41 @@ PLANTED: dict[str, Planted] = {
         "outside|after the root",
     ),
     "norm-1-plus-w": ({"norm": lambda x, w, eps, c: rms(x, eps) * (1 + w)}, NORMS, "1 \\+"),
-    "norm-no-weight": ({"norm": lambda x, w, eps, c: rms(x, eps)}, NORMS, "without.*weight|no weight"),
+    "norm-no-weight": (
+        {"norm": lambda x, w, eps, c: rms(x, eps)},
+        NORMS,
+        "without.*weight|no weight",
+    ),
     "norm-centred": (
-        {"norm": lambda x, w, eps, c: rms(x - x.mean(), eps) * w}, NORMS, "mean|centred"),
+        {"norm": lambda x, w, eps, c: rms(x - x.mean(), eps) * w},
+        NORMS,
+        "mean|centred",
+    ),
     "norm-sum": (
-        {"norm": lambda x, w, eps, c: x / np.sqrt((x * x).sum() + F32(eps)) * w}, NORMS, "sum"),
+        {"norm": lambda x, w, eps, c: x / np.sqrt((x * x).sum() + F32(eps)) * w},
+        NORMS,
+        "sum",
+    ),
     "norm-no-root": (
-        {"norm": lambda x, w, eps, c: x / ((x * x).mean() + F32(eps)) * w}, NORMS, "root"),
+        {"norm": lambda x, w, eps, c: x / ((x * x).mean() + F32(eps)) * w},
+        NORMS,
+        "root",
+    ),
     "norm-bfloat16": (
-        {"norm": lambda x, w, eps, c: to_bits(rms(to_bits(x), eps) * w)}, NORMS, "bfloat16"),
+        {"norm": lambda x, w, eps, c: to_bits(rms(to_bits(x), eps) * w)},
+        NORMS,
+        "bfloat16",
+    ),
     "norm-float16-result": (
-        {"norm": lambda x, w, eps, c: to_bits(rms(x, eps) * w, "float16")}, NORMS, "float16"),
-    "final-norm-missing": (norm_only("norm", lambda x, w, eps, c: x), "norm", "not norm|missing|as it"),
+        {"norm": lambda x, w, eps, c: to_bits(rms(x, eps) * w, "float16")},
+        NORMS,
+        "float16",
+    ),
+    "final-norm-missing": (
+        norm_only("norm", lambda x, w, eps, c: x),
+        "norm",
+        "not norm|missing|as it",
+    ),
     "post-norm-with-input-weight": (
         norm_only(
             "post_attention_layernorm",
@@ -657,12 +761,14 @@ PLANTED: dict[str, Planted] = {
     "silu-plus": ({"activation": lambda g, u, c: g * sig(g) + u}, "silu_mul", "\\+|sum|added"),
     # sums
     "no-attention-residual": (
-        {"add": only("attention_residual", lambda x, y, n, c: y, add)}, "attention_residual", "missing|0"),
+        {"add": only("attention_residual", lambda x, y, n, c: y, add)},
+        "attention_residual",
+        "missing|0",
+    ),
     "no-mlp-residual": ({"add": only("output", lambda x, y, n, c: y, add)}, "output", "missing|0"),
     "residual-doubled": ({"add": lambda x, y, n, c: 2 * x + y}, ADDS, "2"),
     "residual-after-norm": ({"add": lambda x, y, n, c: n + y}, ADDS, "norm"),
-    "branch-forgotten": (
-        {"add": only("output", lambda x, y, n, c: x, add)}, "output", "missing|0"),
+    "branch-forgotten": ({"add": only("output", lambda x, y, n, c: x, add)}, "output", "missing|0"),
     "residual-scaled": (
         {"add": only("attention_residual", lambda x, y, n, c: x + y * F32(0.22), add)},
         "attention_residual",
@@ -671,21 +777,36 @@ PLANTED: dict[str, Planted] = {
     "residual-bfloat16": ({"add": lambda x, y, n, c: to_bits(x + y)}, ADDS, "bfloat16"),
     # the ends
     "embedding-scaled": (
-        {"embed": lambda i, t, c: t[i] * F32(math.sqrt(t.shape[1]))}, "embedding", "sqrt|times|scaled"),
+        {"embed": lambda i, t, c: t[i] * F32(math.sqrt(t.shape[1]))},
+        "embedding",
+        "sqrt|times|scaled",
+    ),
     "embedding-next-id": ({"embed": shifted_ids}, "embedding", "id|row"),
     "embedding-bfloat16": ({"embed": lambda i, t, c: to_bits(t[i])}, "embedding", "bfloat16"),
     "logits-scaled": ({"scores_of": lambda x, w, h, c: w @ x * F32(0.7)}, "logits", "0.7"),
     "logits-capped": (
-        {"scores_of": lambda x, w, h, c: 3 * np.tanh(w @ x / 3)}, "logits", "cap|tanh"),
+        {"scores_of": lambda x, w, h, c: 3 * np.tanh(w @ x / 3)},
+        "logits",
+        "cap|tanh",
+    ),
     "log-softmax": (
-        {"scores_of": lambda x, w, h, c: np.log(softmax(w @ x, c))}, "logits", "log-?_?softmax"),
+        {"scores_of": lambda x, w, h, c: np.log(softmax(w @ x, c))},
+        "logits",
+        "log-?_?softmax",
+    ),
     "softmax-of-logits": ({"scores_of": lambda x, w, h, c: softmax(w @ x, c)}, "logits", "softmax"),
     "logits-of-hidden": ({"scores_of": lambda x, w, h, c: w @ h}, "logits", "norm"),
     "tied-head-always": (
-        {"scores_of": lambda x, w, h, c: c.w["model.embed_tokens.weight"] @ x}, "logits", "embed"),
+        {"scores_of": lambda x, w, h, c: c.w["model.embed_tokens.weight"] @ x},
+        "logits",
+        "embed",
+    ),
     "logits-bias": ({"scores_of": lambda x, w, h, c: w @ x + F32(0.3)}, "logits", "bias|added"),
     "logits-rolled": (
-        {"scores_of": lambda x, w, h, c: np.roll(w @ x, 1)}, "logits", "order|column|permut|shift"),
+        {"scores_of": lambda x, w, h, c: np.roll(w @ x, 1)},
+        "logits",
+        "order|column|permut|shift",
+    ),
     # caches
     "cached-unrotated": (
         {"cached": lambda k, p, c: np.stack([rotate(h, -p, c.config.rope_theta, c) for h in k])},
@@ -724,3 +845,79 @@ ALL = PLANTED | {
     )
     for a, b in TWO
 }
+
+
+# Rates
+
+CALL_INPUTS = ("input_ids", "positions", "key_positions", "cache_positions")
+CASES = (
+    "plain",
+    "window-at-once",
+    "window-wrap-by-both",
+    "window-wrap-by-long-chunks",
+    "left-padding",
+    "no-window",
+    "one-to-one",
+    "four-to-one",
+    "small-activations",
+    "far-positions",
+)
+
+
+def dumped(predictions: Predictions, use: Any, cases: Any = CASES, end: str = "") -> list[Evidence]:
+    """Return what the program dumps of some cases: the tensors whose names end in `end`."""
+    found = []
+    for case in map(predictions.suite.case, cases):
+        config, tensors = read_model(predictions.suite, str(case.model))
+        arrays = predictions.arrays(case)
+        calls = [
+            {name: arrays.inputs[f"calls.{n}.{name}"] for name in CALL_INPUTS}
+            for n in range(case.calls)
+        ]
+        with np.errstate(all="ignore"):
+            every = program(config, tensors, calls, use)
+        results = {n: every[n] for n in arrays.expected if n.endswith(end)}
+        compared = compare_case(predictions.suite, case, results, "float32", arrays)
+        each = Evidence.of(compared, results, arrays, "float32")
+        found += [] if each is None else [each]
+    return found
+
+
+def named(planted: Planted, findings: Any) -> bool:
+    """Return whether the wrong stages are found, no other, and described."""
+    _, stages, words = planted
+    found = {stage for finding in findings for stage in finding.stages}
+    said = " ".join(sentence(finding) for finding in findings)
+    return bool(found) and found <= set(stages.split()) and re.search(words, said) is not None
+
+
+def rates(names: list[str], logits: bool) -> None:
+    """Print what is said of each, and the rates."""
+    predictions, right, times = Predictions(read_suite()), [0, 0, 0], []
+    for name in names:
+        evidence = dumped(predictions, ALL[name][0], end="logits" if logits else "")
+        if not any(each.differs for each in evidence):
+            print(f"{name}: nothing differs")
+            continue
+        start = time.process_time()
+        found = diagnose(evidence, FORWARD, predictions)
+        times.append(time.process_time() - start)
+        if logits:
+            said = [" ".join(f"{m.name} {m.says}" for m in e.mistakes) for e in found.explanations]
+            fits = [re.search(ALL[name][2], each) is not None for each in said]
+            good = [fits[:1] == [True], any(fits), any(fits)]
+        else:
+            said = [sentence(finding) for finding in found.findings]
+            stages = {stage for finding in found.findings for stage in finding.stages}
+            step = bool(stages) and stages <= set(ALL[name][1].split())
+            good = [step, named(ALL[name], found.findings), all(f.says for f in found.findings)]
+        right = [n + each for n, each in zip(right, good, strict=True)]
+        print(f"{name}: {good} {times[-1]:.1f} s: {' / '.join(said)[:400]}", flush=True)
+    what = "first, in the first three" if logits else "the step, the description, all explained"
+    median, count = sorted(times)[len(times) // 2], len(times)
+    print(f"{count} show. Right: {what}: {right}. Median {median:.1f} s, most {max(times):.1f} s")
+
+
+if __name__ == "__main__":
+    given = [name for name in sys.argv[1:] if not name.startswith("--")]
+    rates(given or list(ALL), "--logits" in sys.argv)

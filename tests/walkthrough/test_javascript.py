@@ -76,5 +76,5 @@ def test_a_wrong_line_is_named(tmp_path: Path) -> None:
     assert re.search("one-to-one +OK", out)  # one query head for each key/value head
     code, out, _ = run("golden", "diagnose", "v1", given)
     assert code == 1
-    assert "\n  Your output is what you get with\n  1. tiled-heads: " in out
+    assert "\n  1. tiled-heads, in attention_weights, attention_mix: " in out
     assert "\n  2. " not in out

@@ -71,6 +71,14 @@ class Mistake:
         """The dtypes in which it shows in a suite."""
         return self.of_a_dtype or (DTYPES if self.law else self.dtypes)
 
+    def results(self, each: Any, predictions: Any, dtype: str) -> Any:
+        """Return the results of `each`, evidence of a diagnosis, with this mistake."""
+        return predictions.of(self, each.case, dtype, each.another_length)
+
+    def answers(self, case: Any, predictions: Any) -> Any:
+        """Return the answers to a case of texts with this mistake."""
+        return predictions.document(self, case)
+
     def replacing(self, name: str) -> list[Callable[..., Any]]:
         """Return the wrong functions that replace `name`."""
         return [wrong for what, wrong in self.changes if what == name]

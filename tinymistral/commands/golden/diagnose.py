@@ -1,7 +1,8 @@
-"""Name the known mistake that makes the numbers of your program.
+"""Measure what your program does in each step, and name its mistake.
 
-The reference is run with each of more than a hundred mistakes, and likely pairs
-of them, and the results are compared with your output.
+Where all stages are given, each step is judged by its own input in your output,
+and what a wrong one did is measured. With logits alone the reference is run with
+hundreds of mistakes, and those that explain most of your output are told.
 
   tinymistral golden diagnose v1 my-dump
   tinymistral golden diagnose v1 my-dump --dtype bfloat16 --json
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 CANDIDATE is what `golden check` takes. The more it has, the better: with all
-stages, mistakes can be told apart that change the logits in the same way. An
-explanation has to fit everything that is given, also the cases that agree.
+stages every wrong step is found, also two at once. From logits alone a mistake
+is told with the share of what differs that it explains, and what contradicts it.
 Mistakes that cannot be told apart are named together.
 
 A mistake is not found if it does not change what is given: a position that
@@ -43,11 +44,13 @@ known or not; 2 if nothing can be compared.
   diagnoses       a list: "forward", "sampling", "tokenizer" and "chat", where
                   something of it is given:
     about, cases, differ (ids), tried (how many mistakes, and pairs)
-    explanations  ranked; each has suspects (name, says, fix; several that
-                  cannot be told apart), worst (the largest error in units of
-                  its tolerance), explains and contradicts (ids of cases), decided
-                  (the first stage that it changes, and the case)
-    partial_explanations   the same, where nothing explains all
+    findings      wrong steps: stages, says ("" if unknown), where (layers,
+                  calls), name and fix of a known mistake, steps of the wrong
+                  ones that it is about, first (case, call, layer)
+    explanations  ranked, where steps could not be measured; each has suspects
+                  (name or "", says, fix; several that cannot be told apart),
+                  share of what differs that it explains, explains and
+                  contradicts (ids of cases)
     first         the first tensor that differs: case, name, worst, where,
                   computed_from
   not_compared    a list of case and why

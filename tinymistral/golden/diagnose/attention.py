@@ -142,19 +142,18 @@ def masks() -> Iterator[tuple[str, str, Callable[[Step], Array]]]:
         _rule(lambda i, j, W, s: ((j <= i) | bool(s.x.get("call"))) & (i - j < W)),
     )
     yield (
-        "all queries of a call have the window of its last one",
+        "all queries of a call have the window of its last one, as if all of it was written to a "
+        "cache of W slots first",
         "window-of-the-piece",
         _rule(lambda i, j, W, s: (j <= i) & (newest(s) - j < W)),
     )
-    for n in (0, -1, -2, 1, 2, -3):
-        slots = f"W {'+' if n > 0 else '-'} {abs(n)}" if n else "W"
+    for n in (-1, -2, 1, 2, -3):
+        slots = f"W {'+' if n > 0 else '-'} {abs(n)}"
         yield (
-            f"older keys are gone before they are attended to: the cache is a ring of {slots} slots, "
+            f"older keys are gone before they are attended to: the cache has {slots} slots, "
             "and all of a call is written first",
-            "evict-before-attend" if n == 0 else "ring-too-small",
-            _rule(
-                lambda i, j, W, s, n=n: (j <= i) & (i - j < W) & (newest(s) - j < max(1, W + n))
-            ),
+            "ring-too-small",
+            _rule(lambda i, j, W, s, n=n: (j <= i) & (i - j < W) & (newest(s) - j < max(1, W + n))),
         )
     yield (
         "the window is counted in columns or slots, not in positions",
@@ -184,7 +183,7 @@ def masks() -> Iterator[tuple[str, str, Callable[[Step], Array]]]:
     yield (
         "the window is cut to 32 bits",
         "window-in-32-bits",
-        _rule(lambda i, j, W, s: (j <= i) & (i - j < int(np.int64(min(W, 2**62)).astype(np.int32)))),
+        _rule(lambda i, j, W, s: (j <= i) & (i - j < int(np.int64(W).astype(np.int32)))),
     )
     yield (
         "the positions of the first row are used for all rows",
@@ -238,9 +237,10 @@ def mask_guesses(steps: list[Step]) -> Iterator[Guess]:
     """Yield masks by their rules, then what is seen in the first wrong one."""
     for says, name, f in masks():
         yield Guess(says, lambda s, f=f: _shaped(f(s), s).astype(np.float64), name)
-    for heads in _single_heads(steps[0]):
-        yield heads
     s = steps[0]
+    if s.out is s.right:
+        return
+    yield from _single_heads(s)
     b, h, t = (int(n) for n in np.argwhere(((s.out != s.right) & s.counts).any(axis=-1))[0])
     shown = [_ranges(s.x["k_positions"][b][x[b, h, t] > 0]) for x in (s.out, s.right)]
     yield Guess(
@@ -381,11 +381,7 @@ def weighers(first: Step) -> Iterator[tuple[str, str, Weigh]]:
             lambda s: {"k": np.where(_old(s), s.x["plain_k"], s.x["k"])},
         ),
         ("keys are values", "", lambda s: {"k": s.x["v"]}),
-        (
-            "keys of earlier calls are 0",
-            "",
-            lambda s: {"k": np.where(_old(s), 0.0, s.x["k"])},
-        ),
+        ("keys of earlier calls are 0", "", lambda s: {"k": np.where(_old(s), 0.0, s.x["k"])}),
         ("keys are rounded to bfloat16", "", lambda s: {"k": rounded(s.x["k"], "bfloat16")}),
         ("keys are rounded to float16", "", lambda s: {"k": rounded(s.x["k"], "float16")}),
     ]
@@ -429,19 +425,12 @@ def weighers(first: Step) -> Iterator[tuple[str, str, Weigh]]:
         (
             "the softmax is over heads, not over keys",
             "",
-            lambda z, m: softmax(z.swapaxes(1, 3), np.broadcast_to(m, z.shape).swapaxes(1, 3))
-            .swapaxes(1, 3),
+            lambda z, m: softmax(
+                z.swapaxes(1, 3), np.broadcast_to(m, z.shape).swapaxes(1, 3)
+            ).swapaxes(1, 3),
         ),
-        (
-            "the softmax is taken twice",
-            "",
-            lambda z, m: softmax(softmax(z, m), m),
-        ),
-        (
-            "all visible keys have the same weight",
-            "",
-            lambda z, m: softmax(0 * z, m),
-        ),
+        ("the softmax is taken twice", "", lambda z, m: softmax(softmax(z, m), m)),
+        ("all visible keys have the same weight", "", lambda z, m: softmax(0 * z, m)),
         (
             "keys are masked after the softmax: weights do not sum to 1",
             "masked-after-the-softmax",
@@ -450,11 +439,7 @@ def weighers(first: Step) -> Iterator[tuple[str, str, Weigh]]:
     ]
     for dtype in HALVES:
         sums += [
-            (
-                f"scores are rounded to {dtype}",
-                "",
-                lambda z, m, t=dtype: softmax(rounded(z, t), m),
-            ),
+            (f"scores are rounded to {dtype}", "", lambda z, m, t=dtype: softmax(rounded(z, t), m)),
             (
                 f"weights are rounded to {dtype}",
                 "",
@@ -478,6 +463,8 @@ def weighers(first: Step) -> Iterator[tuple[str, str, Weigh]]:
 
 def _fitted(first: Step, base: Callable[[Step], float]) -> Iterator[tuple[str, str, Weigh]]:
     """Yield a scale, a cap, slopes and heads that are measured in the first step."""
+    if first.out is first.right:
+        return
     z, mask = scores_of(first.x) * base(first), _mask(first)
 
     def error(w: Array) -> float:
@@ -536,9 +523,11 @@ def _fitted(first: Step, base: Callable[[Step], float]) -> Iterator[tuple[str, s
     yield (
         f"query heads 0 to {H - 1} read key/value heads {', '.join(map(str, best))}",
         "",
-        lambda s, m: softmax(scores_of(s.x, order) * base(s), m)
-        if s.x["q"].shape[2] == H and s.x["k"].shape[2] == K
-        else None,
+        lambda s, m: (
+            softmax(scores_of(s.x, order) * base(s), m)
+            if s.x["q"].shape[2] == H and s.x["k"].shape[2] == K
+            else None
+        ),
     )
 
 
@@ -588,26 +577,31 @@ def mix_guesses(steps: list[Step]) -> Iterator[Guess]:
 
     def weights(s: Step) -> Array:
         found = s.x.get("weights")
-        return softmax(scores_of(s.x) * s.x["q"].shape[-1] ** -0.5, _mask(s)) if found is None else found
+        return (
+            softmax(scores_of(s.x) * s.x["q"].shape[-1] ** -0.5, _mask(s))
+            if found is None
+            else found
+        )
 
     for says, name, f in heads():
-        says = says if "weights" not in first.x else f"of values, {says}"
         yield Guess(
             says,
             lambda s, f=f: mixed(weights(s), s.x["v"], f(s.right.shape[2], s.x["v"].shape[2])),
-            name if "weights" not in first.x else "",
+            name,
         )
     H, K = first.right.shape[2], first.x["v"].shape[2]
-    if K > 1:
+    if K > 1 and first.out is not first.right:
         each = [mixed(weights(first), first.x["v"], np.full(H, n)) for n in range(K)]
         with np.errstate(invalid="ignore"):
             far = [np.nansum(np.square(x - first.out), axis=(0, 1, 3)) for x in each]
         order = np.argmin(far, axis=0)
         yield Guess(
             f"query heads 0 to {H - 1} mix values of heads {', '.join(map(str, order))}",
-            lambda s: mixed(weights(s), s.x["v"], order)
-            if (s.right.shape[2], s.x["v"].shape[2]) == (H, K)
-            else None,
+            lambda s: (
+                mixed(weights(s), s.x["v"], order)
+                if (s.right.shape[2], s.x["v"].shape[2]) == (H, K)
+                else None
+            ),
         )
     values: list[tuple[str, str, Callable[[Step], Array]]] = [
         ("values are rotated like keys", "values-turned", lambda s: _again(s, "v", False)),
@@ -621,11 +615,7 @@ def mix_guesses(steps: list[Step]) -> Iterator[Guess]:
         ("values are rounded to float16", "", lambda s: rounded(s.x["v"], "float16")),
         ("values are keys", "", lambda s: s.x["k"]),
         ("values are keys before their rotation", "", lambda s: s.x.get("plain_k", s.x["k"])),
-        (
-            "values are those of the token before",
-            "",
-            lambda s: np.roll(s.x["v"], 1, axis=1),
-        ),
+        ("values are those of the token before", "", lambda s: np.roll(s.x["v"], 1, axis=1)),
     ]
     for says, name, change in values:
         yield Guess(says, lambda s, f=change: mixed(weights(s), f(s)), name)
@@ -634,6 +624,8 @@ def mix_guesses(steps: list[Step]) -> Iterator[Guess]:
             f"weights are rounded to {dtype} before they are multiplied with values",
             lambda s, t=dtype: mixed(rounded(weights(s), t), s.x["v"]),
         )
+    if first.out is first.right:
+        return
     ways = list(weighers(first))
     for says, name, mask in masks():
         yield Guess(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,47 +21,58 @@ from tinymistral.golden.compare.verdicts import (
     Compared,
     Part,
 )
-from tinymistral.golden.diagnose.predictions import ROUNDED, Predictions
-from tinymistral.golden.rounding import FACTOR
+from tinymistral.golden.diagnose.predictions import Predictions
 from tinymistral.golden.shapes import axes_of
 from tinymistral.golden.suite import Case, CaseArrays
-from tinymistral.mistakes import Mistake
-from tinymistral.numpy_backend import NumpyBackend
 from tinymistral.tap import STAGES
 
 Numbers = Mapping[str, np.ndarray]
 Answers = Mapping[str, Any]  # by name, such as "strings.3.ids"
 
-# If errors are below this many tolerances, or a quarter of the largest number, more runs in the
-# candidate's dtype show how large rounding errors are with the mistake.
-NEAR = 1000.0
-# Only three ways of rounding are run; the errors of others may be a few times larger.
-FEW_RUNS = 4 * FACTOR
+MOST = 1e6  # tolerances, of one number: an error that is larger counts as this
+ALL = 0.99  # of the squared differences: the rest may be rounding
+WITHIN = 2.0  # tolerances, of what a mistake makes of a case that agrees
 
 COSTS = ("operation", "sampling", "tokenizer", "chat", "model", "generate")  # the cheapest first
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How near a mistake's results are to the candidate's output for a case."""
+    """How much of what differs in a case a mistake explains."""
 
-    units: Mapping[str, float]  # the largest error of each tensor, at most 1 if it is explained
-    mean: float  # the root mean square of all errors, in tolerances
-
-    @property
-    def worst(self) -> float:
-        """The largest error of all."""
-        return max(self.units.values(), default=0.0)
+    share: float  # of the squared differences, by tensor: 1 is all; where nothing differs 1 or 0
+    worst: float  # the largest error that is left, in tolerances
 
     @property
     def explains(self) -> bool:
-        """Whether everything is explained."""
-        return self.worst <= 1
+        """Whether it is all explained, except for rounding."""
+        return self.worst <= 1 or self.share >= ALL
+
+
+class Suspect(Protocol):
+    """A mistake, known or supposed, that can be made in the reference."""
 
     @property
-    def reach(self) -> int:
-        """The number of tensors, in the order of computation, before the first unexplained one."""
-        return next((n for n, unit in enumerate(self.units.values()) if not unit <= 1), 10**9)
+    def name(self) -> str:
+        """Its name in the catalogue; empty if it has none."""
+
+    @property
+    def says(self) -> str:
+        """What is wrong, in a sentence."""
+
+    @property
+    def fix(self) -> str:
+        """What to do; empty if it is not known."""
+
+    @property
+    def of_a_dtype(self) -> tuple[str, ...]:
+        """The dtypes in which it shows, if it depends on rounding."""
+
+    def results(self, each: Evidence, predictions: Predictions, dtype: str) -> Numbers | None:
+        """Return the numbers of a case with it; None if there are none."""
+
+    def answers(self, case: Case, predictions: Predictions) -> Mapping[str, Any] | None:
+        """Return the answers to a case of texts with it; None if they are unknown."""
 
 
 class Comparison:
@@ -75,10 +86,9 @@ class Comparison:
         return any(part.verdict == DIFFERS for part in self.parts.values())
 
     @property
-    def first(self) -> int:
-        """The place of the first part that differs."""
-        verdicts = [part.verdict for part in self.parts.values()]
-        return verdicts.index(DIFFERS) if self.differs else len(verdicts)
+    def first(self) -> Part:
+        """The first part that differs."""
+        return next(part for part in self.parts.values() if part.verdict == DIFFERS)
 
 
 @dataclass(frozen=True)
@@ -124,92 +134,43 @@ class Evidence(Comparison):
         return cls(compared.case, wide, parts, counts, own, finite, bool(other), raw)
 
     @property
-    def cost(self) -> tuple[int, int]:
+    def cost(self) -> tuple[int, int, int]:
         """The key that sorts cases by the time they take to compute."""
-        return COSTS.index(self.case.kind), sum(x.size for x in self.output.values())
+        size = sum(x.size for x in self.output.values())
+        return COSTS.index(self.case.kind), self.case.calls, size
 
-    def predicted(self, mistake: Mistake, predictions: Predictions) -> Numbers | None:
+    def predicted(self, mistake: Suspect, predictions: Predictions) -> Numbers | None:
         """Return a mistake's results, in float64 if possible; None if there are none."""
         exact = self.finite and not mistake.of_a_dtype
-        return self._of(mistake, predictions, "float64" if exact else self.dtype)
-
-    def _of(
-        self,
-        mistake: Mistake,
-        predictions: Predictions,
-        dtype: str,
-        base: type[NumpyBackend] = NumpyBackend,
-    ) -> Numbers | None:
-        """Return a mistake's results, in the order in which the candidate's are read."""
-        found = predictions.of(mistake, self.case, dtype, self.another_length, base)
+        found = mistake.results(self, predictions, "float64" if exact else self.dtype)
         if found is None or not self.raw:
             return found
         output = {name: found[name] for name in self.output if name in found}
         raw = is_raw(self.case, predictions.arrays(self.case), output)
         return all_in_halves(self.case, found) if raw else found
 
-    def fit(self, mistake: Mistake, predictions: Predictions) -> Fit | None:
+    def fit(self, mistake: Suspect, predictions: Predictions) -> Fit | None:
         """Return how near a mistake's results are; None if it has none."""
         wanted = self.predicted(mistake, predictions)
         if wanted is None:
             return None
-        errors = {name: self.errors(name, x, wanted) for name, x in self.output.items()}
-        worst = {name: float(error.max(initial=0.0)) for name, error in errors.items()}
-        scales = self._scales({})
-        off = any(worst[name] > scale for name, scale in scales.items())
-        if off and self.finite and all(self._near(n, worst[n], wanted) for n in self.parts):
-            scales = self._scales(self._rounding(mistake, wanted, predictions))
-        squares = [
-            _mean_square(error[self.counts[name]] / (self.parts[name].tolerance or 1.0))
-            for name, error in errors.items()
-            if error.shape == self.counts[name].shape and self.counts[name].any()
-        ]
-        mean = math.sqrt(sum(squares) / max(1, len(squares)))
-        return Fit({name: worst[name] / scale for name, scale in scales.items()}, mean)
+        expected = predictions.arrays(self.case).expected
+        shares, worst = [], 0.0
+        for name, x in self.output.items():
+            left = self._units(name, x, wanted)
+            worst = max(worst, float(left.max(initial=0.0)))
+            if self.parts[name].verdict == DIFFERS:
+                before = self._units(name, x, expected)
+                squares = float(np.square(before).sum())
+                shares.append(1 - float(np.square(left).sum()) / squares if squares else 1.0)
+        if not shares:
+            return Fit(float(worst <= WITHIN), worst)
+        return Fit(max(0.0, sum(shares) / len(shares)), worst)
 
-    def is_far(self, mistake: Mistake, predictions: Predictions) -> bool:
-        """Return whether a mistake cannot explain this, even with the largest rounding errors.
-
-        `fit` would find the same, but this is faster: it stops at the first tensor that is far,
-        beginning with the last ones, where most mistakes show.
-        """
-        wanted = self.predicted(mistake, predictions)
-        if wanted is None:
-            return False
-        scales = self._scales({})
-        for name in reversed(list(self.output)):
-            worst = float(self.errors(name, self.output[name], wanted).max(initial=0.0))
-            if worst > scales[name] and not (self.finite and self._near(name, worst, wanted)):
-                return True
-        return False
-
-    def _near(self, name: str, worst: float, wanted: Numbers) -> bool:
-        """Return whether the errors may come from rounding, which more runs can show."""
-        near = NEAR * (self.parts[name].tolerance or 1.0)
-        return worst <= near or worst <= _largest(wanted, name) / 4
-
-    def _scales(self, rounding: Mapping[str, float]) -> dict[str, float]:
-        """Return the largest accepted error of each tensor, with these rounding errors."""
-        scales = {}
-        for name, part in self.parts.items():
-            own = rounding.get(name, 0.0)
-            scales[name] = max(part.tolerance or 1.0, FEW_RUNS * own)
-            if part.verdict == DIFFERS and part.tolerance:
-                scales[name] = min(scales[name], part.error * _fraction(own / part.error))
-        return scales
-
-    def _rounding(
-        self, mistake: Mistake, wanted: Numbers, predictions: Predictions
-    ) -> dict[str, float]:
-        """Return how far a mistake's results move if they are rounded at other places."""
-        largest: dict[str, float] = {}
-        for base in ROUNDED:
-            rounded = self._of(mistake, predictions, self.dtype, base)
-            for name in self.output if rounded is not None else ():
-                if name in wanted and wanted[name].dtype.kind not in "iu":
-                    error = float(self.errors(name, wanted[name], rounded).max(initial=0))
-                    largest[name] = max(largest.get(name, 0.0), error)
-        return {name: x for name, x in largest.items() if x < math.inf}
+    def _units(self, name: str, numbers: np.ndarray, wanted: Numbers) -> np.ndarray:
+        """Return errors in tolerances, at most MOST."""
+        errors = self.errors(name, numbers, wanted) / (self.parts[name].tolerance or 1.0)
+        return np.minimum(errors, MOST)
 
     def agree(self, one: Numbers, other: Numbers) -> bool:
         """Return whether two results are equal within the tolerances of what can be compared."""
@@ -248,25 +209,6 @@ class Evidence(Comparison):
         same = self.output["sequences"][:, -new:] == wanted["sequences"][:, -new:]
         so_far = np.logical_and.accumulate(same.all(axis=0))  # one row may change the others
         return np.broadcast_to(so_far, counts.shape)
-
-
-def _mean_square(errors: np.ndarray) -> float:
-    return float(errors @ errors) / errors.size
-
-
-def _fraction(rounding: float) -> float:
-    """Return the largest error that a mistake explains, as a part of the error without it.
-
-    It is a half as a rule, more if rounding errors, in the same unit, may be as large as that, and
-    no limit in practice if they are.
-    """
-    return 0.5 if FACTOR * rounding < 0.5 else 0.9 if rounding < 0.5 else 2.0
-
-
-def _largest(numbers: Numbers, name: str) -> float:
-    """Return the largest magnitude of a tensor; 0 if it is not there, or not finite."""
-    x = np.abs(numbers[name].astype(np.float64)).max(initial=0) if name in numbers else 0.0
-    return float(x) if np.isfinite(x) else 0.0
 
 
 # Results for a text with one token more or fewer
@@ -340,28 +282,25 @@ class TextEvidence(Comparison):
         return cls(compared.case, document, output, parts) if parts else None
 
     @property
-    def cost(self) -> tuple[int, int]:
+    def cost(self) -> tuple[int, int, int]:
         """The key that sorts cases by the time they take to compute."""
-        return COSTS.index(self.case.kind), len(self.output)
+        return COSTS.index(self.case.kind), 0, len(self.output)
 
-    def predicted(self, mistake: Mistake, predictions: Predictions) -> Answers | None:
+    def predicted(self, mistake: Suspect, predictions: Predictions) -> Answers | None:
         """Return a mistake's answers by name; None if there are none."""
-        document = predictions.document(mistake, self.case)
+        document = mistake.answers(self.case, predictions)
         return None if document is None else _answers(self.document, document)
 
-    def fit(self, mistake: Mistake, predictions: Predictions) -> Fit | None:
-        """Return errors of 0 for a mistake's answers, inf for others; None if these are unknown."""
+    def fit(self, mistake: Suspect, predictions: Predictions) -> Fit | None:
+        """Return how many of the wrong answers are a mistake's; None if these are unknown."""
         wanted = self.predicted(mistake, predictions)
         known = [n for n in self.output if wanted is not None and n in wanted]
         wrong = {name for name, part in self.parts.items() if part.verdict == DIFFERS}
         if wanted is None or (wrong and not wrong & set(known)):
             return None
-        units = {n: 0.0 if self.output[n] == wanted[n] else math.inf for n in known}
-        return Fit(units, float(len(wrong - set(known))))
-
-    def is_far(self, mistake: Mistake, predictions: Predictions) -> bool:
-        """Return False: answers are compared exactly, which is fast."""
-        return False
+        left = {n for n in known if self.output[n] != wanted[n]} | (wrong - set(known))
+        share = 1 - len(left) / len(wrong) if wrong else float(not left)
+        return Fit(max(0.0, share), math.inf if left & set(known) else 0.0)
 
     def agree(self, one: Answers, other: Answers) -> bool:
         """Return whether two mistakes have the same answers to what the candidate answers."""

@@ -105,14 +105,15 @@ def of_any(steps: list[Step]) -> Iterator[Guess]:
     for dtype in HALVES:
         yield Guess(f"results are rounded to {dtype}", lambda s, t=dtype: rounded(s.right, t))
         yield Guess(
-            f"inputs are rounded to {dtype}",
-            lambda s, t=dtype: compute(s.kind, _all_rounded(s, t)),
+            f"inputs are rounded to {dtype}", lambda s, t=dtype: compute(s.kind, _all_rounded(s, t))
         )
         yield Guess(
             f"inputs and results are rounded to {dtype}",
             lambda s, t=dtype: rounded(compute(s.kind, _all_rounded(s, t)), t),
         )
     yield Guess("results are 0", lambda s: np.zeros_like(s.right))
+    if first.out is first.right:
+        return
     out, right = (np.where(first.counts, x, 0.0).ravel() for x in (first.out, first.right))
     if not (np.isfinite(out).all() and np.isfinite(right).all()):
         return
@@ -124,7 +125,9 @@ def of_any(steps: list[Step]) -> Iterator[Guess]:
     yield Guess(f"{number(added)} is added to all results", lambda s: s.right + added)
     most = float(np.abs(out).max(initial=0.0))
     if most < np.abs(right).max(initial=0.0):
-        yield Guess(f"results are clipped at {number(most)}", lambda s: np.clip(s.right, -most, most))
+        yield Guess(
+            f"results are clipped at {number(most)}", lambda s: np.clip(s.right, -most, most)
+        )
     with np.errstate(all="ignore"):
         cap = refined(
             lambda c: float(np.square(out - c * np.tanh(right / c)).sum()),
@@ -142,7 +145,9 @@ def of_any(steps: list[Step]) -> Iterator[Guess]:
     )
     if first.kind in ("weights", "mask"):
         return
-    bias = np.median((first.out - first.right)[first.counts.any(axis=tuple(range(2, first.out.ndim)))], axis=0)
+    bias = np.median(
+        (first.out - first.right)[first.counts.any(axis=tuple(range(2, first.out.ndim)))], axis=0
+    )
     yield Guess(
         f"a bias is added, of up to {number(float(np.abs(bias).max(initial=0)))}",
         lambda s: s.right + bias if s.right.shape[2:] == bias.shape else None,
@@ -185,9 +190,11 @@ def _permuted(first: Step) -> Iterator[Guess]:
         shown = ", ".join(map(str, order[:8]))
         yield Guess(
             f"the order is permuted: results 0, 1, 2, ... are what {shown}, ... should be",
-            lambda s: s.right.reshape(*s.right.shape[:2], -1)[..., order].reshape(s.right.shape)
-            if math.prod(s.right.shape[2:]) == width
-            else None,
+            lambda s: (
+                s.right.reshape(*s.right.shape[:2], -1)[..., order].reshape(s.right.shape)
+                if math.prod(s.right.shape[2:]) == width
+                else None
+            ),
         )
 
 
@@ -224,9 +231,11 @@ def of_embedding(steps: list[Step]) -> Iterator[Guess]:
     first = steps[0]
     table, out = first.x["table"], first.out
     nearest = np.abs(out[..., None, :] - table).max(axis=-1).argmin(axis=-1)
-    b, t = np.argwhere((nearest != first.x["ids"]) & first.counts.all(axis=-1)).tolist()[:1][0] if (
-        ((nearest != first.x["ids"]) & first.counts.all(axis=-1)).any()
-    ) else (0, 0)
+    b, t = (
+        np.argwhere((nearest != first.x["ids"]) & first.counts.all(axis=-1)).tolist()[:1][0]
+        if (((nearest != first.x["ids"]) & first.counts.all(axis=-1)).any())
+        else (0, 0)
+    )
     yield Guess(
         f"other rows of the table: token id {first.x['ids'][b, t]} has row {nearest[b, t]}",
         lambda s: s.x["table"][
@@ -240,9 +249,7 @@ def of_sums(steps: list[Step]) -> Iterator[Guess]:
     first, stage = steps[0], steps[0].stage
     y = first.x["of"]
     yield Guess(
-        f"the residual is missing: {stage} is {y} alone",
-        lambda s: s.x["y"],
-        "residual-lost",
+        f"the residual is missing: {stage} is {y} alone", lambda s: s.x["y"], "residual-lost"
     )
     names = {
         ("attention_residual", "x"): "attention-residual-forgotten",
@@ -259,6 +266,8 @@ def of_sums(steps: list[Step]) -> Iterator[Guess]:
         lambda s: s.others[normed] + s.x["y"],
         "residual-of-the-norm",
     )
+    if first.out is first.right:
+        return
     for extra in ([], *([n] for n in first.others if n not in ("logits", stage))):
         parts = lambda s, e=extra: [s.x["x"], s.x["y"], *(s.others.get(n) for n in e)]  # noqa: E731
         arrays = parts(first)
@@ -318,7 +327,8 @@ def of_caches(steps: list[Step]) -> Iterator[Guess]:
     where = sorted({int(p) for p in first.x["positions"][lost]})
     shown = ", ".join(map(str, where[:6]))
     yield Guess(
-        f"slots are empty: in case {first.case}, call {first.call} those of positions {shown}", either
+        f"slots are empty: in case {first.case}, call {first.call} those of positions {shown}",
+        either,
     )
 
 
@@ -398,14 +408,21 @@ def of_norms(steps: list[Step]) -> Iterator[Guess]:
             "",
             lambda x, w, e: x / np.abs(x).max(axis=-1, keepdims=True) * w,
         ),
-        ("it is normed twice", "final-norm-twice" if is_last else "", lambda x, w, e: (
-            lambda y: y / root(y, e) * w)(x / root(x, e) * w)),
-        ("it is normed and multiplied by the weight twice", "", lambda x, w, e: x / root(x, e) * w * w),
+        (
+            "it is normed twice",
+            "final-norm-twice" if is_last else "",
+            lambda x, w, e: (lambda y: y / root(y, e) * w)(x / root(x, e) * w),
+        ),
+        (
+            "it is normed and multiplied by the weight twice",
+            "",
+            lambda x, w, e: x / root(x, e) * w * w,
+        ),
     ]
     for says, name, f in table:
         yield Guess(says, form(f), name)
     first = steps[0]
-    eps = _measured_eps(first)
+    eps = None if first.out is first.right else _measured_eps(first)
     if eps is not None:
         own = first.x["eps"]
         name = "eps-forgotten" if eps == 0 else "eps-of-another-model" if eps == 1e-6 else ""
@@ -423,12 +440,14 @@ def of_norms(steps: list[Step]) -> Iterator[Guess]:
         )
         yield Guess(
             f"the squares are summed in {dtype}",
-            lambda s, t=dtype: s.x["x"]
-            / np.sqrt(
-                rounded(np.square(rounded(s.x["x"], t)), t).mean(axis=-1, keepdims=True)
-                + s.x["eps"]
-            )
-            * s.x["weight"],
+            lambda s, t=dtype: (
+                s.x["x"]
+                / np.sqrt(
+                    rounded(np.square(rounded(s.x["x"], t)), t).mean(axis=-1, keepdims=True)
+                    + s.x["eps"]
+                )
+                * s.x["weight"]
+            ),
             "squares-in-16-bits",
         )
         yield Guess(
@@ -473,7 +492,9 @@ def _like(s: Step, name: str) -> Array:
 
 def _other(s: Step, name: str) -> Array:
     found = s.others.get(name)
-    return np.full_like(s.x["x"], np.nan) if found is None or found.shape != s.x["x"].shape else found
+    return (
+        np.full_like(s.x["x"], np.nan) if found is None or found.shape != s.x["x"].shape else found
+    )
 
 
 def _measured_eps(s: Step) -> float | None:
@@ -575,19 +596,20 @@ def of_linear(steps: list[Step]) -> Iterator[Guess]:
         )
         yield Guess(
             "heads are cut across tokens: (T, H·d) is read as (H, T, d)",
-            lambda s: s.right.reshape(s.right.shape[0], s.right.shape[2], s.right.shape[1], -1)
-            .swapaxes(1, 2),
+            lambda s: s.right.reshape(
+                s.right.shape[0], s.right.shape[2], s.right.shape[1], -1
+            ).swapaxes(1, 2),
             "heads-cut-across-tokens",
         )
     for other, value in first.others.items():
         if other != stage and value.size == first.x["x"].size and value is not first.x["x"]:
             yield Guess(
                 f"the input is {other}" + (", before the norm" if other == "hidden" else ""),
-                lambda s, n=other: times(
-                    s, s.others[n].reshape(*s.x["x"].shape[:2], -1), s.x["weight"]
-                )
-                if n in s.others
-                else None,
+                lambda s, n=other: (
+                    times(s, s.others[n].reshape(*s.x["x"].shape[:2], -1), s.x["weight"])
+                    if n in s.others
+                    else None
+                ),
             )
     for dtype in HALVES:
         yield Guess(
@@ -606,7 +628,8 @@ def of_linear(steps: list[Step]) -> Iterator[Guess]:
                 lambda s, b=bits, a=axis: times(s, shape(s), _integers(s.x["weight"], b, a)),
             )
     columns = w.shape[1]
-    lost = [n for n in range(1, 33) if n < columns]
+    most = 2 if first.out is first.right else 33
+    lost = [n for n in range(1, most) if n < columns]
     for n in lost:
         plural = "s" * (n > 1)
         yield Guess(
@@ -686,11 +709,7 @@ def of_silu(steps: list[Step]) -> Iterator[Guess]:
             "",
             lambda g, u: g * sig(1.702 * g) * u,
         ),
-        (
-            "the activation is ReLU, not SiLU",
-            "relu-for-silu",
-            lambda g, u: np.maximum(g, 0) * u,
-        ),
+        ("the activation is ReLU, not SiLU", "relu-for-silu", lambda g, u: np.maximum(g, 0) * u),
         (
             "gate and up are exchanged: silu(up) · gate",
             "gate-and-up-swapped",
@@ -699,11 +718,7 @@ def of_silu(steps: list[Step]) -> Iterator[Guess]:
         ("up is missing: silu(gate) alone", "up-forgotten", lambda g, u: g * sig(g)),
         ("there is no activation: gate · up", "silu-forgotten", lambda g, u: g * u),
         ("the gate is missing: up alone", "", lambda g, u: u),
-        (
-            "the activation is the sigmoid, not SiLU",
-            "sigmoid-for-silu",
-            lambda g, u: sig(g) * u,
-        ),
+        ("the activation is the sigmoid, not SiLU", "sigmoid-for-silu", lambda g, u: sig(g) * u),
         ("up is added, not multiplied: silu(gate) + up", "", lambda g, u: g * sig(g) + u),
         ("the activation is of the product: silu(gate · up)", "", lambda g, u: g * u * sig(g * u)),
         ("both are activated: silu(gate) · silu(up)", "", lambda g, u: g * sig(g) * u * sig(u)),
@@ -717,11 +732,7 @@ def of_silu(steps: list[Step]) -> Iterator[Guess]:
             "",
             lambda g, u: np.where(g > 0, g, 0.01 * g) * u,
         ),
-        (
-            "the activation is the hard swish",
-            "",
-            lambda g, u: g * np.clip(g / 6 + 0.5, 0, 1) * u,
-        ),
+        ("the activation is the hard swish", "", lambda g, u: g * np.clip(g / 6 + 0.5, 0, 1) * u),
         ("SiLU is negated inside: gate · sigmoid(-gate) · up", "", lambda g, u: g * sig(-g) * u),
     ]
     for says, name, f in table:
@@ -732,8 +743,11 @@ def of_silu(steps: list[Step]) -> Iterator[Guess]:
             lambda s, t=dtype: rounded(s.x["gate"] * sig(s.x["gate"]), t) * s.x["up"],
             "silu-rounded-before-up",
         )
+    if steps[0].out is steps[0].right:
+        return
     g, u, out = (
-        np.where(steps[0].counts, x, 0.0) for x in (steps[0].x["gate"], steps[0].x["up"], steps[0].out)
+        np.where(steps[0].counts, x, 0.0)
+        for x in (steps[0].x["gate"], steps[0].x["up"], steps[0].out)
     )
 
     def error(b: float) -> float:
@@ -747,13 +761,14 @@ def of_silu(steps: list[Step]) -> Iterator[Guess]:
 
     def cut(c: float, upper: bool) -> Callable[[Array, Array], Array]:
         return lambda g, u: (
-            np.minimum(g * sig(g), c) if upper else np.clip(g, -c, c) * sig(np.clip(g, -c, c))
-        ) * u
+            (np.minimum(g * sig(g), c) if upper else np.clip(g, -c, c) * sig(np.clip(g, -c, c))) * u
+        )
 
     for upper, what in ((True, "the activation is capped at"), (False, "the gate is clipped at")):
         grid = np.geomspace(0.05, 50, 60)
         c = refined(lambda c, k=upper: float(np.square(cut(c, k)(g, u) - out).sum()), grid)
-        yield Guess(f"{what} {number(c)}", lambda s, f=cut(c, upper): f(s.x["gate"], s.x["up"]))
+        f = cut(c, upper)
+        yield Guess(f"{what} {number(c)}", lambda s, f=f: f(s.x["gate"], s.x["up"]))
 
 
 # RoPE
@@ -791,13 +806,17 @@ def of_rope(steps: list[Step]) -> Iterator[Guess]:
         yield Guess(
             f"the exponent is of pair m {'+' if n > 0 else '-'} 1: all frequencies are one too "
             f"{'slow' if n > 0 else 'fast'}",
-            by(own, False, lambda p, s, n=n: right(p, s) * s.x["theta"] ** (-2 * n / s.x["x"].shape[-1])),
+            by(
+                own,
+                False,
+                lambda p, s, n=n: right(p, s) * s.x["theta"] ** (-2 * n / s.x["x"].shape[-1]),
+            ),
         )
     first = steps[0]
     d = first.x["x"].shape[-1]
     for theta, name in ((1e4, "rope-theta-ignored"), (1e6, "theta-of-v0.2")):
         yield _of_theta(theta, False, own, name)
-    for neighbours in (False, True):
+    for neighbours in () if first.out is first.right else (False, True):
         yield _of_theta(_measured_theta(first, neighbours), neighbours, own, "")
     for pairs in (d // 4, *(n for n in range(1, d // 2) if n != d // 4)):
         part = f"{2 * pairs} of the {d} numbers of a head (m < {pairs})"
@@ -832,7 +851,8 @@ def of_rope(steps: list[Step]) -> Iterator[Guess]:
             f"frequencies are in {dtype}",
             lambda s, r=r: turned(
                 s.x["x"],
-                own(s)[..., None, None] * r(angles(np.ones((1, 1)), s.x["theta"], s.x["x"].shape[-1])),
+                own(s)[..., None, None]
+                * r(angles(np.ones((1, 1)), s.x["theta"], s.x["x"].shape[-1])),
             ),
         )
         yield Guess(
@@ -858,6 +878,8 @@ def of_rope(steps: list[Step]) -> Iterator[Guess]:
         )
     yield Guess("the numbers are rotated as pairs and moved to halves", lambda s: _moved(s, True))
     yield Guess("the numbers are rotated as halves and moved to pairs", lambda s: _moved(s, False))
+    if first.out is first.right:
+        return
     yield from _by_head(first)
     for neighbours in (True, False):
         for says, _, f in [("it is rotated the other way", "", lambda s: -own(s)), *positions]:
@@ -902,11 +924,7 @@ def _positions() -> list[tuple[str, str, Callable[[Step], Array]]]:
             lambda s: p(s) - (p(s) > 0),
         ),
         ("positions begin at 0 in each call", "rope-begins-anew", call_columns),
-        (
-            "positions are those of columns: padding counts",
-            "positions-of-columns",
-            columns,
-        ),
+        ("positions are those of columns: padding counts", "positions-of-columns", columns),
         ("positions begin at 0, whatever is given", "", lambda s: p(s) - _first(s)),
         (
             "positions are those of slots, modulo the window",
@@ -923,35 +941,31 @@ def _positions() -> list[tuple[str, str, Callable[[Step], Array]]]:
             "rope-of-the-first-row",
             lambda s: np.broadcast_to(p(s)[:1], p(s).shape),
         ),
-        ("all positions are the same in a call", "", lambda s: np.broadcast_to(p(s)[:, :1], p(s).shape)),
+        (
+            "all positions are the same in a call",
+            "",
+            lambda s: np.broadcast_to(p(s)[:, :1], p(s).shape),
+        ),
         ("positions count down within a call", "", lambda s: p(s)[:, ::-1]),
     ]
     for n in (2, 3, 4, -2):
-        says = "larger" if n > 0 else "smaller"
-        table.append(
-            (f"positions are {abs(n)} {says} than they should be", "", lambda s, n=n: p(s) + n)
-        )
-        table.append(
-            (f"positions begin at {n} in each call", "", lambda s, n=n: call_columns(s) + n)
-        )
-    for n in (2, 4, 8, 16):
-        table.append(
-            (f"positions are divided by {n}, times {1 / n:g}", "", lambda s, n=n: p(s) / n)
-        )
-    for n in (3, 4, 0.5):
-        table.append((f"positions are multiplied by {n}", "", lambda s, n=n: p(s) * n))
+        says = f"positions are {abs(n)} {'larger' if n > 0 else 'smaller'} than they should be"
+        table += [
+            (says, "", lambda s, n=n: p(s) + n),
+            (f"positions begin at {n} in each call", "", lambda s, n=n: call_columns(s) + n),
+        ]
+    for m in (2, 4, 8, 16, 1 / 3, 1 / 4):
+        says = f"positions are divided by {m}, times {1 / m:g}"
+        table += [
+            (says if m > 1 else f"positions are times {1 / m:g}", "", lambda s, m=m: p(s) / m)
+        ]
     for n in (8, 16, 32):
-        table.append(
-            (f"positions are those of slots, modulo {n}", "rope-by-slot", lambda s, n=n: p(s) % n)
-        )
+        says = f"positions are those of slots, modulo {n}"
+        table += [(says, "rope-by-slot", lambda s, n=n: p(s) % n)]
     for n in (1, -1, -2):
-        table.append(
-            (
-                f"positions are those of slots, modulo W {'+' if n > 0 else '-'} {abs(n)}",
-                "rope-by-slot",
-                lambda s, n=n: p(s) % max(1, (s.x.get("window") or 10**9) + n),
-            )
-        )
+        says = f"positions are those of slots, modulo W {'+' if n > 0 else '-'} {abs(n)}"
+        window = lambda s, n=n: max(1, (s.x.get("window") or 10**9) + n)  # noqa: E731
+        table += [(says, "rope-by-slot", lambda s, w=window: p(s) % w(s))]
     return table
 
 
@@ -993,7 +1007,11 @@ def _with(s: Step, cos: Array, sin: Array) -> Array:
 def _moved(s: Step, to_halves: bool) -> Array:
     d = s.x["x"].shape[-1]
     angle = angles(s.x["positions"], s.x["theta"], d)
-    order = np.arange(d).reshape(-1, 2).T.ravel() if to_halves else np.arange(d).reshape(2, -1).T.ravel()
+    order = (
+        np.arange(d).reshape(-1, 2).T.ravel()
+        if to_halves
+        else np.arange(d).reshape(2, -1).T.ravel()
+    )
     return turned(s.x["x"], angle, to_halves)[..., order]
 
 

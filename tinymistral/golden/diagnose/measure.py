@@ -58,6 +58,8 @@ def measure(steps: Iterable[Step]) -> list[Finding]:
     """Return what is found of each stage, in the order of computation; the same said once."""
     groups: dict[tuple[str, str], list[Step]] = {}
     for step in in_two(steps):
+        if set(step.filled) - {f"calls.{step.call}.layers.{step.layer}.attention_weights"}:
+            continue  # it is not known which of these stages is wrong
         kind = "mask" if step.kind == "mask" else ""
         groups.setdefault((step.stage, kind), []).append(step)
     found = [finding for group in groups.values() for finding in _of_stage(group)]
@@ -107,10 +109,15 @@ def _best(group: Sequence[Step], wrong: list[Step]) -> tuple[Guess | None, list[
     most = max((count for count, _, _ in rules), default=0)
     least = min((rate for count, rate, _ in rules if count == most), default=0.0)
     best: tuple[Guess | None, list[Step]] = (None, [])
-    for guess in [g for n, rate, g in rules if n == most and rate <= 2 * least + 1e-4][:NEAR]:
+    near = [g for n, rate, g in rules if n == most and rate <= 2 * least + 1e-4][:NEAR]
+    right = [s for s in group if not s.wrong] if len(near) > 1 else []
+    highest = 0.0
+    for guess in near:
         explained = [s for s in wrong if remains(s, guess) <= 1]
-        if len(explained) > len(best[1]):
-            best = guess, explained
+        against = sum(_shows(s, guess) for s in right)
+        score = len(explained) - 0.5 * against / max(1, len(right))
+        if explained and score > highest:
+            best, highest = (guess, explained), score
     return best
 
 

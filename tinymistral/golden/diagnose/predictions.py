@@ -13,7 +13,6 @@ import numpy as np
 
 from tinymistral.config import MistralConfig
 from tinymistral.golden.models import read_model
-from tinymistral.golden.rounding import CHOICES, TRANSFORMERS, RoundingBackend
 from tinymistral.golden.run.tinymistral import open_vocabulary, run_case
 from tinymistral.golden.suite import Case, CaseArrays, Suite
 from tinymistral.heads import MistralForCausalLM
@@ -21,7 +20,6 @@ from tinymistral.mistakes import Mistake
 from tinymistral.mistakes.inputs import Undo, positions_of
 from tinymistral.mistakes.planting import cache_with, faulty_for
 from tinymistral.numpy_backend import NumpyBackend
-from tinymistral.operations import NUMPY_DTYPES
 from tinymistral.tokenizer import MistralTokenizer
 
 Inputs = Mapping[str, np.ndarray]
@@ -29,36 +27,6 @@ Results = dict[str, np.ndarray]
 
 # With a mistake, or with two, the run may end in any of these: then there is no result.
 _NO_RESULT = (ValueError, IndexError, TypeError, AttributeError)
-
-
-class RoundedEverywhere(RoundingBackend):
-    """The numpy backend, but it rounds after each step of an operation."""
-
-    def __init__(self, dtype: str | None = None):
-        super().__init__(dtype or "float32", choices=CHOICES)
-
-
-class AsTransformers(RoundingBackend):
-    """The numpy backend, but it rounds where transformers does, and has angles in float32.
-
-    Positions past 2^24 have angles in float64, since float32 is a mistake there.
-    """
-
-    def __init__(self, dtype: str | None = None):
-        super().__init__(dtype or "float32", "float32", choices=TRANSFORMERS)
-
-    def rope_table(
-        self, positions: np.ndarray, theta: float, d: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Compute angles in a dtype in which the positions are exact."""
-        exact = positions.max(initial=0) >= 2**24
-        self._angles = NUMPY_DTYPES["float64" if exact else "float32"]
-        return super().rope_table(positions, theta, d)
-
-
-# Backends that round at different places. They show how large rounding errors are with a mistake,
-# which may make a model more sensitive to rounding, for example where attention is nearly a tie.
-ROUNDED: tuple[type[NumpyBackend], ...] = (NumpyBackend, RoundedEverywhere, AsTransformers)
 
 
 class Predictions:
@@ -73,6 +41,7 @@ class Predictions:
         self._vocabularies = vocabularies
         self._arrays: dict[str, CaseArrays] = {}
         self._models: dict[str, tuple[MistralConfig, Results]] = {}
+        self.right: dict[str, Results] = {}  # by case: stages in float64, without a mistake
         self._wide: dict[str, tuple[MistralConfig, Results]] = {}
         self._found: dict[str, dict[tuple[Any, ...], Results | None]] = {}
         self._tokenizers: dict[str, MistralTokenizer | None] = {}

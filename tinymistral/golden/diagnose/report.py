@@ -10,11 +10,14 @@ from tinymistral.golden.compare.places import in_order
 from tinymistral.golden.compare.tensors import DTYPES
 from tinymistral.golden.compare.texts import shown
 from tinymistral.golden.compare.verdicts import Part, finite
-from tinymistral.golden.diagnose.evidence import AnyEvidence, TextEvidence
+from tinymistral.golden.diagnose.evidence import AnyEvidence, Suspect
+from tinymistral.golden.diagnose.measure import Finding
 from tinymistral.golden.diagnose.search import Diagnosis, Explanation
 from tinymistral.golden.manifest import Case
+from tinymistral.mistakes import MISTAKES
 
 Stages = Mapping[str, str]
+_KNOWN = {mistake.name: mistake for mistake in MISTAKES}
 
 # What a stage is computed from: where to look if it is the first that differs.
 _OF_STAGES = {
@@ -58,25 +61,56 @@ def as_text(diagnosis: Diagnosis, stages: Stages) -> Iterator[str]:
     """Yield the lines of a diagnosis in which something differs."""
     cases, differing = len(diagnosis.evidence), len(diagnosis.differing)
     yield f"{differing} of {cases} case{'s' * (cases != 1)} differ{'s' * (differing == 1)}"
-    if diagnosis.explanations:
+    found, explanations = diagnosis.findings, diagnosis.explanations
+    if found:
         yield ""
-        yield "Your output is what you get with"
-        for place, explanation in enumerate(diagnosis.explanations, 1):
+        yield "Of each step by itself, from its input in your output:"
+        for number, finding in enumerate(found, 1):
+            yield from _finding(finding, f"{number}. ")
+    if explanations:
+        yield ""
+        yield (
+            "Your output is what you get with"
+            if explanations[0].complete
+            else ("Nothing that was tried explains all of your output. A part is what you get with")
+        )
+        for place, explanation in enumerate(explanations, 1):
             yield from _explanation(diagnosis, explanation, f"{place}. ")
+    if (found and all(f.says for f in found)) or (explanations and explanations[0].complete):
         return
-    yield f"No known mistake, and no likely pair, makes this output ({diagnosis.tried} tried)."
+    if not explanations:
+        yield f"Unknown: nothing explains a tenth of what differs ({diagnosis.tried} tried)."
     yield ""
     each, part = first(diagnosis, stages)
     yield f"What differs first is {part.name}, in case {each.case.id}{_how_far(part)}."
+    if part.extent:
+        yield f"It differs in {part.extent}."
     yield f"It is computed from {depends_on(each.case, part.name)}."
     yield from _before(each, part, stages)
     for dtype in fitting(diagnosis):
         yield f"With the tolerances of {dtype} all of it agrees: if you compute in it, use --dtype."
-    if diagnosis.partial:
-        yield ""
-        yield "Part of your output is what you get with"
-        for place, explanation in enumerate(diagnosis.partial, 1):
-            yield from _explanation(diagnosis, explanation, f"{place}. ")
+
+
+def sentence(finding: Finding) -> str:
+    """Return what was found, in one sentence with numbers."""
+    stages = ", ".join(finding.stages)
+    where = f" {finding.where}" if finding.where else ""
+    name = f"{finding.name}, in " if finding.name else ""
+    how_many = f"{len(finding.steps)} of {finding.wrong} wrong steps"
+    says = finding.says or "it is wrong, and nothing that was tried makes these numbers"
+    return f"{name}{stages}{where}: {says} ({how_many})."
+
+
+def _finding(finding: Finding, bullet: str) -> Iterator[str]:
+    indent, step = " " * len(bullet), finding.first
+    yield f"{bullet}{sentence(finding)}"
+    worst = step.off(step.right) / step.tolerance
+    at = f"call {step.call}" + (f", layer {step.layer}" if step.layer >= 0 else "")
+    yield f"{indent}First in case {step.case}, {at}: off by {worst:.2g} tolerances."
+    known = _KNOWN.get(finding.name)
+    if known is not None:
+        yield f"{indent}{known.says}"
+        yield f"{indent}Fix: {known.fix}"
 
 
 def _before(each: AnyEvidence, part: Part, stages: Stages) -> Iterator[str]:
@@ -96,7 +130,7 @@ def first(diagnosis: Diagnosis, stages: Stages) -> tuple[AnyEvidence, Part]:
 
     That is the first in the order of computation, in the cheapest case in which it differs.
     """
-    found = {each.case.id: list(each.parts.values())[each.first] for each in diagnosis.differing}
+    found = {each.case.id: each.first for each in diagnosis.differing}
     by_case = {each.case.id: each for each in diagnosis.differing}
     kinds = {each.case.kind for each in diagnosis.differing}
     if "operation" in kinds or "model" not in kinds:
@@ -124,39 +158,35 @@ def _how_far(part: Part) -> str:
 def _explanation(diagnosis: Diagnosis, explanation: Explanation, bullet: str) -> Iterator[str]:
     best, *others = explanation.mistakes
     indent = " " * len(bullet)
-    yield f"{bullet}{best.name}: {best.says}"
+    yield f"{bullet}{_named(best)}"
     yield f"{indent}{agreement(diagnosis, explanation)}"
-    stage, case = explanation.decided
-    if stage:
-        yield f"{indent}It first shows in {place(diagnosis, stage, case)}."
-    yield f"{indent}Fix: {best.fix}"
+    if best.fix:
+        yield f"{indent}Fix: {best.fix}"
     if others:
         yield f"{indent}Your output does not distinguish it from"
         for other in others:
-            yield f"{indent}- {other.name}: {other.says}"
-            yield f"{indent}  Fix: {other.fix}"
+            yield f"{indent}- {_named(other)}"
+            if other.fix:
+                yield f"{indent}  Fix: {other.fix}"
+
+
+def _named(suspect: Suspect) -> str:
+    return f"{suspect.name}: {suspect.says}" if suspect.name else suspect.says
 
 
 def agreement(diagnosis: Diagnosis, explanation: Explanation) -> str:
-    """Return a sentence: how much a mistake explains, and how exactly."""
-    texts = isinstance(diagnosis.evidence[0], TextEvidence)
-    near = "exactly" if texts else f"within {explanation.worst:.1g} tolerances"
+    """Return a sentence: how much a mistake explains, and what contradicts it."""
     differing, cases = len(diagnosis.differing), len(diagnosis.evidence)
-    if len(explanation.explained) == differing and not explanation.broken:
-        all_ = f"all of your output for {cases} case{'s' * (cases != 1)}"
-        return f"It explains {all_}, {near}."
-    text = f"It explains {len(explanation.explained)} of the {differing} cases that differ, {near}"
+    if explanation.complete:
+        return f"It explains all of your output for {cases} case{'s' * (cases != 1)}."
+    text = (
+        f"It explains {100 * explanation.share:.0f}% of what differs, all of it in "
+        f"{len(explanation.explained)} of the {differing} cases that differ"
+    )
     if explanation.broken:
         text += f", but it would make {len(explanation.broken)} differ that agree"
+        text += f" ({', '.join(explanation.broken[:3])})"
     return f"{text}."
-
-
-def place(diagnosis: Diagnosis, stage: str, case: str) -> str:
-    """Return the stage or operation that a mistake changes first, and the case."""
-    kinds = {each.case.id: each.case for each in diagnosis.evidence}
-    operation = kinds[case].operation if case in kinds else None
-    where = f"the operation {operation}" if operation else stage
-    return f"{where} (case {case})"
 
 
 def as_fields(diagnosis: Diagnosis, stages: Stages) -> dict[str, Any]:
@@ -165,8 +195,8 @@ def as_fields(diagnosis: Diagnosis, stages: Stages) -> dict[str, Any]:
         "cases": [each.case.id for each in diagnosis.evidence],
         "differ": [each.case.id for each in diagnosis.differing],
         "tried": diagnosis.tried,
+        "findings": [_found(finding) for finding in diagnosis.findings],
         "explanations": [_fields(explanation) for explanation in diagnosis.explanations],
-        "partial_explanations": [_fields(explanation) for explanation in diagnosis.partial],
         "first": None,
     }
     if diagnosis.differing:
@@ -181,18 +211,30 @@ def as_fields(diagnosis: Diagnosis, stages: Stages) -> dict[str, Any]:
     return fields
 
 
+def _found(finding: Finding) -> dict[str, Any]:
+    known, step = _KNOWN.get(finding.name), finding.first
+    return {
+        "stages": list(finding.stages),
+        "says": finding.says,
+        "where": finding.where,
+        "name": finding.name,
+        "fix": known.fix if known else "",
+        "steps": len(finding.steps),
+        "wrong": finding.wrong,
+        "first": {"case": step.case, "call": step.call, "layer": step.layer},
+    }
+
+
 def _fields(explanation: Explanation) -> dict[str, Any]:
-    stage, case = explanation.decided
     suspects: Sequence[dict[str, str]] = [
         {"name": mistake.name, "says": mistake.says, "fix": mistake.fix}
         for mistake in explanation.mistakes
     ]
     return {
         "suspects": suspects,
-        "worst": finite(explanation.worst),
+        "share": explanation.share,
         "explains": list(explanation.explained),
         "contradicts": list(explanation.broken),
-        "decided": {"stage": stage, "case": case} if stage else None,
     }
 
 

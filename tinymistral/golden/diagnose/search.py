@@ -1,22 +1,23 @@
-"""The search for a known mistake that makes the candidate's numbers.
+"""The diagnosis: what is measured step by step, and if that is not enough, a search.
 
-The reference is run with every known mistake, and its results are compared with the candidate's, in
-units of the tolerances. The cheapest case that differs comes first, and a mistake that does not fit
-there is dropped; the others have to explain all other cases too, also those that agree. If none
-does, likely pairs are tried in the same way.
+A step whose input and result are given is judged by itself, see `measure.py`. Otherwise the
+reference is run with every known mistake, and with those supposed in `supposed.py`. Each explains a
+share of what differs; those that explain most of the cheapest case are run on more cases.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, islice
 
 from tinymistral.golden.compare.candidate import Candidate
 from tinymistral.golden.compare.cases import compare_case
 from tinymistral.golden.compare.verdicts import Compared
-from tinymistral.golden.diagnose.evidence import AnyEvidence, Evidence, Fit, TextEvidence
+from tinymistral.golden.diagnose.evidence import AnyEvidence, Evidence, Fit, Suspect, TextEvidence
+from tinymistral.golden.diagnose.measure import Finding, measure
 from tinymistral.golden.diagnose.predictions import Predictions
+from tinymistral.golden.diagnose.steps import all_steps
+from tinymistral.golden.diagnose.supposed import Supposed, supposed, with_parameters
 from tinymistral.golden.manifest import TEXT_KINDS
 from tinymistral.golden.suite import Case
 from tinymistral.mistakes import Mistake
@@ -24,9 +25,11 @@ from tinymistral.text import one_line
 
 LARGEST = 20_000_000  # weights of a model that can be diagnosed
 
-# If no mistake explains everything: on how many differing cases each is tried, how many of those
-# that explain a part are paired with every other one, and how many are reported.
-TRIED_IN_PART, PAIRED, REPORTED = 12, 6, 3
+# How many are run on a few more cases, and on all of them; how many of the best are paired, and
+# with how many others; how many are reported.
+ON_SOME, ON_ALL, PAIRED, OTHERS, REPORTED = 20, 6, 3, 40, 3
+SOME = 3  # more cases that differ, and as many that agree
+LEAST = 0.1  # of what differs: nobody is helped by less
 
 Fits = dict[str, Fit]  # by case id
 Progress = Callable[[int, int], None]
@@ -48,7 +51,7 @@ def gather(
         size = 0 if weights is None else weights["parameters"]
         if size > LARGEST:
             raise ValueError(
-                f"case {case.id}: its model has {size} weights and would be run more than a "
+                f"case {case.id}: its model has {size} weights and would be run many "
                 f"hundred times; up to {LARGEST} can be diagnosed: dump and diagnose v1 instead"
             )
     for name in only:
@@ -98,26 +101,26 @@ def compare_one(
 class Explanation:
     """A mistake, or several that the output does not distinguish, the nearest first."""
 
-    mistakes: tuple[Mistake, ...]
+    mistakes: tuple[Suspect, ...]
     fits: Fits  # of the first one, in the cases for which it has results
     explained: tuple[str, ...]  # the cases whose difference it explains
     broken: tuple[str, ...]  # the cases that agree, but would differ with it
-    decided: tuple[str, str]  # the first stage that it changes, and the case in which it does
+    share: float  # how much of what differs it explains, over all cases that differ
 
     @property
-    def worst(self) -> float:
-        """The largest error in the cases that are explained, in tolerances."""
-        return max((self.fits[name].worst for name in self.explained), default=0.0)
+    def complete(self) -> bool:
+        """Whether it explains everything."""
+        return not self.broken and all(fit.explains for fit in self.fits.values())
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Explanations of everything, ranked, or else of a part of it."""
+    """What is measured, and explanations, ranked."""
 
     evidence: tuple[AnyEvidence, ...]
+    findings: tuple[Finding, ...] = ()
     explanations: tuple[Explanation, ...] = ()
-    partial: tuple[Explanation, ...] = ()
-    tried: int = 0  # mistakes and pairs
+    tried: int = 0  # mistakes, and pairs
 
     @property
     def differing(self) -> tuple[AnyEvidence, ...]:
@@ -131,26 +134,17 @@ def diagnose(
     predictions: Predictions,
     progress: Progress = lambda done, total: None,
 ) -> Diagnosis:
-    """Find the mistakes, or pairs of them, that explain the evidence."""
+    """Measure what went wrong in each step; if that is unknown, find mistakes that explain it."""
     search = Search(evidence, predictions, progress)
     if not search.differing:
         return Diagnosis(search.evidence)
+    findings = tuple(measure(all_steps(search.evidence, predictions)))
+    if findings and all(finding.says for finding in findings):
+        return Diagnosis(search.evidence, findings)
     dtypes = {getattr(each, "dtype", "float32") for each in search.differing}
     relevant = [mistake for mistake in mistakes if dtypes & set(mistake.shows_in)]
-    found = search.explaining(dict.fromkeys(relevant, search.differing[0]))
-    partial: list[tuple[Mistake, Fits]] = []
-    if not found:
-        partial = search.in_part(relevant)
-        found = search.explaining(search.pairs(partial[:PAIRED], relevant))
-    explanations = search.grouped(sorted(found, key=lambda pair: nearness(pair[1])))
-    rest = () if explanations else search.grouped(partial[:REPORTED])
-    part = tuple(explanation for explanation in rest if explanation.explained)
-    return Diagnosis(search.evidence, explanations, part, search.tried)
-
-
-def nearness(fits: Fits) -> float:
-    """Return the mean square error over the cases, which ranks explanations."""
-    return sum(fit.mean**2 for fit in fits.values()) / max(1, len(fits))
+    found = search.explanations(relevant)
+    return Diagnosis(search.evidence, findings, found, search.tried)
 
 
 class Search:
@@ -161,123 +155,106 @@ class Search:
     ) -> None:
         self.evidence = tuple(sorted(evidence, key=self._order))
         self.differing = [each for each in self.evidence if each.differs]
-        self.short = [each for each in self.differing if each.case.kind != "generate"]
+        self.agreeing = [each for each in self.evidence if not each.differs]
         self.predictions, self._progress = predictions, progress
-        self.tried = self._done = self._total = 0
-
-    def _step(self) -> None:
-        self._done += 1
-        self._progress(self._done, self._total)
+        self.tried = self._total = 0
+        self._fits: dict[tuple[int, str], Fit | None] = {}
+        self._kept: list[Suspect] = []  # so that no other one gets the id of one of them
 
     @staticmethod
-    def _order(each: AnyEvidence) -> tuple[bool, bool, tuple[int, int]]:
-        """Return the sort key: slow continuations last, then what differs first, then by cost."""
-        return each.case.kind == "generate", not each.differs, each.cost
+    def _order(each: AnyEvidence) -> tuple[bool, tuple[int, int, int]]:
+        """Return the sort key: slow continuations last, then by cost."""
+        return each.case.kind == "generate", each.cost
 
-    def explaining(self, mistakes: Mapping[Mistake, AnyEvidence]) -> list[tuple[Mistake, Fits]]:
-        """Return the mistakes that explain all the evidence, with their fits.
+    def explanations(self, mistakes: Sequence[Mistake]) -> tuple[Explanation, ...]:
+        """Return those that explain most, ranked."""
+        pool: list[Suspect] = [*mistakes]
+        first = next((e for e in self.differing if e.case.kind == "model"), self.differing[0])
+        if isinstance(first, Evidence) and first.case.kind in ("model", "operation"):
+            pool += supposed(first, self.predictions)
+        some = [first, *[e for e in self.differing if e is not first][:SOME], *self.agreeing[:SOME]]
+        best = self._best(pool, [first], len(pool))
+        if isinstance(first, Evidence) and first.case.kind == "model":
+            best = [*with_parameters(first, self.predictions, LEAST), *best]
+        near = self._best(best[:ON_SOME], some, ON_SOME)
+        near = self._best(near, self.evidence, ON_ALL)
+        if near and self._rank(near[0], self.evidence) < 0.9:
+            near = self._best([*near, *self._pairs(near, best)], self.evidence, ON_ALL)
+        found = self._grouped([m for m in near if self._rank(m, self.evidence) >= LEAST])
+        complete = tuple(explanation for explanation in found if explanation.complete)
+        return complete or found[:REPORTED]
 
-        `mistakes` has with each the case to try it on first.
-        """
-        self._total += len(mistakes)
-        found = []
-        for mistake, first in mistakes.items():
-            fits = self._fits(mistake, first)
-            if fits is not None:
-                found.append((mistake, fits))
-            elif mistake.pair:
-                self.predictions.drop(mistake)
-            self.tried += 1
-            self._step()
-        return found
+    def _best(
+        self, pool: Sequence[Suspect], cases: Sequence[AnyEvidence], most: int
+    ) -> list[Suspect]:
+        """Return those that explain most of some cases, the best first."""
+        self.tried = max(self.tried, len(pool))
+        ranks = []
+        for n, mistake in enumerate(pool):
+            ranks.append((-self._rank(mistake, cases), n))
+            self._progress(n + 1, len(pool))
+        return [pool[n] for rank, n in sorted(ranks)[:most] if rank < 0]
 
-    def _fits(self, mistake: Mistake, first: AnyEvidence) -> Fits | None:
-        fits: Fits = {}
-        for each in (first, *(each for each in self.evidence if each is not first)):
-            if each.is_far(mistake, self.predictions):
-                return None
-            fit = each.fit(mistake, self.predictions)
-            if fit is not None and not fit.explains:
-                return None
-            fits |= {} if fit is None else {each.case.id: fit}
-        return fits if any(each.case.id in fits for each in self.differing) else None
+    def _rank(self, mistake: Suspect, cases: Sequence[AnyEvidence]) -> float:
+        """Return the share that is explained, less the part of agreeing cases that would differ."""
+        good, bad = [], []
+        for each in cases:
+            fit = self.fit(mistake, each)
+            if fit is not None:
+                (good if each.differs else bad).append(fit.share)
+        if not good:
+            return 0.0
+        share = sum(good) / len(good) - (1 - sum(bad) / len(bad) if bad else 0.0)
+        return round(share, 3)  # of those that are as good the first counts
 
-    def pairs(
-        self, partial: Sequence[tuple[Mistake, Fits]], mistakes: Sequence[Mistake]
-    ) -> dict[Mistake, AnyEvidence]:
-        """Pair those that explain a part with all others, then the common ones with each other.
+    def fit(self, mistake: Suspect, each: AnyEvidence) -> Fit | None:
+        """Return how much of a case a mistake explains; computed once."""
+        key = (id(mistake), each.case.id)
+        if key not in self._fits:
+            self._kept.append(mistake)
+            self._fits[key] = each.fit(mistake, self.predictions)
+        return self._fits[key]
 
-        With each comes the case to try it on first: the cheapest that is not explained yet. Pairs
-        that show only in a continuation are left out, since they would take too long.
-        """
-        found: dict[frozenset[str], tuple[Mistake, AnyEvidence]] = {}
-        for one, fits in partial:
-            rest = (e for e in self.short if e.case.id not in fits or not fits[e.case.id].explains)
-            for first in islice(rest, 1):
-                for other in mistakes:
-                    if one is not other:
-                        found.setdefault(frozenset((one.name, other.name)), (one & other, first))
-        common = [mistake for mistake in mistakes if mistake.common]
-        for one, other in combinations(common if self.short else [], 2):
-            found.setdefault(frozenset((one.name, other.name)), (one & other, self.short[0]))
-        return dict(found.values())
+    def _pairs(self, near: Sequence[Suspect], best: Sequence[Suspect]) -> list[Suspect]:
+        """Return pairs of the best with others that explain more than the best alone."""
+        one = near[0]
+        cases = [e for e in self.differing if (fit := self.fit(one, e)) and not fit.explains]
+        cases = [e for e in cases if e.case.kind != "generate"] or self.differing[:1]
+        pairs: list[Suspect] = [
+            a & b  # type: ignore[operator]
+            for a in near[:PAIRED]
+            for b in best[:OTHERS]
+            if a is not b and type(a) is type(b)
+        ]
+        least = self._rank(one, cases[:1])
+        return [p for p in self._best(pairs, cases[:1], ON_ALL) if self._rank(p, cases[:1]) > least]
 
-    def in_part(self, mistakes: Sequence[Mistake]) -> list[tuple[Mistake, Fits]]:
-        """Return those that explain the first difference of some case, the best first."""
-        cases = (self.short or self.differing)[:TRIED_IN_PART]
-        self._total += len(mistakes)
-        found = []
-        for mistake in mistakes:
-            fits = {each.case.id: each.fit(mistake, self.predictions) for each in cases}
-            known = {name: fit for name, fit in fits.items() if fit is not None}
-            gained = [known[e.case.id].reach - e.first for e in cases if e.case.id in known]
-            if any(gain > 0 for gain in gained):
-                explained = sum(fit.explains for fit in known.values())
-                further = sum(gain > 0 for gain in gained) - sum(gain < 0 for gain in gained)
-                found.append(((-explained, -further, nearness(known)), mistake, known))
-            self._step()
-        found.sort(key=lambda entry: entry[0])
-        return [(mistake, fits) for _, mistake, fits in found]
-
-    def grouped(self, found: Sequence[tuple[Mistake, Fits]]) -> tuple[Explanation, ...]:
+    def _grouped(self, found: Sequence[Suspect]) -> tuple[Explanation, ...]:
         """Group mistakes that the evidence does not distinguish, in their order."""
-        groups: list[list[tuple[Mistake, Fits]]] = []
-        for mistake, fits in found:
+        groups: list[list[Suspect]] = []
+        for mistake in found:
             for group in groups:
-                if self._same(mistake, group[0][0]):
-                    group.append((mistake, fits))
+                if self._same(mistake, group[0]):
+                    group.append(mistake)
                     break
             else:
-                groups.append([(mistake, fits)])
+                groups.append([mistake])
         return tuple(self._explanation(group) for group in groups)
 
-    def _same(self, one: Mistake, other: Mistake) -> bool:
-        for each in self.evidence:
+    def _same(self, one: Suspect, other: Suspect) -> bool:
+        for each in self.differing:
             a, b = (each.predicted(mistake, self.predictions) for mistake in (one, other))
             if a is not None and b is not None and not each.agree(a, b):
                 return False
         return True
 
-    def _explanation(self, group: Sequence[tuple[Mistake, Fits]]) -> Explanation:
-        mistake = group[0][0]
-        fits: Fits = {}
-        for each in self.evidence:
-            fit = each.fit(mistake, self.predictions)
-            fits |= {} if fit is None else {each.case.id: fit}
+    def _explanation(self, group: Sequence[Suspect]) -> Explanation:
+        fits = {e.case.id: fit for e in self.evidence if (fit := self.fit(group[0], e))}
         differ = {each.case.id for each in self.differing}
         explained = tuple(n for n, fit in fits.items() if n in differ and fit.explains)
-        broken = tuple(n for n, fit in fits.items() if n not in differ and not fit.explains)
-        names = tuple(mistake for mistake, _ in group)
-        return Explanation(names, fits, explained, broken, self._decided(mistake))
-
-    def _decided(self, mistake: Mistake) -> tuple[str, str]:
-        """Return the first stage that a mistake changes, dumped or not, and the case."""
-        suite = self.predictions.suite
-        for each in self.differing:
-            if isinstance(each, Evidence):
-                found = each.predicted(mistake, self.predictions) or {}
-                arrays = self.predictions.arrays(each.case)
-                first = compare_case(suite, each.case, found, None, arrays).first
-                if first is not None:
-                    return first.name, each.case.id
-        return "", ""
+        broken = tuple(n for n, fit in fits.items() if n not in differ and not fit.share)
+        named = [m for m in group if not isinstance(m, Supposed)]  # they have a remedy
+        rest = [m for m in group if isinstance(m, Supposed)]
+        suspects = tuple(named or rest[:1])
+        share = [fit.share for n, fit in fits.items() if n in differ]
+        return Explanation(suspects, fits, explained, broken, sum(share) / max(1, len(share)))

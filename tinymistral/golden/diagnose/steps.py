@@ -7,8 +7,8 @@ have is computed from those before it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -68,6 +68,10 @@ class Step:
         """Whether it is wrong."""
         error = self.off(self.right)
         return error > self.tolerance and error > self.limit
+
+
+Plant = Callable[[Step], Array | None]
+Touches = Callable[[str, str, int], bool]  # kind, stage, layer
 
 
 def _noisy(x: Mapping[str, Any], unit: float) -> dict[str, Any]:
@@ -202,7 +206,9 @@ def _of_operation(each: Evidence, predictions: Predictions) -> Iterator[Step]:
             x["shape"] = out.shape
         x["columns"] = None
         part, unit = each.parts[name], UNIT[each.dtype]
-        stage = {"weights": "attention_weights", "mix": "attention_mix"}.get(own, str(case.operation))
+        stage = {"weights": "attention_weights", "mix": "attention_mix"}.get(
+            own, str(case.operation)
+        )
         right = compute(own, x)
         args = (own, stage, case.id, 0, -1, x, out, right, each.counts[name], part.tolerance, unit)
         yield Step(*args)
@@ -211,14 +217,23 @@ def _of_operation(each: Evidence, predictions: Predictions) -> Iterator[Step]:
 class _Model:
     """The steps of a case of kind model."""
 
-    def __init__(self, each: Evidence, predictions: Predictions) -> None:
-        self.each, self.case = each, each.case
+    def __init__(
+        self,
+        each: Evidence,
+        predictions: Predictions,
+        plant: Plant | None = None,
+        touches: Touches = lambda kind, stage, layer: True,
+    ) -> None:
+        self.each, self.case, self.plant, self.touches = each, each.case, plant, touches
+        self.clean, self.known = True, predictions.right.setdefault(each.case.id, {})
+        self.results: dict[str, Array] = {}  # of a mistake that is planted
         self.config, tensors = predictions.model(str(each.case.model))
         self.tensors = tensors
         self.arrays = predictions.arrays(each.case)
         self.unit = UNIT[each.dtype]
         self.values: dict[str, Array] = {}  # all stages of a call, as dumped or else computed
         self.layer, self.call = -1, 0
+        self.missing: tuple[str, ...] = ()  # stages since the last that is given
 
     def weight(self, name: str) -> Array:
         """Return a weight of this layer, or of the model."""
@@ -228,6 +243,9 @@ class _Model:
     def step(self, kind: str, stage: str, name: str, x: dict[str, Any]) -> Iterator[Step]:
         """Yield a step if its result is given; its value is what is given, or else computed."""
         full = f"calls.{self.call}.{name}"
+        if self.plant is not None:
+            self._planted(kind, stage, full, x)
+            return
         right = compute(kind, x)
         out = self.each.output.get(full)
         self.values[stage] = right if out is None else out
@@ -255,6 +273,28 @@ class _Model:
         )
         self.missing = ()
 
+    def _planted(self, kind: str, stage: str, full: str, x: dict[str, Any]) -> None:
+        """Compute a step with a mistake; what comes before any is computed once for all."""
+        assert self.plant is not None
+        parts = ("mask", kind) if kind == "weights" else (kind,)
+        touched = [part for part in parts if self.touches(part, stage, self.layer)]
+        self.clean = self.clean and not touched
+        found = self.known.get(full) if self.clean else None
+        for part in touched:
+            is_mask = part == "mask"
+            right = mask_of(x)[:, None] if is_mask else compute(kind, x)
+            if is_mask:
+                right = np.repeat(right, x["q"].shape[2], axis=1).astype(np.float64)
+            every = np.ones(right.shape, dtype=bool)
+            args = (part, stage, self.case.id, self.call, self.layer, x, right, right, every)
+            found = self.plant(Step(*args, 1.0, self.unit, dict(self.values), self.tensors))
+            if is_mask and found is not None:
+                x["mask"], found = found > 0, None
+        found = compute(kind, x) if found is None else found
+        if self.clean:
+            self.known[full] = found
+        self.values[stage] = self.results[full] = found
+
     def steps(self) -> Iterator[Step]:
         """Yield them, call by call."""
         c, inputs = self.config, self.arrays.inputs
@@ -262,8 +302,8 @@ class _Model:
         past: dict[tuple[int, str], list[Array]] = {}
         all_positions: list[Array] = []
         cached: dict[tuple[int, str], Array] = {}
-        self.missing: tuple[str, ...] = ()
-        for self.call in range(self.case.calls):
+        for call in range(self.case.calls):
+            self.call = call
             self.layer, self.values = -1, {}
             given = {
                 name: inputs[f"calls.{self.call}.{name}"]
@@ -277,7 +317,8 @@ class _Model:
             yield from self.step("embedding", "embedding", "embedding", x)
             hidden = self.values["embedding"]
             place = {"call": self.call, "columns": so_far.shape[1] - T, "all": so_far}
-            for self.layer in range(c.num_hidden_layers):
+            for layer in range(c.num_hidden_layers):
+                self.layer = layer
                 n = f"layers.{self.layer}"
                 self.values["hidden"] = hidden
                 yield from self._norm("input_layernorm", f"{n}.input_layernorm", hidden, eps)
@@ -309,19 +350,26 @@ class _Model:
                     old = cached.get((self.layer, name))
                     x[f"cached_{name}"] = old
                 yield from self.step("weights", "attention_weights", f"{n}.attention_weights", x)
-                if f"calls.{self.call}.{n}.attention_weights" in self.each.output:
+                weights = f"calls.{self.call}.{n}.attention_weights"
+                if weights in self.each.output or self.plant is not None:
                     x = x | {"weights": self.values["attention_weights"]}
                 yield from self.step("mix", "attention_mix", f"{n}.attention_mix", x)
                 out = (B, T, c.hidden_size)
                 yield from self._linear(
-                    "attention_output", f"{n}.attention_output", "attention_mix", "self_attn.o_proj", out
+                    "attention_output",
+                    f"{n}.attention_output",
+                    "attention_mix",
+                    "self_attn.o_proj",
+                    out,
                 )
                 yield from self._sum("attention_residual", n, hidden, "attention_output")
                 middle = self.values["attention_residual"]
                 name = "post_attention_layernorm"
                 yield from self._norm(name, f"{n}.{name}", middle, eps)
-                for each in ("gate", "up"):
-                    yield from self._linear(each, f"{n}.{each}", name, f"mlp.{each}_proj", (B, T, -1))
+                for part in ("gate", "up"):
+                    yield from self._linear(
+                        part, f"{n}.{part}", name, f"mlp.{part}_proj", (B, T, -1)
+                    )
                 x = {"gate": self.values["gate"], "up": self.values["up"]}
                 yield from self.step("silu", "silu_mul", f"{n}.silu_mul", x)
                 yield from self._linear(
@@ -358,13 +406,50 @@ class _Model:
         self, stage: str, name: str, source: str, weight: str, shape: tuple[int, ...]
     ) -> Iterator[Step]:
         w = self.weight(weight)
-        B, T = self.values[source].shape[:2]
         shape = tuple(len(w) // (shape[3] if len(shape) == 4 else 1) if n < 0 else n for n in shape)
         x = {"x": self.values[source], "weight": w, "shape": shape, "name": weight}
         yield from self.step("linear", stage, name, x)
 
     def _sum(self, stage: str, n: str, x: Array, y: str) -> Iterator[Step]:
         yield from self.step("sum", stage, f"{n}.{stage}", {"x": x, "y": self.values[y], "of": y})
+
+
+def results_with(
+    each: Evidence,
+    predictions: Predictions,
+    plant: Plant,
+    touches: Touches = lambda kind, stage, layer: True,
+) -> dict[str, Array]:
+    """Return the numbers of a case where `plant` gives the results of some steps, None of others.
+
+    It is asked for the steps that it touches, in the order of computation; attention weights are
+    two, the mask first.
+    """
+    if each.case.kind == "model":
+        model = _Model(each, predictions, plant, touches)
+        list(model.steps())
+        return model.results
+    results = {}
+    for s in _of_operation(each, predictions):
+        results.update(_of_plant(s, plant, next(n for n in each.output if each.output[n] is s.out)))
+    return results
+
+
+def _of_plant(s: Step, plant: Plant, name: str) -> dict[str, Array]:
+    x = {n: value for n, value in s.x.items() if n != "weights"}
+    if s.kind in ("weights", "mix"):
+        right = np.repeat(mask_of(x)[:, None], x["q"].shape[2], axis=1).astype(np.float64)
+        every = np.ones(right.shape, dtype=bool)
+        mask = plant(replace(s, kind="mask", x=x, out=right, right=right, counts=every))
+        x |= {} if mask is None else {"mask": mask > 0}
+        right = weights_of(x)
+        weights = plant(replace(s, kind="weights", x=x, out=right, right=right, counts=every))
+        x["weights"] = right if weights is None else weights
+        if s.kind == "weights":
+            return {name: x["weights"]}
+    right = compute(s.kind, x)
+    found = plant(replace(s, x=x, out=right, right=right))
+    return {name: right if found is None else found}
 
 
 def _largest(x: Array, counts: Array) -> float:

@@ -1,0 +1,280 @@
+"""Mistakes supposed in some steps of the reference, where a dump has only logits or few stages.
+
+What a step may do wrong is that of `guesses.py`. It is made in each place where it may be: queries
+and keys or one of them, all layers or every second, one norm or all. Parameters are searched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from tinymistral.golden.diagnose.evidence import Evidence
+from tinymistral.golden.diagnose.guesses import Guess, guesses, number, refined
+from tinymistral.golden.diagnose.predictions import Predictions
+from tinymistral.golden.diagnose.steps import (
+    Array,
+    Step,
+    angles,
+    compute,
+    mask_of,
+    results_with,
+    scores_of,
+    softmax,
+    turned,
+)
+
+Make = Callable[[Step], Array | None]
+_FAILS = (ValueError, IndexError, KeyError, TypeError, ZeroDivisionError)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a mistake is: the kind of step, its stages or all, 0 or 1 for every second layer."""
+
+    kind: str
+    stages: tuple[str, ...] = ()
+    parity: int | None = None
+
+    def has(self, kind: str, stage: str, layer: int) -> bool:
+        """Return whether a step is here."""
+        here = kind == self.kind and (not self.stages or stage in self.stages)
+        return here and (self.parity is None or layer % 2 == self.parity)
+
+
+@dataclass(frozen=True, eq=False)
+class Supposed:
+    """A mistake that is supposed: a sentence, and what is wrong at some places."""
+
+    says: str
+    changes: tuple[tuple[Place, Make], ...]
+    name: str = ""
+    fix: str = ""
+    of_a_dtype: tuple[str, ...] = ()
+
+    def results(
+        self, each: Evidence, predictions: Predictions, dtype: str
+    ) -> Mapping[str, Array] | None:
+        """Return the numbers of a case with it, in float64; None if there are none."""
+        if each.case.kind not in ("model", "operation") or each.another_length:
+            return None
+        with np.errstate(all="ignore"):
+            try:
+                return results_with(each, predictions, self._plant, self._touches)
+            except _FAILS:
+                return None
+
+    def answers(self, case: Any, predictions: Predictions) -> None:
+        """Return None: it is not about texts."""
+
+    def _touches(self, kind: str, stage: str, layer: int) -> bool:
+        return any(place.has(kind, stage, layer) for place, _ in self.changes)
+
+    def _plant(self, s: Step) -> Array | None:
+        found = None
+        for place, make in self.changes:
+            if place.has(s.kind, s.stage, s.layer):
+                wrong = make(s)
+                if wrong is None:
+                    raise ValueError("there is no such result")
+                found, s = wrong, replace(s, right=wrong)
+        return found
+
+    def __and__(self, other: Supposed) -> Supposed:
+        """Return both at once."""
+        return Supposed(f"{self.says}. And: {other.says}", self.changes + other.changes)
+
+
+NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
+SUMS = ("attention_residual", "output")
+
+
+def supposed(each: Evidence, predictions: Predictions) -> Iterator[Supposed]:
+    """Yield all that may be wrong in the steps of a case; without parameters."""
+    steps: dict[tuple[str, str], Step] = {}
+
+    def note(s: Step) -> None:
+        steps[s.kind, s.stage] = s
+
+    results_with(each, predictions, note)
+    done: set[str] = set()
+    for (kind, stage), step in steps.items():
+        if kind == "cache" or (kind in ("rope", "norm", "sum") and kind in done):
+            continue
+        done.add(kind)
+        for guess in guesses([step]):
+            if guess.last:
+                continue
+            for what, places in _places(kind, stage, guess):
+                says = f"{what}: {guess.says}" if what else guess.says
+                changes = tuple((place, guess.make) for place in places)
+                if kind == "weights" and (values := _values_too(guess, steps)) is not None:
+                    yield Supposed(says, (*changes, (Place("mix"), values)), guess.name)
+                    says = f"keys alone: {guess.says}"
+                yield Supposed(says, changes, guess.name)
+
+
+def _values_too(guess: Guess, steps: Mapping[tuple[str, str], Step]) -> Make | None:
+    """Return the mix of a guess that is about heads: values are read as keys are."""
+    from tinymistral.golden.diagnose.attention import heads, mixed
+
+    for says, _, f in heads():
+        if says == guess.says:
+            return lambda s: mixed(s.x["weights"], s.x["v"], f(s.right.shape[2], s.x["v"].shape[2]))
+    return None
+
+
+def _places(kind: str, stage: str, guess: Guess) -> Iterator[tuple[str, tuple[Place, ...]]]:
+    if kind == "rope":
+        yield "RoPE", (Place(kind),)
+        yield "RoPE of queries", (Place(kind, ("q_rotated",)),)
+        yield "RoPE of keys", (Place(kind, ("k_rotated",)),)
+    elif kind == "mask":
+        yield "", (Place(kind),)
+        yield "in layers 0, 2, ...", (Place(kind, (), 0),)
+        yield "in layers 1, 3, ...", (Place(kind, (), 1),)
+    elif kind == "norm":
+        yield "norms", (Place(kind),)
+        for name in NORMS:
+            yield name, (Place(kind, (name,)),)
+    elif kind == "sum":
+        for name in SUMS:
+            if stage in guess.says:
+                yield "", (Place(kind, (stage,)),)
+                return
+            yield name, (Place(kind, (name,)),)
+        yield "both sums", (Place(kind),)
+    elif kind == "linear":
+        yield stage, (Place(kind, (stage,)),)
+        if stage == "q" and "rounded" in guess.says:
+            yield "all projections", (Place(kind),)
+    else:
+        yield {"silu": "silu_mul", "mix": "attention_mix"}.get(kind, ""), (Place(kind, (stage,)),)
+
+
+# Parameters
+
+Family = tuple[str, Callable[[float], str], Place, Callable[[float, Step], Array], Array]
+
+
+def _families() -> list[Family]:
+    def factor(a: float, s: Step) -> Array:
+        return a * s.right
+
+    def cap(a: float, s: Step) -> Array:
+        return a * np.tanh(s.right / a)
+
+    def scores(s: Step) -> Array:
+        return scores_of(s.x) * s.x["q"].shape[-1] ** -0.5
+
+    def distance(s: Step) -> Array:
+        return (s.x["q_positions"][:, :, None] - s.x["k_positions"][:, None, :])[:, None]
+
+    def masked(s: Step) -> Array:
+        mask = mask_of(s.x)
+        return mask if mask.ndim == 4 else mask[:, None]
+
+    def at(s: Step, p: Array, theta: float) -> Array:
+        return turned(s.x["x"], angles(p, theta, s.x["x"].shape[-1]))
+
+    rope, weights, norm = Place("rope"), Place("weights"), Place("norm")
+    logits = Place("linear", ("logits",))
+    spread = np.geomspace(1 / 32, 32, 21)
+    return [
+        (
+            "RoPE: angles are those of theta {}",
+            number,
+            rope,
+            lambda a, s: at(s, s.x["positions"], a),
+            np.geomspace(2, 1e9, 36),
+        ),
+        (
+            "RoPE: positions are multiplied by {}",
+            number,
+            rope,
+            lambda a, s: at(s, s.x["positions"] * a, s.x["theta"]),
+            spread,
+        ),
+        (
+            "norms: epsilon is {}",
+            number,
+            norm,
+            lambda a, s: compute("norm", {**s.x, "eps": a}),
+            np.geomspace(1e-12, 1, 25),
+        ),
+        (
+            "attention_weights: the scale is {} times 1/sqrt(d)",
+            number,
+            weights,
+            lambda a, s: softmax(a * scores(s), masked(s)),
+            spread,
+        ),
+        (
+            "attention_weights: scores are capped softly at {}: c · tanh(x / c)",
+            number,
+            weights,
+            lambda a, s: softmax(a * np.tanh(scores(s) / a), masked(s)),
+            np.geomspace(0.05, 60, 21),
+        ),
+        (
+            "attention_weights: a bias of the distance is added to the scores, {} for each token",
+            number,
+            weights,
+            lambda a, s: softmax(scores(s) + a * distance(s), masked(s)),
+            np.linspace(-1, 1, 21),
+        ),
+        (
+            "silu_mul: the activation is x · sigmoid({} x)",
+            number,
+            Place("silu"),
+            lambda a, s: s.x["gate"] / (1 + np.exp(-a * s.x["gate"])) * s.x["up"],
+            spread,
+        ),
+        ("logits are {} times what they should be", number, logits, factor, spread),
+        ("logits are capped softly at {}: c · tanh(x / c)", number, logits, cap, spread * 3),
+        ("embeddings are multiplied by {}", number, Place("embedding"), factor, spread),
+        (
+            "attention_output is {} times what it should be",
+            number,
+            Place("linear", ("attention_output",)),
+            factor,
+            spread,
+        ),
+        (
+            "mlp_output is {} times what it should be",
+            number,
+            Place("linear", ("mlp_output",)),
+            factor,
+            spread,
+        ),
+        (
+            "the residual is multiplied by {} in both sums",
+            number,
+            Place("sum"),
+            lambda a, s: a * s.x["x"] + s.x["y"],
+            spread,
+        ),
+    ]
+
+
+def with_parameters(each: Evidence, predictions: Predictions, least: float) -> Iterator[Supposed]:
+    """Yield each mistake that has a parameter, with the value that explains most of a case.
+
+    A family of which no value of the coarse grid explains as much as `least` is left out.
+    """
+    for says, shown, place, make, grid in _families():
+
+        def made(a: float, p: Place = place, f: Any = make, text: str = "") -> Supposed:
+            return Supposed(text, ((p, lambda s: f(a, s)),))
+
+        def left(a: float, m: Any = made) -> float:
+            fit = each.fit(m(a), predictions)
+            return 1.0 if fit is None else 1 - fit.share
+
+        known = {float(a): left(float(a)) for a in grid}
+        if min(known.values()) < 1 - least:
+            best = refined(lambda a, k=known, f=left: k[a] if a in k else f(a), list(known))
+            yield made(best, text=says.format(shown(best)))
