@@ -18,7 +18,7 @@ TILE = 4  # slots at a time, in a softmax that is computed tile by tile
 # Heads
 
 
-@mistake("repeat", law=HEADS, common=True)
+@mistake("repeat", law=HEADS)
 def tiled_heads(self, _, x, H):
     """Query head h reads key/value head h % K rather than h // (H/K). Correct only with one
     key/value head, or as many as query heads.
@@ -33,7 +33,7 @@ def one_head_for_all(self, _, x, H):
     return np.repeat(x[:, :, :1], H, axis=2)
 
 
-@mistake("linear", common=True)
+@mistake("linear")
 def heads_joined_across_tokens(self, right, x, weight):
     """The mix is still (B, H, T, d) when it is reshaped to (B, T, H·d), which mixes tokens. Correct
     for one token at a time.
@@ -44,7 +44,7 @@ def heads_joined_across_tokens(self, right, x, weight):
     return right(x, weight)
 
 
-@mistake("linear", common=True)
+@mistake("linear")
 def heads_cut_across_tokens(self, right, x, weight):
     """q, k and v are reshaped to (B, heads, T, d) without a transpose, which mixes tokens. Correct
     for one token at a time.
@@ -59,7 +59,7 @@ def heads_cut_across_tokens(self, right, x, weight):
 # Scores
 
 
-@mistake("scale", law=SOFTMAX, common=True)
+@mistake("scale", law=SOFTMAX)
 def scores_not_scaled(self, _, H, d):
     """Scores are not divided by sqrt(d): attention is too sharp, nearly all on one key.
     Fix: Multiply the scores by head_dim^-0.5 before the softmax."""

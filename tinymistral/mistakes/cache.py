@@ -15,7 +15,7 @@ SCATTER = "scatter_writes_its_slots_and_nothing_else"
 NEVER = "the cases of a suite do nothing of the kind"
 
 
-@mistake("cache.capacity", law=PIECES, common=True)
+@mistake("cache.capacity", law=PIECES)
 def evict_before_attend(cache, _):
     """The ring has only W slots, and a piece of several tokens evicts before it attends. Keys that
     its first tokens need are gone. Correct for one token at a time.
@@ -87,7 +87,7 @@ def positions_not_updated(cache, right, positions):
     np.copyto(cache.positions[:, : before.shape[1]], before, where=before >= 0)
 
 
-@mistake("cache.admit", law="log_probabilities_are_those_of_scoring_the_text_at_once", common=True)
+@mistake("cache.admit", law="log_probabilities_are_those_of_scoring_the_text_at_once")
 def padding_counted(cache, right, positions):
     """The next token's position counts padding too. Tokens generated after a padded prompt are too
     far from it.
@@ -128,7 +128,7 @@ def layers_share_a_cache(cache, right, layer):
     return right(0)
 
 
-@mistake("cache.key_positions", common=True)
+@mistake("cache.key_positions")
 def cache_forgotten(cache, right):
     """Each call attends only to its own tokens, as if there were no cache; positions go on.
     Fix: Keep keys and values of earlier calls, and attend to them together with the new ones."""

@@ -84,7 +84,7 @@ def padding_counted_later(inputs: Arrays) -> Changed:
     return _with_positions(inputs, new), unchanged
 
 
-@mistake("inputs", common=True)
+@mistake("inputs")
 def mask_ignored(inputs):
     """Padding is treated as text: it has positions, and is visible to the tokens after it.
     Fix: Mask padding and count no positions for it, as the attention mask says."""
@@ -93,14 +93,14 @@ def mask_ignored(inputs):
     return padding_as_text(inputs)
 
 
-@mistake("inputs", common=True)
+@mistake("inputs")
 def begun_with_bos(inputs):
     """<s>, id 1, is put before the case's ids, and its results are left out.
     Fix: Run the ids as they are; <s> is put before a text by its tokenizer, once."""
     return _with_first(inputs, lambda first: np.full_like(first, BOS))
 
 
-@mistake("inputs", common=True)
+@mistake("inputs")
 def first_token_twice(inputs):
     """The first token of each row occurs twice, as <s> does if two parts of a program add it. The
     results of one of them are left out.
@@ -133,7 +133,7 @@ def ended_with_eos(inputs):
     return found, lambda results: _without_column(results, widths[0])
 
 
-@mistake("inputs", common=True)
+@mistake("inputs")
 def first_token_missing(inputs):
     """The first token of each row is left out, as <s> is if nothing puts it before a text.
     Fix: Run all ids of the case, also the first, which is often <s>."""

@@ -30,7 +30,7 @@ def _distance_in_slots(i: Array, j: Array) -> Array:
     return S - T + np.arange(T)[:, None] - np.arange(S)
 
 
-@mistake("visible", law=MIXES, common=True)
+@mistake("visible", law=MIXES)
 def inclusive_window(self, right, i, j, window):
     """One key too many is visible, `i - j <= W`, as in the Mistral paper's words "between i - W and
     i" and the first code published with it.
@@ -55,7 +55,7 @@ def short_window(self, right, i, j, window):
     return right(i, j, None if window is None else window - 1)
 
 
-@mistake("visible", law="a_token_reaches_as_far_as_the_window_does_in_every_layer", common=True)
+@mistake("visible", law="a_token_reaches_as_far_as_the_window_does_in_every_layer")
 def no_window(self, right, i, j, window):
     """The window is ignored: every query attends to all keys before it. It shows only in texts
     longer than the window.
@@ -70,7 +70,6 @@ ENTRIES.extend(
         f"{narrow.says} The cache has all keys.",
         narrow.fix,
         narrow.changes + endless_cache.changes,
-        common=True,
     )
     for narrow in (inclusive_window, no_window)
 )
@@ -118,7 +117,7 @@ def stops_at_the_first_hidden(self, right, i, j, window):
     return right(i, j, window) & np.logical_and.accumulate(j <= i, axis=-1)
 
 
-@mistake("visible", law="what_a_query_does_not_see_has_no_influence", common=True)
+@mistake("visible", law="what_a_query_does_not_see_has_no_influence")
 def future_seen(self, _, i, j, window):
     """Keys after the query are visible. One token at a time is right; a prompt in one call is
     wrong, and a scored text is predicted too well.
@@ -126,7 +125,7 @@ def future_seen(self, _, i, j, window):
     return _uncausal(i, j, window)
 
 
-@mistake("visible", common=True)
+@mistake("visible")
 def next_token_seen(self, _, i, j, window):
     """The causal mask is off by one, `j <= i + 1`: the token after the query is visible too.
     Fix: A key is visible if its position is not larger than the query's: `0 <= i - j`."""
@@ -140,7 +139,7 @@ def blind_to_itself(self, right, i, j, window):
     return right(i, j, window) & (i > j)
 
 
-@mistake("visible", law="padding_on_either_side_changes_nothing", common=True)
+@mistake("visible", law="padding_on_either_side_changes_nothing")
 def padding_seen(self, _, i, j, window):
     """Position -1 is treated as one before the first, not as an empty slot. Padding and empty slots
     are visible to the first tokens of a row.
@@ -195,7 +194,7 @@ def no_mask_in_later_calls(self, right, i, j, window):
     return right(i, j, window) if self.call <= 0 else _uncausal(i, j, window)
 
 
-@mistake("visible", common=True)
+@mistake("visible")
 def causal_from_the_first_key(self, right, i, j, window):
     """In later calls of several tokens the triangle of the mask begins at the oldest key. Query t
     attends to the first t + 1 keys of all, not those up to its own.
@@ -207,14 +206,14 @@ def causal_from_the_first_key(self, right, i, j, window):
     return (i >= 0) & (j >= 0) & (rank <= np.arange(i.shape[1])[:, None])
 
 
-@mistake("visible", common=True)
+@mistake("visible")
 def window_forgotten_when_decoding(self, right, i, j, window):
     """The window applies to a prompt, but in decoding all earlier keys are visible.
     Fix: Mask keys with `i - j >= W` in every call, not only where a mask is made for a prompt."""
     return right(i, j, None if self.call >= 0 and i.shape[1] == 1 else window)
 
 
-@mistake("visible", common=True)
+@mistake("visible")
 def window_forgotten_in_prompts(self, right, i, j, window):
     """The window applies in decoding, but not in calls of several tokens.
     Fix: Apply the window in the mask of a prompt too; a ring drops old keys only when decoding."""
@@ -225,7 +224,7 @@ for _mistake in (window_forgotten_when_decoding, window_forgotten_in_prompts):
     _mistake.changes += endless_cache.changes
 
 
-@mistake("visible", common=True)
+@mistake("visible")
 def window_in_columns(self, right, i, j, window):
     """The window is counted in columns of the batch: padding between two tokens counts.
     Fix: Compute the distance of two tokens from their positions, which do not count padding."""
@@ -244,7 +243,7 @@ def _columns_of(self: Any, positions: Array) -> Array:
     return out
 
 
-@mistake("visible", common=True)
+@mistake("visible")
 def mask_forgotten_later(self, right, i, j, window):
     """The attention mask of the first call is not stored. In later calls the padding of the first
     is visible like any token, and counted in positions.

@@ -47,7 +47,6 @@ class Mistake:
     dtypes: tuple[str, ...] = DTYPES  # in which the law catches it; without a law, `shows_in`
     # If it depends on rounding or on a dtype's range: the dtypes in which it shows in a suite.
     of_a_dtype: tuple[str, ...] = ()
-    common: bool = False  # frequent, so it is tried in pairs with others
     not_diagnosed: str = ""  # why `golden diagnose` does not try it
     needs_vocabulary: bool = False  # its answers are unknown without
     where: tuple[str, str] = ("", "")  # module and name of the function

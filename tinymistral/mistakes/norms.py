@@ -24,7 +24,7 @@ def norm_over_the_batch(self, _, x, weight, eps):
     return self.round(wide / root * self.widen(weight))
 
 
-@mistake("rms_norm", law=RMS_NORM, common=True)
+@mistake("rms_norm", law=RMS_NORM)
 def eps_outside_the_root(self, _, x, weight, eps):
     """Epsilon is added to the root, not under it. Small activations, such as those of the
     embedding, are scaled up too much.
@@ -41,7 +41,7 @@ def eps_forgotten(self, right, x, weight, eps):
     return right(x, weight, 0.0)
 
 
-@mistake("rms_norm", law=EVERY_STAGE, dtypes=("float32", "float64"), common=True)
+@mistake("rms_norm", law=EVERY_STAGE, dtypes=("float32", "float64"))
 def eps_of_another_model(self, right, x, weight, eps):
     """Epsilon is 1e-6, a common default, whatever the configuration says. It shows only in small
     activations.
@@ -73,7 +73,7 @@ def sum_of_squares(self, _, x, weight, eps):
     return self.round(wide / root * self.widen(weight))
 
 
-@mistake("rms_norm", law=RMS_NORM, common=True)
+@mistake("rms_norm", law=RMS_NORM)
 def norm_weight_plus_1(self, right, x, weight, eps):
     """The norm is multiplied by 1 + weight, as Gemma's is.
     Fix: Multiply by the weight as it is stored."""
@@ -110,7 +110,7 @@ def squares_in_16_bits(self, _, x, weight, eps):
 # The final norm
 
 
-@mistake("rms_norm", common=True)
+@mistake("rms_norm")
 def final_norm_missing(self, right, x, weight, eps):
     """The logits are computed from the last layer's output without the final norm.
     Fix: Apply `model.norm` to the last layer's output before the head."""
@@ -145,21 +145,21 @@ def residual_lost(self, right, x, y):
     return x
 
 
-@mistake("add", common=True)
+@mistake("add")
 def attention_residual_forgotten(self, right, x, y):
     """Attention's output replaces a layer's input instead of being added to it.
     Fix: Add a layer's input to its attention's output: x + attention(norm(x))."""
     return y if self.last_weight.endswith("o_proj") else right(x, y)
 
 
-@mistake("add", common=True)
+@mistake("add")
 def mlp_residual_forgotten(self, right, x, y):
     """The feed-forward network's output replaces its input instead of being added to it.
     Fix: Add the network's output to its input before the norm: h + mlp(norm(h))."""
     return y if self.last_weight.endswith("down_proj") else right(x, y)
 
 
-@mistake("add", common=True)
+@mistake("add")
 def residual_of_the_norm(self, right, x, y):
     """The sum is with the normed input, norm(x) + attention(norm(x)), as if x were overwritten. The
     original Transformer does so: its norms follow the sum.
@@ -179,7 +179,7 @@ def mlp_beside_attention(self, right, x, y):
 # The gate
 
 
-@mistake("silu_mul", law=SILU_MUL, common=True)
+@mistake("silu_mul", law=SILU_MUL)
 def gelu_for_silu(self, _, gate, up):
     """The activation is GELU, in its tanh form: close to SiLU, but not equal.
     Fix: The activation is silu(x) = x / (1 + exp(-x)), also called swish."""
@@ -218,7 +218,7 @@ def up_forgotten(self, right, gate, up):
     return right(gate, np.ones_like(up))
 
 
-@mistake("silu_mul", law=SILU_MUL, common=True)
+@mistake("silu_mul", law=SILU_MUL)
 def gate_and_up_swapped(self, right, gate, up):
     """silu is applied to `up`, which `gate` multiplies: w1 and w3 are swapped.
     Fix: Apply silu to gate_proj (w1 of a raw checkpoint), and multiply by up_proj (w3)."""

@@ -14,7 +14,7 @@ PAIRS = "rope_turns_the_pairs_of_halves"  # the law that catches most
 EVERY_STAGE = "every_stage_follows_from_those_before"
 
 
-@mistake("rope", law=PAIRS, common=True)
+@mistake("rope", law=PAIRS)
 def rope_interleaved(self, right, x, table):
     """Neighbours (2m, 2m + 1) are rotated, as for raw checkpoints, with weights in HF's order. The
     first words may be right, then the text is gibberish.
@@ -85,14 +85,14 @@ def _(cache, right, layer, k, v):
     return right(layer, cache.backend.rotated, v)
 
 
-@mistake("rope_table", law=PAIRS, common=True)
+@mistake("rope_table", law=PAIRS)
 def rope_theta_ignored(self, right, positions, theta, d):
     """theta is always 10,000, whatever the configuration says.
     Fix: Read `rope_theta` from the configuration: 10,000 for v0.1, 1,000,000 for v0.2 and v0.3."""
     return right(positions, 10_000.0, d)
 
 
-@mistake("rope_table", name="theta-of-v0.2", common=True)
+@mistake("rope_table", name="theta-of-v0.2")
 def theta_of_v02(self, right, positions, theta, d):
     """theta is always 1,000,000, whatever the configuration says.
     Fix: Read `rope_theta` from the configuration: 10,000 for v0.1, 1,000,000 for v0.2 and v0.3."""
@@ -152,7 +152,7 @@ def rope_theta_grows(self, right, positions, theta, d):
     return right(positions, theta * max(1.0, positions.max() / 16), d)
 
 
-@mistake("rope_table", law="logits_are_the_oracles_in_pieces_of_any_size", common=True)
+@mistake("rope_table", law="logits_are_the_oracles_in_pieces_of_any_size")
 def rope_begins_anew(self, right, positions, *rest):
     """Angles begin at 0 in every call or piece, whatever is in the cache. Correct for a prompt in
     one call, but not for the tokens after it.
@@ -169,7 +169,7 @@ def rope_of_the_first_row(self, right, positions, *rest):
     return right(positions[:1], *rest)
 
 
-@mistake("rope_table", common=True)
+@mistake("rope_table")
 def decoding_one_behind(self, right, positions, *rest):
     """From the second call on tokens are rotated by the position before their own. The first token
     after a prompt has the position of the prompt's last one.
@@ -177,7 +177,7 @@ def decoding_one_behind(self, right, positions, *rest):
     return right(positions - (positions > 0) * (self.call > 0), *rest)
 
 
-@mistake("rope_table", common=True)
+@mistake("rope_table")
 def decoding_one_ahead(self, right, positions, *rest):
     """From the second call on tokens are rotated by the position after their own. One position is
     skipped after a prompt.
@@ -185,7 +185,7 @@ def decoding_one_ahead(self, right, positions, *rest):
     return right(positions + (positions >= 0) * (self.call > 0), *rest)
 
 
-@mistake("rope_table", common=True)
+@mistake("rope_table")
 def positions_of_columns(self, right, positions, *rest):
     """A token is rotated by its column in the batch, counting the padding before it. With padding
     only on the left distances are right, and the logits too.
@@ -203,7 +203,7 @@ def queries_not_turned(self, right, x, table):
     return x if self.call >= 0 and self.ropes == 0 else right(x, table)
 
 
-@mistake("rope", law=EVERY_STAGE, common=True)
+@mistake("rope", law=EVERY_STAGE)
 def keys_not_turned(self, right, x, table):
     """Keys are cached without rotation, and only queries are rotated.
     Fix: Rotate a key by its position before writing it to the cache."""
@@ -231,7 +231,7 @@ def values_turned(cache, right, layer, k, v):
     return right(layer, k, rotated_by(cache, v, np.where(cache.slots < 0, -1, at)))
 
 
-@mistake("cache.admit", common=True)
+@mistake("cache.admit")
 def keys_turned_again(cache, right, positions):
     """In every call all cached keys are rotated once more, by their own positions.
     Fix: A key is rotated once, by its position, before it is cached; rotate only the new keys."""

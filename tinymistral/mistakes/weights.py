@@ -43,7 +43,7 @@ def _of_layers(tensors: Tensors, sources: list[int]) -> Tensors:
     return found
 
 
-@mistake("checkpoint", common=True)
+@mistake("checkpoint")
 def raw_not_permuted(layout, config, tensors):
     """A raw checkpoint's wq and wk are used as if they were Hugging Face's. The pairs (m, m + d/2)
     that RoPE rotates are not pairs there.
@@ -60,7 +60,7 @@ def raw_keys_not_permuted(layout, config, tensors):
     return config, _reordered(tensors, config.head_dim, True, KEYS) if layout == "raw" else tensors
 
 
-@mistake("checkpoint", common=True)
+@mistake("checkpoint")
 def permuted_twice(layout, config, tensors):
     """q_proj and k_proj of a Hugging Face checkpoint are reordered as if they were raw.
     Fix: Use q_proj and k_proj of a Hugging Face checkpoint as they are; they are reordered
@@ -90,7 +90,7 @@ def keys_and_values_swapped(layout, config, tensors):
     return config, _swapped(tensors, KEYS, VALUES)
 
 
-@mistake("checkpoint", common=True)
+@mistake("checkpoint")
 def norms_swapped(layout, config, tensors):
     """The weights of a layer's two norms are swapped.
     Fix: input_layernorm (attention_norm) is before attention, post_attention_layernorm (ffn_norm)
@@ -143,7 +143,7 @@ def last_layer_skipped(layout, config, tensors):
     return fewer, _of_layers(tensors, list(range(layers)))
 
 
-@mistake("checkpoint", common=True)
+@mistake("checkpoint")
 def tied_though_it_is_not(layout, config, tensors):
     """The embedding is used as the output head, although the checkpoint has another one.
     Fix: Where `tie_word_embeddings` is false the head is `lm_head.weight` (raw: output.weight)."""

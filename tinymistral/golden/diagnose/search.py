@@ -168,28 +168,38 @@ class Search:
 
     def explanations(self, mistakes: Sequence[Mistake]) -> tuple[Explanation, ...]:
         """Return those that explain most, ranked."""
-        pool: list[Suspect] = [*mistakes]
         first = next((e for e in self.differing if e.case.kind == "model"), self.differing[0])
-        if isinstance(first, Evidence) and first.case.kind in ("model", "operation"):
-            pool += supposed(first, self.predictions)
         some = [first, *[e for e in self.differing if e is not first][:SOME], *self.agreeing[:SOME]]
-        best = self._best(pool, [first], len(pool))
-        if isinstance(first, Evidence) and first.case.kind == "model":
-            best = [*with_parameters(first, self.predictions, LEAST), *best]
-        near = self._best(best[:ON_SOME], some, ON_SOME)
-        near = self._best(near, self.evidence, ON_ALL)
+        pools: list[Callable[[], Iterable[Suspect]]] = [lambda: mistakes]
+        if isinstance(first, Evidence) and not first.another_length and first.case.kind == "model":
+            pools.append(lambda: with_parameters(first, self.predictions, LEAST))
+            pools.append(lambda: supposed(first, self.predictions))
+        best: list[Suspect] = []
+        near: list[Suspect] = []
+        for pool in pools:
+            if near and self._is_complete(near[0]):
+                break
+            of_pool = self._best(pool(), [first], 10 * OTHERS)
+            best = sorted([*best, *of_pool], key=lambda m: -self._rank(m, [first]))
+            near = self._best(dict.fromkeys([*near, *of_pool[:ON_SOME]]), some, ON_SOME)
+            near = self._best(near, self.evidence, ON_ALL)
         if near and self._rank(near[0], self.evidence) < 0.9:
             near = self._best([*near, *self._pairs(near, best)], self.evidence, ON_ALL)
         found = self._grouped([m for m in near if self._rank(m, self.evidence) >= LEAST])
         complete = tuple(explanation for explanation in found if explanation.complete)
         return complete or found[:REPORTED]
 
+    def _is_complete(self, mistake: Suspect) -> bool:
+        fits = [(each, self.fit(mistake, each)) for each in self.evidence]
+        return all(f is None or (f.explains if e.differs else f.share) for e, f in fits)
+
     def _best(
-        self, pool: Sequence[Suspect], cases: Sequence[AnyEvidence], most: int
+        self, every: Iterable[Suspect], cases: Sequence[AnyEvidence], most: int
     ) -> list[Suspect]:
         """Return those that explain most of some cases, the best first."""
-        self.tried = max(self.tried, len(pool))
-        ranks = []
+        pool, ranks = list(every), []
+        if len(cases) == 1:
+            self.tried += len(pool)
         for n, mistake in enumerate(pool):
             ranks.append((-self._rank(mistake, cases), n))
             self._progress(n + 1, len(pool))
