@@ -27,7 +27,7 @@ def _places(s: Step) -> tuple[Array, Array, int]:
     return s.x["q_positions"][:, :, None], s.x["k_positions"][:, None, :], window or FAR
 
 
-def _rule(f: Callable[[Array, Array, int, Step], Array]) -> Callable[[Step], Array]:
+def _rule(f: Callable[..., Array]) -> Callable[..., Array]:
     """Return a mask (B, 1, T, S) by positions i, j and the window; nothing at padding."""
 
     def make(s: Step) -> Array:
@@ -38,7 +38,7 @@ def _rule(f: Callable[[Array, Array, int, Step], Array]) -> Callable[[Step], Arr
     return make
 
 
-def masks() -> Iterator[tuple[str, str, Callable[[Step], Array]]]:
+def masks() -> Iterator[tuple[str, str, Callable[..., Array]]]:
     """Yield masks: what to say, the name in the catalogue, and the mask."""
 
     def newest(s: Step) -> Array:
@@ -279,7 +279,7 @@ def _ranges(positions: Array) -> str:
 
 # Weights: with the mask as it is
 
-Weigh = Callable[[Step, Array], Array | None]  # of a step and its mask (B, H or 1, T, S)
+Weigh = Callable[..., Array | None]  # of a step and its mask (B, H or 1, T, S)
 
 
 def _mask(s: Step) -> Array:
@@ -324,7 +324,7 @@ def weighers(first: Step) -> Iterator[tuple[str, str, Weigh]]:
     def base(s: Step) -> float:
         return float(s.x["q"].shape[-1] ** -0.5)
 
-    def scaled(f: Callable[[Step], float]) -> Weigh:
+    def scaled(f: Callable[..., float]) -> Weigh:
         return lambda s, m: softmax(scores_of(s.x) * f(s), m)
 
     for says, name, f in heads():
@@ -335,7 +335,7 @@ def weighers(first: Step) -> Iterator[tuple[str, str, Weigh]]:
                 scores_of(s.x, f(s.x["q"].shape[2], s.x["k"].shape[2])) * base(s), m
             ),
         )
-    scales: list[tuple[str, str, Callable[[Step], float]]] = [
+    scales: list[tuple[str, str, Callable[..., float]]] = [
         ("the scale is 1/d, not 1/sqrt(d)", "scores-scaled-twice", lambda s: base(s) ** 2),
         ("the scale is 1: scores are not scaled", "scores-not-scaled", lambda s: 1.0),
         ("the scale is 1/sqrt(d/2)", "", lambda s: base(s) * 2**0.5),
@@ -357,7 +357,7 @@ def weighers(first: Step) -> Iterator[tuple[str, str, Weigh]]:
     ]
     for says, name, scale in scales:
         yield says, name, scaled(scale)
-    keys: list[tuple[str, str, Callable[[Step], dict[str, Any]]]] = [
+    keys: list[tuple[str, str, Callable[..., dict[str, Any]]]] = [
         ("keys are not rotated", "keys-not-turned", lambda s: {"k": s.x["plain_k"]}),
         ("queries are not rotated", "queries-not-turned", lambda s: {"q": s.x["plain_q"]}),
         (
@@ -392,7 +392,7 @@ def weighers(first: Step) -> Iterator[tuple[str, str, Weigh]]:
                 name,
                 lambda s, m, f=other: softmax(scores_of({**s.x, **f(s)}) * base(s), m),
             )
-    sums: list[tuple[str, str, Callable[[Array, Array], Array]]] = [
+    sums: list[tuple[str, str, Callable[..., Array]]] = [
         (
             "1 is added to the sum of the softmax, relative to e^0",
             "",
@@ -461,7 +461,7 @@ def weighers(first: Step) -> Iterator[tuple[str, str, Weigh]]:
     yield from _fitted(first, base)
 
 
-def _fitted(first: Step, base: Callable[[Step], float]) -> Iterator[tuple[str, str, Weigh]]:
+def _fitted(first: Step, base: Callable[..., float]) -> Iterator[tuple[str, str, Weigh]]:
     """Yield a scale, a cap, slopes and heads that are measured in the first step."""
     if first.out is first.right:
         return
@@ -603,7 +603,7 @@ def mix_guesses(steps: list[Step]) -> Iterator[Guess]:
                 else None
             ),
         )
-    values: list[tuple[str, str, Callable[[Step], Array]]] = [
+    values: list[tuple[str, str, Callable[..., Array]]] = [
         ("values are rotated like keys", "values-turned", lambda s: _again(s, "v", False)),
         (
             "values are rotated, as neighbours (2m, 2m + 1)",
@@ -651,7 +651,7 @@ def mix_guesses(steps: list[Step]) -> Iterator[Guess]:
         for also, _, weigh in ways:
 
             def both(
-                s: Step, f: Weigh = weigh, m: Callable[[Step], Array] = mask, also: str = also
+                s: Step, f: Weigh = weigh, m: Callable[..., Array] = mask, also: str = also
             ) -> Array | None:
                 w, of = f(s, m(s)), reads.get(also)
                 own = None if of is None else of(s.right.shape[2], s.x["v"].shape[2])

@@ -23,7 +23,7 @@ class Guess:
     """What a step may have done."""
 
     says: str
-    make: Callable[[Step], Array | None]
+    make: Callable[..., Array | None]
     name: str = ""  # in the catalogue of mistakes
     last: bool = False  # it only says what is seen: it counts if no other guess fits
 
@@ -48,7 +48,7 @@ def number(x: float) -> str:
     return f"{x:,.0f}" if x == int(x) else f"{x:g}"
 
 
-def refined(error: Callable[[float], float], grid: Iterable[float]) -> float:
+def refined(error: Callable[..., float], grid: Iterable[float]) -> float:
     """Return where an error is smallest: the best of a grid, then between its neighbours."""
     points = list(grid)
     at = min(range(len(points)), key=lambda n: error(points[n]))
@@ -338,7 +338,7 @@ def of_caches(steps: list[Step]) -> Iterator[Guess]:
 def of_norms(steps: list[Step]) -> Iterator[Guess]:
     """Yield other formulas of RMSNorm, and a measured epsilon."""
 
-    def form(f: Callable[[Array, Array, float], Array]) -> Callable[[Step], Array]:
+    def form(f: Callable[..., Array]) -> Callable[..., Array]:
         return lambda s: f(s.x["x"], s.x["weight"], s.x["eps"])
 
     def root(x: Array, eps: float) -> Array:
@@ -351,7 +351,7 @@ def of_norms(steps: list[Step]) -> Iterator[Guess]:
         return np.asarray(np.square(x).sum(axis=-1, keepdims=True))
 
     is_last = steps[0].stage == "norm"
-    table: list[tuple[str, str, Callable[[Array, Array, float], Array]]] = [
+    table: list[tuple[str, str, Callable[..., Array]]] = [
         (
             "the weight is 1 + w rather than w",
             "norm-weight-plus-1",
@@ -562,7 +562,7 @@ def of_linear(steps: list[Step]) -> Iterator[Guess]:
         "weights-transposed",
     )
     if stage == "attention_output" and first.x["x"].ndim == 4:
-        joins: list[tuple[str, str, Callable[[Array], Array]]] = [
+        joins: list[tuple[str, str, Callable[..., Array]]] = [
             (
                 "heads are joined in another order: transposed, (d, H) rather than (H, d)",
                 "heads-joined-with-the-wrong-stride",
@@ -642,7 +642,7 @@ def of_linear(steps: list[Step]) -> Iterator[Guess]:
     )
 
 
-def _of_logits(first: Step, times: Callable[[Step, Array, Array], Array | None]) -> Iterator[Guess]:
+def _of_logits(first: Step, times: Callable[..., Array | None]) -> Iterator[Guess]:
     def log_softmax(x: Array) -> Array:
         x = x - x.max(axis=-1, keepdims=True)
         return np.asarray(x - np.log(np.exp(x).sum(axis=-1, keepdims=True)))
@@ -697,7 +697,7 @@ def _gelu_tanh(x: Array) -> Array:
 
 def of_silu(steps: list[Step]) -> Iterator[Guess]:
     """Yield other activations, and gate and up exchanged."""
-    table: list[tuple[str, str, Callable[[Array, Array], Array]]] = [
+    table: list[tuple[str, str, Callable[..., Array]]] = [
         ("the activation is GELU, not SiLU", "exact-gelu-for-silu", lambda g, u: _gelu(g) * u),
         (
             "the activation is the tanh approximation of GELU, not SiLU",
@@ -759,7 +759,7 @@ def of_silu(steps: list[Step]) -> Iterator[Guess]:
         lambda s: s.x["gate"] * sig(beta * s.x["gate"]) * s.x["up"],
     )
 
-    def cut(c: float, upper: bool) -> Callable[[Array, Array], Array]:
+    def cut(c: float, upper: bool) -> Callable[..., Array]:
         return lambda g, u: (
             (np.minimum(g * sig(g), c) if upper else np.clip(g, -c, c) * sig(np.clip(g, -c, c))) * u
         )
@@ -780,10 +780,10 @@ def of_rope(steps: list[Step]) -> Iterator[Guess]:
     right = lambda p, s: angles(p, s.x["theta"], s.x["x"].shape[-1])  # noqa: E731
 
     def by(
-        f: Callable[[Step], Array],
+        f: Callable[..., Array],
         neighbours: bool = False,
-        at: Callable[[Array, Step], Array] = right,
-    ) -> Callable[[Step], Array]:
+        at: Callable[..., Array] = right,
+    ) -> Callable[..., Array]:
         return lambda s: turned(s.x["x"], at(f(s), s), neighbours)
 
     own = lambda s: s.x["positions"]  # noqa: E731
@@ -822,7 +822,9 @@ def of_rope(steps: list[Step]) -> Iterator[Guess]:
         part = f"{2 * pairs} of the {d} numbers of a head (m < {pairs})"
         if pairs == d // 4:
             part = "half of the numbers of a head"
-        keep = (lambda s: s.x["x"].shape[-1] // 4) if pairs == d // 4 else (lambda s, n=pairs: n)
+        keep: Callable[..., int] = lambda s, n=pairs: n  # noqa: E731
+        if pairs == d // 4:
+            keep = lambda s: s.x["x"].shape[-1] // 4  # noqa: E731
         yield Guess(
             f"only the first part is rotated: {part}",
             lambda s, k=keep: turned(
@@ -833,8 +835,8 @@ def of_rope(steps: list[Step]) -> Iterator[Guess]:
             f"only the first part is rotated, with frequencies of its own: {part}",
             lambda s, k=keep: _partial(s, 2 * k(s)),
         )
-    norm = np.where(first.counts, first.x["x"], 0.0), np.where(first.counts, first.out, 0.0)
-    factor = float(np.linalg.norm(norm[1]) / max(np.linalg.norm(norm[0]), 1e-300))
+    before, after = (np.where(first.counts, a, 0.0) for a in (first.x["x"], first.out))
+    factor = float(np.linalg.norm(after)) / max(float(np.linalg.norm(before)), 1e-300)
     yield Guess(
         f"it is rotated and stretched by {number(factor)}",
         lambda s: factor * s.right,
@@ -893,7 +895,7 @@ def of_rope(steps: list[Step]) -> Iterator[Guess]:
             )
 
 
-def _of_theta(theta: float, neighbours: bool, f: Callable[[Step], Array], name: str) -> Guess:
+def _of_theta(theta: float, neighbours: bool, f: Callable[..., Array], name: str) -> Guess:
     pairs = "; neighbours (2m, 2m + 1) are rotated" if neighbours else ""
     return Guess(
         f"angles are those of theta {number(theta)}{pairs}",
@@ -902,7 +904,7 @@ def _of_theta(theta: float, neighbours: bool, f: Callable[[Step], Array], name: 
     )
 
 
-def _positions() -> list[tuple[str, str, Callable[[Step], Array]]]:
+def _positions() -> list[tuple[str, str, Callable[..., Array]]]:
     """Return what positions may be taken for, and how to say it."""
 
     def call_columns(s: Step) -> Array:
@@ -914,7 +916,7 @@ def _positions() -> list[tuple[str, str, Callable[[Step], Array]]]:
     def p(s: Step) -> Array:
         return np.asarray(s.x["positions"])
 
-    table: list[tuple[str, str, Callable[[Step], Array]]] = [
+    table: list[tuple[str, str, Callable[..., Array]]] = [
         ("it is rotated twice: by 2 times its angle", "", lambda s: 2 * p(s)),
         ("positions are 1 larger than they should be", "rope-counts-from-1", lambda s: p(s) + 1),
         ("positions are 1 smaller than they should be", "", lambda s: p(s) - 1),
@@ -975,7 +977,7 @@ def _first(s: Step) -> Array:
 
 
 def _measured_theta(
-    s: Step, neighbours: bool, f: Callable[[Step], Array] = lambda s: s.x["positions"]
+    s: Step, neighbours: bool, f: Callable[..., Array] = lambda s: s.x["positions"]
 ) -> float:
     """Return theta from the angle of each pair, out over in."""
     d = s.x["x"].shape[-1]

@@ -207,7 +207,8 @@ class Search:
 
     def _rank(self, mistake: Suspect, cases: Sequence[AnyEvidence]) -> float:
         """Return the share that is explained, less the part of agreeing cases that would differ."""
-        good, bad = [], []
+        good: list[float] = []
+        bad: list[float] = []
         for each in cases:
             fit = self.fit(mistake, each)
             if fit is not None:

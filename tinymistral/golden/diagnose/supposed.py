@@ -27,7 +27,7 @@ from tinymistral.golden.diagnose.steps import (
     turned,
 )
 
-Make = Callable[[Step], Array | None]
+Make = Callable[..., Array | None]
 _FAILS = (ValueError, IndexError, KeyError, TypeError, ZeroDivisionError)
 
 
@@ -157,7 +157,7 @@ def _places(kind: str, stage: str, guess: Guess) -> Iterator[tuple[str, tuple[Pl
 
 # Parameters
 
-Family = tuple[str, Callable[[float], str], Place, Callable[[float, Step], Array], Array]
+Family = tuple[str, Callable[..., str], Place, Callable[..., Array], Array]
 
 
 def _families() -> list[Family]:
