@@ -143,7 +143,9 @@ def diagnose(
         return Diagnosis(search.evidence, findings)
     dtypes = {getattr(each, "dtype", "float32") for each in search.differing}
     relevant = [mistake for mistake in mistakes if dtypes & set(mistake.shows_in)]
-    found = search.explanations(relevant)
+    found = search.explanations(relevant, not findings)
+    if findings:  # what may be supposed of a step has been tried on it already
+        found = tuple(explanation for explanation in found if explanation.complete)
     return Diagnosis(search.evidence, findings, found, search.tried)
 
 
@@ -166,12 +168,15 @@ class Search:
         """Return the sort key: slow continuations last, then by cost."""
         return each.case.kind == "generate", each.cost
 
-    def explanations(self, mistakes: Sequence[Mistake]) -> tuple[Explanation, ...]:
-        """Return those that explain most, ranked."""
+    def explanations(
+        self, mistakes: Sequence[Mistake], suppose: bool = True
+    ) -> tuple[Explanation, ...]:
+        """Return those that explain most, ranked; with `suppose` also mistakes that are unknown."""
         first = next((e for e in self.differing if e.case.kind == "model"), self.differing[0])
         some = [first, *[e for e in self.differing if e is not first][:SOME], *self.agreeing[:SOME]]
         pools: list[Callable[[], Iterable[Suspect]]] = [lambda: mistakes]
-        if isinstance(first, Evidence) and not first.another_length and first.case.kind == "model":
+        of_model = isinstance(first, Evidence) and first.case.kind == "model"
+        if isinstance(first, Evidence) and of_model and suppose and not first.another_length:
             pools.append(lambda: with_parameters(first, self.predictions, LEAST))
             pools.append(lambda: supposed(first, self.predictions))
         best: list[Suspect] = []
@@ -183,7 +188,7 @@ class Search:
             best = sorted([*best, *of_pool], key=lambda m: -self._rank(m, [first]))
             near = self._best(dict.fromkeys([*near, *of_pool[:ON_SOME]]), some, ON_SOME)
             near = self._best(near, self.evidence, ON_ALL)
-        if near and self._rank(near[0], self.evidence) < 0.9:
+        if suppose and near and self._rank(near[0], self.evidence) < 0.9:
             near = self._best([*near, *self._pairs(near, best)], self.evidence, ON_ALL)
         found = self._grouped([m for m in near if self._rank(m, self.evidence) >= LEAST])
         complete = tuple(explanation for explanation in found if explanation.complete)
