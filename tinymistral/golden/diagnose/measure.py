@@ -11,6 +11,7 @@ from tinymistral.golden.compare.places import ranges
 from tinymistral.golden.diagnose.attention import measured_mask
 from tinymistral.golden.diagnose.guesses import Guess, guesses
 from tinymistral.golden.diagnose.steps import Step, mask_of, scores_of, softmax
+from tinymistral.tap import STAGES
 
 SAMPLE = 6  # wrong steps of a stage on which every guess is tried
 ROUNDS = 4  # different mistakes in one stage that are told apart
@@ -71,7 +72,8 @@ def measure(steps: Iterable[Step]) -> list[Finding]:
             steps = old.steps + f.steps
             f = replace(old, stages=stages, steps=steps, wrong=old.wrong + f.wrong)
         merged[key] = f
-    return list(merged.values())
+    order = {name.rpartition(".")[2]: n for n, name in enumerate(STAGES)}
+    return sorted(merged.values(), key=lambda f: order.get(f.stages[0], -1))
 
 
 def _of_stage(group: Sequence[Step]) -> Iterator[Finding]:
