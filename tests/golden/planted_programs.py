@@ -348,107 +348,151 @@ NORMS = "input_layernorm post_attention_layernorm norm"
 ADDS = "attention_residual output"
 PLANTED: dict[str, Planted] = {
     # masks and windows
-    "window-ignored": ({"sees": lambda i, j, w, c: j <= i}, ATT, "no window|all earlier|ignored"),
+    "window-ignored": ({"sees": lambda i, j, w, c: j <= i}, ATT, r"window is ignored|no-window\b"),
     "window-halved": (
         {"sees": lambda i, j, w, c: sees(i, j, w and max(1, w // 2), c)},
         ATT,
-        "sees",
+        "sees W / 2 keys",
     ),
-    "window-4096": ({"sees": lambda i, j, w, c: sees(i, j, w and 4096, c)}, ATT, "window"),
-    "window-plus-1": ({"sees": lambda i, j, w, c: sees(i, j, w and w + 1, c)}, ATT, "W \\+ 1"),
+    "window-4096": (
+        {"sees": lambda i, j, w, c: sees(i, j, w and 4096, c)},
+        ATT,
+        r"window is ignored|no-window\b|4,?096 keys",
+    ),
+    "window-plus-1": (
+        {"sees": lambda i, j, w, c: sees(i, j, w and w + 1, c)},
+        ATT,
+        r"W \+ 1|inclusive-window",
+    ),
     "window-minus-1": (
         {"sees": lambda i, j, w, c: sees(i, j, w and w - 1, c)},
         ATT,
-        "W - 1|no key",
+        "W - 1|short-window",
     ),
-    "window-doubled": ({"sees": lambda i, j, w, c: sees(i, j, w and 2 * w, c)}, ATT, "2 W|sees"),
-    "window-3": ({"sees": lambda i, j, w, c: sees(i, j, w and 3, c)}, ATT, "3 keys"),
+    "window-doubled": (
+        {"sees": lambda i, j, w, c: sees(i, j, w and 2 * w, c)},
+        ATT,
+        "sees 2 W keys",
+    ),
+    "window-3": ({"sees": lambda i, j, w, c: sees(i, j, w and 3, c)}, ATT, "sees 3 keys"),
     "window-in-even-layers": (
         {"sees": lambda i, j, w, c: sees(i, j, w if c.layer % 2 == 0 else None, c)},
         ATT,
-        "layers? 1",
+        "layers? 1.*window is ignored",
     ),
     "window-in-odd-layers": (
         {"sees": lambda i, j, w, c: sees(i, j, w if c.layer % 2 else None, c)},
         ATT,
-        "layers? 0",
+        "layers? 0.*window is ignored",
     ),
     "window-symmetric": (
         {"sees": lambda i, j, w, c: (w is None and j <= i) or (w is not None and abs(i - j) < w)},
         ATT,
-        "both sides|future",
+        r"\|i - j\| < W",
     ),
-    "not-causal": ({"sees": lambda i, j, w, c: w is None or i - j < w}, ATT, "causal|future|later"),
-    "not-causal-no-window": ({"sees": lambda i, j, w, c: True}, ATT, "causal|future|later"),
-    "next-seen": ({"sees": lambda i, j, w, c: sees(i, j - 1, w and w + 1, c)}, ATT, "next|future"),
-    "not-itself": ({"sees": lambda i, j, w, c: sees(i, j, w, c) and i != j}, ATT, "own|itself"),
+    "not-causal": (
+        {"sees": lambda i, j, w, c: w is None or i - j < w},
+        ATT,
+        "within the window: there is no causal mask|future-seen",
+    ),
+    "not-causal-no-window": (
+        {"sees": lambda i, j, w, c: True},
+        ATT,
+        "neither a causal mask nor a window",
+    ),
+    "next-seen": (
+        {"sees": lambda i, j, w, c: sees(i, j - 1, w and w + 1, c)},
+        ATT,
+        r"j <= i \+ 1|next-token-seen",
+    ),
+    "not-itself": (
+        {"sees": lambda i, j, w, c: sees(i, j, w, c) and i != j},
+        ATT,
+        "own key is not visible|blind-to-itself",
+    ),
     "one-token-sees-all": (
         {"sees": lambda i, j, w, c: sees(i, j, None if c.T == 1 else w, c)},
         ATT,
-        "single|one token|all earlier",
+        "a single token sees all|window-forgotten-when-decoding",
     ),
     "first-kept-as-sink": (
         {"sees": lambda i, j, w, c: sees(i, j, w, c) or j == 0},
         ATT,
-        "first|position 0|sink",
+        "the first position of the text stays",
     ),
     "blocks-of-w": (
         {"sees": lambda i, j, w, c: j <= i and (w is None or i // w == j // w)},
         ATT,
-        "block",
+        "own block of W keys",
     ),
     "ring-w-minus-2": (
         {"slots": lambda w: max(1, w - 2)},
         f"{ATT} cache.k cache.v",
-        "older|slots|ring|cache",
+        "W - 2 slots",
     ),
     "ring-w-chunk-first": (
         {"slots": lambda w: w},
         f"{ATT} cache.k cache.v",
-        "older|slots|ring|cache",
+        "window of its last one|window-of-the-piece|evict-before-attend",
     ),
     "this-call-alone": (
         {"sees": lambda i, j, w, c: sees(i, j, w, c) and j >= c.chunk_first},
         ATT,
-        "call",
+        "only keys of this call",
     ),
     "prompt-not-causal": (
         {"sees": lambda i, j, w, c: sees(i, j, w, c) or c.call == 0},
         ATT,
-        "causal|future|later",
+        "in the first call keys after the query",
     ),
     # rope
-    "theta-500000": (with_angle(lambda p, m, d, th, c: freq(p, m, d, 5e5)), ROPE, "500,?000"),
-    "theta-1e6": (with_angle(lambda p, m, d, th, c: freq(p, m, d, 1e6)), ROPE, "1,?000,?000"),
-    "theta-1e4": (with_angle(lambda p, m, d, th, c: freq(p, m, d, 1e4)), ROPE, "10,?000"),
-    "theta-100": (with_angle(lambda p, m, d, th, c: freq(p, m, d, 100.0)), ROPE, "100"),
-    "rope-none": ({"rotate": lambda x, p, th, c: x}, ROPE, "not rotated"),
+    "theta-500000": (with_angle(lambda p, m, d, th, c: freq(p, m, d, 5e5)), ROPE, "theta 500,000"),
+    "theta-1e6": (
+        with_angle(lambda p, m, d, th, c: freq(p, m, d, 1e6)),
+        ROPE,
+        "theta 1,000,000|theta-of-v0.2",
+    ),
+    "theta-1e4": (
+        with_angle(lambda p, m, d, th, c: freq(p, m, d, 1e4)),
+        ROPE,
+        r"theta 10,000\b|rope-theta-ignored",
+    ),
+    "theta-100": (
+        with_angle(lambda p, m, d, th, c: freq(p, m, d, 100.0)),
+        ROPE,
+        r"theta 100\b(?!,)",
+    ),
+    "rope-none": ({"rotate": lambda x, p, th, c: x}, ROPE, "it is not rotated|nothing-turned"),
     "rope-q-alone": (
         {"rotate": lambda x, p, th, c: rotate(x, p, th, c) if c.stage == "q" else x},
         "k_rotated",
-        "not rotated",
+        "not rotated|keys-not-turned",
     ),
     "rope-k-alone": (
         {"rotate": lambda x, p, th, c: rotate(x, p, th, c) if c.stage == "k" else x},
         "q_rotated",
         "not rotated",
     ),
-    "rope-twice": (with_angle(lambda p, m, d, th, c: 2 * freq(p, m, d, th)), ROPE, "twice|2"),
+    "rope-twice": (
+        with_angle(lambda p, m, d, th, c: 2 * freq(p, m, d, th)),
+        ROPE,
+        "by 2 times its angle|multiplied by 2$",
+    ),
     "rope-backwards": (
         with_angle(lambda p, m, d, th, c: -freq(p, m, d, th)),
         ROPE,
-        "other way|back",
+        "the other way|rope-backwards",
     ),
-    "rope-pairs": ({"rotate": pairs_rotated}, ROPE, "neighbour|2m"),
+    "rope-pairs": ({"rotate": pairs_rotated}, ROPE, r"neighbours \(2m|rope-interleaved"),
     "rope-pairs-back": (
         {"rotate": lambda x, p, th, c: pairs_rotated(x, -p, th, c)},
         ROPE,
-        "neighbour|2m",
+        r"neighbours \(2m.*the other way",
     ),
     "rope-half-width": (
         with_angle(lambda p, m, d, th, c: freq(p, m, d, th) if m < d // 4 else 0.0),
         ROPE,
-        "first|part|of the",
+        "first part is rotated: half",
     ),
     "rope-on-half": (
         {
@@ -457,86 +501,114 @@ PLANTED: dict[str, Planted] = {
             )
         },
         ROPE,
-        "first|part|of the",
+        "with frequencies of its own: half",
     ),
     "rope-m-over-d": (
         with_angle(lambda p, m, d, th, c: p * th ** (-m / d)),
         ROPE,
-        "exponent|factor 2|-m/d",
+        "exponent is -m/d|rope-exponent-halved",
     ),
-    "rope-offset-1": ({"position": lambda p, t, c: p + 1}, ROPE, "1 (larger|too)|\\+ 1"),
-    "rope-minus-1": ({"position": lambda p, t, c: p - 1}, ROPE, "1 (smaller|too)|- 1"),
-    "rope-restarts": ({"position": lambda p, t, c: t}, ROPE, "begin|restart|column"),
+    "rope-offset-1": ({"position": lambda p, t, c: p + 1}, ROPE, "1 larger"),
+    "rope-minus-1": ({"position": lambda p, t, c: p - 1}, ROPE, "1 smaller"),
+    "rope-restarts": (
+        {"position": lambda p, t, c: t},
+        ROPE,
+        "begin at 0 in each call|rope-begins-anew",
+    ),
     "rope-by-slot": (
         {"position": lambda p, t, c: p if c.window is None else p % c.window},
         ROPE,
-        "slot|modulo|mod|%",
+        "modulo the window",
     ),
-    "rope-linear-4": ({"position": lambda p, t, c: p / 4}, ROPE, "0.25|/ 4|1/4"),
-    "rope-linear-2": ({"position": lambda p, t, c: p / 2}, ROPE, "0.5|/ 2|1/2"),
-    "rope-stretched": ({"rotate": lambda x, p, th, c: rotate(x, p, th, c) * F32(1.1)}, ROPE, "1.1"),
+    "rope-linear-4": ({"position": lambda p, t, c: p / 4}, ROPE, r"(times|by) 0\.25"),
+    "rope-linear-2": ({"position": lambda p, t, c: p / 2}, ROPE, r"(times|by) 0\.5"),
+    "rope-stretched": (
+        {"rotate": lambda x, p, th, c: rotate(x, p, th, c) * F32(1.1)},
+        ROPE,
+        r"stretched by 1\.1\b|rope-stretched",
+    ),
     "rope-bfloat16-angles": (
         with_angle(lambda p, m, d, th, c: float(to_bits(freq(p, m, d, th)))),
         ROPE,
-        "bfloat16|16 bits",
+        "angles are in bfloat16",
     ),
     "rope-bfloat16-frequencies": (
         with_angle(lambda p, m, d, th, c: p * float(to_bits(freq(1, m, d, th)))),
         ROPE,
-        "bfloat16|16 bits",
+        "frequencies are in bfloat16",
     ),
     "rope-float16-angles": (
         with_angle(lambda p, m, d, th, c: float(to_bits(freq(p, m, d, th), "float16"))),
         ROPE,
-        "float16|16 bits",
+        "angles are in float16",
     ),
     "rope-one-frequency": (
         with_angle(lambda p, m, d, th, c: freq(p, 0, d, th)),
         ROPE,
-        "theta 1\\b",
+        r"theta 1\b(?!,)",
     ),
     "rope-next-frequency": (
         with_angle(lambda p, m, d, th, c: freq(p, m + 1, d, th)),
         ROPE,
-        "m \\+ 1|frequenc|exponent",
+        r"pair m \+ 1",
     ),
     "rope-odd-layers-not": (
         {"rotate": lambda x, p, th, c: x if c.layer % 2 else rotate(x, p, th, c)},
         ROPE,
-        "layers? 1",
+        "layers? 1.*not rotated",
     ),
     "rope-head-0-alone": (
         {"rotate": lambda x, p, th, c: x if c.head else rotate(x, p, th, c)},
         ROPE,
-        "head",
+        "heads 1.* not rotated",
     ),
     "rope-on-v": (
         {"value": lambda v, p, c: np.stack([rotate(h, p, c.config.rope_theta, c) for h in v])},
         "attention_mix cache.v",
-        "rotated",
+        "values are rotated like keys|values-turned",
     ),
     "rope-decoding-behind": (
         {"position": lambda p, t, c: p - 1 if c.call and p else p},
         ROPE,
-        "1 (smaller|too)|- 1",
+        "1 smaller|decoding-one-behind",
     ),
-    "rope-row-positions-columns": ({"position": lambda p, t, c: t + 3}, ROPE, "column|begin"),
+    "rope-row-positions-columns": (
+        {"position": lambda p, t, c: t + 3},
+        ROPE,
+        "begin at 3 in each call",
+    ),
     # scores and weights
-    "scale-1/d": (scaled_scores(lambda d, c: 1 / d), ATT, "1/d"),
-    "scale-1": (scaled_scores(lambda d, c: 1.0), ATT, "scale"),
-    "scale-half": (scaled_scores(lambda d, c: (d / 2) ** -0.5), ATT, "d/2|1.41"),
-    "scale-hidden": (scaled_scores(lambda d, c: c.config.hidden_size**-0.5), ATT, "scale"),
-    "scale-by-layer": (scaled_scores(lambda d, c: d**-0.5 / (c.layer + 1)), ATT, "layers? 1"),
-    "scale-log2": (scaled_scores(lambda d, c: d**-0.5 * math.log(2)), ATT, "ln|log|0.69|scale"),
-    "scale-twice": (scaled_scores(lambda d, c: d**-0.25), ATT, "scale"),
-    "softmax-plus-1": ({"softmax": lambda s, c: sink(s, c, False)}, ATT, "1 (is )?(in|added)|sum"),
+    "scale-1/d": (scaled_scores(lambda d, c: 1 / d), ATT, "scale is 1/d,|scores-scaled-twice"),
+    "scale-1": (scaled_scores(lambda d, c: 1.0), ATT, "scale is 1:|scores-not-scaled"),
+    "scale-half": (scaled_scores(lambda d, c: (d / 2) ** -0.5), ATT, r"1/sqrt\(d/2\)"),
+    "scale-hidden": (scaled_scores(lambda d, c: c.config.hidden_size**-0.5), ATT, r"1/sqrt\(D\)"),
+    "scale-by-layer": (
+        scaled_scores(lambda d, c: d**-0.5 / (c.layer + 1)),
+        ATT,
+        r"layers? 1.*scale is 0\.5 times",
+    ),
+    "scale-log2": (scaled_scores(lambda d, c: d**-0.5 * math.log(2)), ATT, r"factor ln\(2\)"),
+    "scale-twice": (scaled_scores(lambda d, c: d**-0.25), ATT, r"d\^-0\.25"),
+    "softmax-plus-1": (
+        {"softmax": lambda s, c: sink(s, c, False)},
+        ATT,
+        r"1 is added to the sum.*relative to e\^0",
+    ),
     "softmax-plus-1-after-max": (
         {"softmax": lambda s, c: sink(s, c, True)},
         ATT,
-        "1 (is )?(in|ad)|sum",
+        "1 is added to the sum.*after the largest",
     ),
-    "tanh-cap-2": ({"softmax": lambda s, c: softmax(2 * np.tanh(s / 2), c)}, ATT, "cap|tanh"),
-    "tanh-cap-30": ({"softmax": lambda s, c: softmax(0.7 * np.tanh(s / 0.7), c)}, ATT, "cap|tanh"),
+    "tanh-cap-2": (
+        {"softmax": lambda s, c: softmax(2 * np.tanh(s / 2), c)},
+        ATT,
+        "capped softly at 2:",
+    ),
+    "tanh-cap-30": (
+        {"softmax": lambda s, c: softmax(0.7 * np.tanh(s / 0.7), c)},
+        ATT,
+        r"capped softly at 0\.7:",
+    ),
     "alibi": (
         {
             "score": lambda q, k, i, j, c: (
@@ -545,23 +617,27 @@ PLANTED: dict[str, Planted] = {
             )
         },
         ATT,
-        "distance|ALiBi|bias",
+        "as ALiBi does",
     ),
     "weights-not-normalized": (
         {"softmax": lambda s, c: np.exp(s - s.max())},
         ATT,
-        "sum|divided|normal",
+        "not divided by their sum|softmax-not-divided",
     ),
-    "sigmoid-weights": ({"softmax": lambda s, c: 1 / (1 + np.exp(-s))}, ATT, "sigmoid"),
+    "sigmoid-weights": (
+        {"softmax": lambda s, c: 1 / (1 + np.exp(-s))},
+        ATT,
+        "sigmoids of the scores",
+    ),
     "scores-bfloat16": (
         {"softmax": lambda s, c: softmax(to_bits(s).astype(np.float64), c)},
         ATT,
-        "bfloat16",
+        "scores are rounded to bfloat16",
     ),
     "weights-float16": (
         {"softmax": lambda s, c: to_bits(softmax(s, c), "float16")},
         ATT,
-        "float16",
+        "rounded to float16: results",
     ),
     "top-3-keys": (
         {
@@ -570,45 +646,61 @@ PLANTED: dict[str, Planted] = {
             )
         },
         ATT,
-        "largest|keys",
+        "the 3 largest scores",
     ),
     # heads
-    "heads-tiled": ({"kv_head": lambda h, H, K, c: h % K}, f"{ATT} attention_mix", "head"),
+    "heads-tiled": (
+        {"kv_head": lambda h, H, K, c: h % K},
+        f"{ATT} attention_mix",
+        "head h % K|tiled-heads",
+    ),
     "heads-tiled-keys-alone": (
         {"kv_head": lambda h, H, K, c: h % K, "v_head": kv_head},
         ATT,
-        "head",
+        "head h % K",
     ),
-    "heads-tiled-values-alone": ({"v_head": lambda h, H, K, c: h % K}, "attention_mix", "head"),
+    "heads-tiled-values-alone": (
+        {"v_head": lambda h, H, K, c: h % K},
+        "attention_mix",
+        "head h % K",
+    ),
     "heads-reversed": (
         {"kv_head": lambda h, H, K, c: K - 1 - h // (H // K)},
         f"{ATT} attention_mix",
-        "head",
+        "heads in reverse order",
     ),
-    "heads-all-0": ({"kv_head": lambda h, H, K, c: 0}, f"{ATT} attention_mix", "head"),
+    "heads-all-0": (
+        {"kv_head": lambda h, H, K, c: 0},
+        f"{ATT} attention_mix",
+        "all query heads read key/value head 0|one-head-for-all",
+    ),
     "heads-next": (
         {"kv_head": lambda h, H, K, c: (h // (H // K) + 1) % K},
         f"{ATT} attention_mix",
-        "head",
+        "the next key/value head",
     ),
     "values-reversed": (
         {"v_head": lambda h, H, K, c: K - 1 - h // (H // K)},
         "attention_mix",
-        "head",
+        "heads in reverse order",
     ),
     "joined-transposed": (
         {"joined": lambda mix, c: mix.T.reshape(-1)},
         "attention_output",
-        "transpos|order|joined",
+        r"\(d, H\) rather than \(H, d\)",
     ),
     "joined-reversed": (
         {"joined": lambda mix, c: mix[::-1].reshape(-1)},
         "attention_output",
-        "order|revers",
+        "joined in reverse order",
     ),
-    "qkv-fused-per-group": ({"linear": fused_per_group}, QKV, "q, k|fused|weight"),
+    "qkv-fused-per-group": ({"linear": fused_per_group}, QKV, "fused, taken apart group by group"),
     # projections
-    "q-heads-reversed": ({"linear": only("q", reversed_rows, linear)}, "q", "order|revers|permut"),
+    "q-heads-reversed": (
+        {"linear": only("q", reversed_rows, linear)},
+        "q",
+        "heads are in reverse order",
+    ),
     "k-and-v-swapped": (
         {
             "linear": lambda x, w, c: (
@@ -619,7 +711,7 @@ PLANTED: dict[str, Planted] = {
             )
         },
         "k v",
-        "v_proj|k_proj",
+        "weight is that of [kv]_proj|keys-and-values-swapped",
     ),
     "gate-and-up-swapped": (
         {
@@ -628,7 +720,7 @@ PLANTED: dict[str, Planted] = {
             )
         },
         "gate up",
-        "up_proj|gate_proj",
+        "weight is that of (up|gate)_proj|gate-and-up",
     ),
     "layer-0-weights-for-q": (
         {
@@ -637,30 +729,38 @@ PLANTED: dict[str, Planted] = {
             )
         },
         "q",
-        "layers.0|layer 0",
+        r"that of layers\.0\.self_attn\.q_proj",
     ),
-    "q-bias": ({"linear": only("q", lambda x, w, c: w @ x + F32(0.1), linear)}, "q", "bias|added"),
+    "q-bias": (
+        {"linear": only("q", lambda x, w, c: w @ x + F32(0.1), linear)},
+        "q",
+        r"\b0\.1 is added|of up to 0\.1\b",
+    ),
     "o-scaled": (
         {"linear": only("attention_output", lambda x, w, c: w @ x * F32(0.5), linear)},
         "attention_output",
-        "0.5",
+        r"\b0\.5 times",
     ),
     "down-bfloat16": (
         {"linear": only("mlp_output", lambda x, w, c: to_bits(w) @ x, linear)},
         "mlp_output",
-        "bfloat16",
+        "rounded to bfloat16: the weight|weights-rounded-to-bfloat16",
     ),
     "all-linear-bfloat16-inputs": (
         {"linear": lambda x, w, c: w @ to_bits(x)},
         "q k v attention_output gate up mlp_output",
-        "bfloat16",
+        r"rounded to bfloat16: the input \(",
     ),
     "all-linear-float16-results": (
         {"linear": lambda x, w, c: to_bits(w @ x, "float16")},
         "q k v attention_output gate up mlp_output",
-        "float16",
+        "rounded to float16: results",
     ),
-    "v-int8": ({"linear": only("v", lambda x, w, c: int8(w) @ x, linear)}, "v", "8 bits|int8"),
+    "v-int8": (
+        {"linear": only("v", lambda x, w, c: int8(w) @ x, linear)},
+        "v",
+        "8 bits, int8, with a scale for each row",
+    ),
     "q-pairs-order": (
         {
             "linear": only(
@@ -672,64 +772,72 @@ PLANTED: dict[str, Planted] = {
             )
         },
         "q",
-        "order|permut|pairs",
+        "order of pairs",
     ),
-    "q-of-hidden": ({"linear": only("q", lambda x, w, c: w @ c.hidden, linear)}, "q", "norm"),
+    "q-of-hidden": (
+        {"linear": only("q", lambda x, w, c: w @ c.hidden, linear)},
+        "q",
+        "input is hidden, before the norm",
+    ),
     "down-last-8-lost": (
         {"linear": only("mlp_output", lambda x, w, c: w[:, :-8] @ x[:-8], linear)},
         "mlp_output",
-        "last 8|inputs|columns",
+        "last 8 inputs",
     ),
     "o-negative": (
         {"linear": only("attention_output", lambda x, w, c: -(w @ x), linear)},
         "attention_output",
-        "-1",
+        "-1 times",
     ),
     # norms
-    "eps-1e-8": ({"norm": lambda x, w, eps, c: rms(x, 1e-8) * w}, NORMS, "1e-0?8|epsilon"),
-    "eps-0": ({"norm": lambda x, w, eps, c: rms(x, 0) * w}, NORMS, "epsilon (is )?0|1e-|epsilon"),
-    "eps-1e-3": ({"norm": lambda x, w, eps, c: rms(x, 1e-3) * w}, NORMS, "0.001|1e-0?3"),
-    "eps-1e-6": ({"norm": lambda x, w, eps, c: rms(x, 1e-6) * w}, NORMS, "1e-0?6"),
+    "eps-1e-8": ({"norm": lambda x, w, eps, c: rms(x, 1e-8) * w}, NORMS, "epsilon is 1e-08"),
+    "eps-0": ({"norm": lambda x, w, eps, c: rms(x, 0) * w}, NORMS, "epsilon is 0;|eps-forgotten"),
+    "eps-1e-3": ({"norm": lambda x, w, eps, c: rms(x, 1e-3) * w}, NORMS, r"epsilon is 0\.001"),
+    "eps-1e-6": (
+        {"norm": lambda x, w, eps, c: rms(x, 1e-6) * w},
+        NORMS,
+        "epsilon is 1e-06|eps-of-another-model",
+    ),
     "eps-outside": (
         {"norm": lambda x, w, eps, c: x / (np.sqrt((x * x).mean()) + F32(eps)) * w},
         NORMS,
-        "outside|after the root",
+        "outside the root|eps-outside-the-root",
     ),
-    "norm-1-plus-w": ({"norm": lambda x, w, eps, c: rms(x, eps) * (1 + w)}, NORMS, "1 \\+"),
+    "norm-1-plus-w": ({"norm": lambda x, w, eps, c: rms(x, eps) * (1 + w)}, NORMS, r"1 \+ w"),
     "norm-no-weight": (
         {"norm": lambda x, w, eps, c: rms(x, eps)},
         NORMS,
-        "without.*weight|no weight",
+        "without its weight|norm-weight-forgotten",
     ),
     "norm-centred": (
         {"norm": lambda x, w, eps, c: rms(x - x.mean(), eps) * w},
         NORMS,
-        "mean|centred",
+        "mean is subtracted first|mean-subtracted",
     ),
     "norm-sum": (
         {"norm": lambda x, w, eps, c: x / np.sqrt((x * x).sum() + F32(eps)) * w},
         NORMS,
-        "sum",
+        "sum of squares is taken|sum-of-squares",
     ),
     "norm-no-root": (
         {"norm": lambda x, w, eps, c: x / ((x * x).mean() + F32(eps)) * w},
         NORMS,
-        "root",
+        "root is missing",
     ),
     "norm-bfloat16": (
         {"norm": lambda x, w, eps, c: to_bits(rms(to_bits(x), eps) * w)},
         NORMS,
-        "bfloat16",
+        "rounded to bfloat16: the input and results",
     ),
     "norm-float16-result": (
         {"norm": lambda x, w, eps, c: to_bits(rms(x, eps) * w, "float16")},
         NORMS,
-        "float16",
+        "rounded to float16: results",
     ),
     "final-norm-missing": (
         norm_only("norm", lambda x, w, eps, c: x),
         "norm",
-        "not norm|missing|as it",
+        r"not normed: the result is x \(|final-norm-missing",
     ),
     "post-norm-with-input-weight": (
         norm_only(
@@ -737,91 +845,155 @@ PLANTED: dict[str, Planted] = {
             lambda x, w, eps, c: rms(x, eps) * c.w[c.name.replace("post_attention", "input")],
         ),
         "post_attention_layernorm",
-        "input_layernorm",
+        r"weight is that of layers\.\d\.input_layernorm",
     ),
     "input-norm-skipped": (
         norm_only("input_layernorm", lambda x, w, eps, c: x * w),
         "input_layernorm",
-        "not (norm|div)|weight",
+        "not normed: the result is x · weight",
     ),
     # feed-forward
-    "gelu": ({"activation": lambda g, u, c: gelu(g) * u}, "silu_mul", "GELU"),
-    "gelu-tanh": ({"activation": lambda g, u, c: gelu_tanh(g) * u}, "silu_mul", "GELU"),
-    "quick-gelu": ({"activation": lambda g, u, c: g * sig(1.702 * g) * u}, "silu_mul", "1.7|GELU"),
-    "relu": ({"activation": lambda g, u, c: np.maximum(g, 0) * u}, "silu_mul", "ReLU"),
-    "silu-of-up": ({"activation": lambda g, u, c: u * sig(u) * g}, "silu_mul", "swap|exchang|up"),
-    "no-up": ({"activation": lambda g, u, c: g * sig(g)}, "silu_mul", "up"),
-    "no-gate": ({"activation": lambda g, u, c: g * u}, "silu_mul", "without|no act|gate · up"),
-    "sigmoid-gate": ({"activation": lambda g, u, c: sig(g) * u}, "silu_mul", "sigmoid"),
+    "gelu": (
+        {"activation": lambda g, u, c: gelu(g) * u},
+        "silu_mul",
+        "is GELU, not SiLU|gelu-for-silu",
+    ),
+    "gelu-tanh": (
+        {"activation": lambda g, u, c: gelu_tanh(g) * u},
+        "silu_mul",
+        "tanh approximation of GELU|gelu-for-silu",
+    ),
+    "quick-gelu": (
+        {"activation": lambda g, u, c: g * sig(1.702 * g) * u},
+        "silu_mul",
+        r"sigmoid\(1\.702 x\)",
+    ),
+    "relu": ({"activation": lambda g, u, c: np.maximum(g, 0) * u}, "silu_mul", "is ReLU"),
+    "silu-of-up": (
+        {"activation": lambda g, u, c: u * sig(u) * g},
+        "silu_mul",
+        r"silu\(up\) · gate|gate-and-up",
+    ),
+    "no-up": ({"activation": lambda g, u, c: g * sig(g)}, "silu_mul", "up is missing"),
+    "no-gate": ({"activation": lambda g, u, c: g * u}, "silu_mul", "no activation: gate · up"),
+    "sigmoid-gate": (
+        {"activation": lambda g, u, c: sig(g) * u},
+        "silu_mul",
+        "is the sigmoid|sigmoid-for-silu",
+    ),
     "silu-clipped": (
         {"activation": lambda g, u, c: np.clip(g * sig(g) * u, -0.5, 0.5)},
         "silu_mul",
-        "0.5|clip|limit",
+        r"clipped at 0\.5\b",
     ),
-    "silu-plus": ({"activation": lambda g, u, c: g * sig(g) + u}, "silu_mul", "\\+|sum|added"),
+    "silu-plus": (
+        {"activation": lambda g, u, c: g * sig(g) + u},
+        "silu_mul",
+        r"silu\(gate\) \+ up",
+    ),
     # sums
     "no-attention-residual": (
         {"add": only("attention_residual", lambda x, y, n, c: y, add)},
         "attention_residual",
-        "missing|0",
+        "residual is missing|residual-lost",
     ),
-    "no-mlp-residual": ({"add": only("output", lambda x, y, n, c: y, add)}, "output", "missing|0"),
-    "residual-doubled": ({"add": lambda x, y, n, c: 2 * x + y}, ADDS, "2"),
-    "residual-after-norm": ({"add": lambda x, y, n, c: n + y}, ADDS, "norm"),
-    "branch-forgotten": ({"add": only("output", lambda x, y, n, c: x, add)}, "output", "missing|0"),
+    "no-mlp-residual": (
+        {"add": only("output", lambda x, y, n, c: y, add)},
+        "output",
+        "residual is missing|residual-lost",
+    ),
+    "residual-doubled": (
+        {"add": lambda x, y, n, c: 2 * x + y},
+        ADDS,
+        r"\b2 · the residual|residual is multiplied by 2\b",
+    ),
+    "residual-after-norm": (
+        {"add": lambda x, y, n, c: n + y},
+        ADDS,
+        "residual is taken after the norm",
+    ),
+    "branch-forgotten": (
+        {"add": only("output", lambda x, y, n, c: x, add)},
+        "output",
+        "mlp_output is missing",
+    ),
     "residual-scaled": (
         {"add": only("attention_residual", lambda x, y, n, c: x + y * F32(0.22), add)},
         "attention_residual",
-        "0.22",
+        r"1 · the residual \+ 0\.22 · attention_output|0\.22 times",
     ),
-    "residual-bfloat16": ({"add": lambda x, y, n, c: to_bits(x + y)}, ADDS, "bfloat16"),
+    "residual-bfloat16": (
+        {"add": lambda x, y, n, c: to_bits(x + y)},
+        ADDS,
+        "rounded to bfloat16: results",
+    ),
     # the ends
     "embedding-scaled": (
         {"embed": lambda i, t, c: t[i] * F32(math.sqrt(t.shape[1]))},
         "embedding",
-        "sqrt|times|scaled",
+        r"multiplied by sqrt\(D\)|embedding-scaled",
     ),
-    "embedding-next-id": ({"embed": shifted_ids}, "embedding", "id|row"),
-    "embedding-bfloat16": ({"embed": lambda i, t, c: to_bits(t[i])}, "embedding", "bfloat16"),
-    "logits-scaled": ({"scores_of": lambda x, w, h, c: w @ x * F32(0.7)}, "logits", "0.7"),
+    "embedding-next-id": ({"embed": shifted_ids}, "embedding", "one row later"),
+    "embedding-bfloat16": (
+        {"embed": lambda i, t, c: to_bits(t[i])},
+        "embedding",
+        "rounded to bfloat16: results",
+    ),
+    "logits-scaled": (
+        {"scores_of": lambda x, w, h, c: w @ x * F32(0.7)},
+        "logits",
+        r"\b0\.7 times",
+    ),
     "logits-capped": (
         {"scores_of": lambda x, w, h, c: 3 * np.tanh(w @ x / 3)},
         "logits",
-        "cap|tanh",
+        "capped softly at 3:",
     ),
     "log-softmax": (
         {"scores_of": lambda x, w, h, c: np.log(softmax(w @ x, c))},
         "logits",
-        "log-?_?softmax",
+        "a log_softmax of the logits",
     ),
-    "softmax-of-logits": ({"scores_of": lambda x, w, h, c: softmax(w @ x, c)}, "logits", "softmax"),
-    "logits-of-hidden": ({"scores_of": lambda x, w, h, c: w @ h}, "logits", "norm"),
+    "softmax-of-logits": (
+        {"scores_of": lambda x, w, h, c: softmax(w @ x, c)},
+        "logits",
+        "probabilities: a softmax",
+    ),
+    "logits-of-hidden": (
+        {"scores_of": lambda x, w, h, c: w @ h},
+        "logits",
+        "hidden state before the norm|final-norm-missing",
+    ),
     "tied-head-always": (
         {"scores_of": lambda x, w, h, c: c.w["model.embed_tokens.weight"] @ x},
         "logits",
-        "embed",
+        "weight is that of embed_tokens|tied-though-it-is-not",
     ),
-    "logits-bias": ({"scores_of": lambda x, w, h, c: w @ x + F32(0.3)}, "logits", "bias|added"),
+    "logits-bias": (
+        {"scores_of": lambda x, w, h, c: w @ x + F32(0.3)},
+        "logits",
+        r"\b0\.3 is added|of up to 0\.3\b",
+    ),
     "logits-rolled": (
         {"scores_of": lambda x, w, h, c: np.roll(w @ x, 1)},
         "logits",
-        "order|column|permut|shift",
+        "has the logit of the one before",
     ),
     # caches
     "cached-unrotated": (
         {"cached": lambda k, p, c: np.stack([rotate(h, -p, c.config.rope_theta, c) for h in k])},
         "cache.k attention_weights",
-        "not rotated|unrotated|before",
+        "keys are cached not rotated|keys-not-turned",
     ),
     "cached-again": (
         {"cached": lambda k, p, c: np.stack([rotate(h, p, c.config.rope_theta, c) for h in k])},
         "cache.k attention_weights",
-        "twice|again",
+        "keys are rotated twice|keys-turned-again",
     ),
     "cached-bfloat16": (
         {"cached": lambda k, p, c: to_bits(k), "value": lambda v, p, c: to_bits(v)},
         "cache.k cache.v attention_weights attention_mix",
-        "bfloat16",
+        "rounded to bfloat16",
     ),
 }
 

@@ -33,29 +33,6 @@ def one_head_for_all(self, _, x, H):
     return np.repeat(x[:, :, :1], H, axis=2)
 
 
-@mistake("linear")
-def heads_joined_across_tokens(self, right, x, weight):
-    """The mix is still (B, H, T, d) when it is reshaped to (B, T, H·d), which mixes tokens. Correct
-    for one token at a time.
-    Fix: Transpose (B, H, T, d) to (B, T, H, d), by transpose(1, 2), before joining the heads."""
-    if self.name_of(weight).endswith("o_proj"):
-        by_head = x.reshape(*x.shape[:2], -1, self.config.head_dim).swapaxes(1, 2)
-        x = by_head.reshape(x.shape)
-    return right(x, weight)
-
-
-@mistake("linear")
-def heads_cut_across_tokens(self, right, x, weight):
-    """q, k and v are reshaped to (B, heads, T, d) without a transpose, which mixes tokens. Correct
-    for one token at a time.
-    Fix: Reshape q, k and v to (B, T, heads, d) first, then transpose to (B, heads, T, d)."""
-    y = right(x, weight)
-    if self.name_of(weight).endswith(("q_proj", "k_proj", "v_proj")):
-        B, T, n = y.shape
-        y = y.reshape(B, -1, T, self.config.head_dim).swapaxes(1, 2).reshape(B, T, n)
-    return y
-
-
 # Scores
 
 
@@ -79,13 +56,6 @@ def scores_scaled_by_the_model_width(self, _, H, d):
     """Scores are divided by the root of the width of all heads, H·d, rather than of one head.
     Fix: Scale by the width of one head, head_dim^-0.5, not by that of all heads."""
     return float((H * d) ** -0.5)
-
-
-@mistake("scale")
-def scores_scaled_by_hidden_size(self, _, H, d):
-    """Scores are divided by the root of `hidden_size` rather than of the width of a head.
-    Fix: Scale by the width of one head, head_dim^-0.5, not by that of the model."""
-    return float((self.config.hidden_size if self.config else d) ** -0.5)
 
 
 # The softmax

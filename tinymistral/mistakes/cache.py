@@ -128,19 +128,6 @@ def layers_share_a_cache(cache, right, layer):
     return right(0)
 
 
-@mistake("cache.key_positions")
-def cache_forgotten(cache, right):
-    """Each call attends only to its own tokens, as if there were no cache; positions go on.
-    Fix: Keep keys and values of earlier calls, and attend to them together with the new ones."""
-    if not cache.slots.size:  # no piece is going through
-        return right
-    new = np.full_like(right, -1)
-    b, t = np.nonzero(cache.slots >= 0)
-    at = b, cache.slots[b, t]
-    new[at] = right[at]
-    return new
-
-
 # What is written to which slot
 
 

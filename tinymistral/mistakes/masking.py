@@ -188,25 +188,6 @@ def _(self, right, positions, *rest):
 
 
 @mistake("visible")
-def no_mask_in_later_calls(self, right, i, j, window):
-    """Only the first call has a causal mask; in later ones all new keys are visible.
-    Fix: Mask the future in every call of more than one token, also with a cache."""
-    return right(i, j, window) if self.call <= 0 else _uncausal(i, j, window)
-
-
-@mistake("visible")
-def causal_from_the_first_key(self, right, i, j, window):
-    """In later calls of several tokens the triangle of the mask begins at the oldest key. Query t
-    attends to the first t + 1 keys of all, not those up to its own.
-    Fix: With S keys, T of them new, query t attends to keys up to S - T + t: align the triangle at
-    its lower right corner (PyTorch's is_causal aligns it at the upper left)."""
-    if self.call <= 0 or i.shape[1] == 1:
-        return right(i, j, window)
-    rank = np.where(j < 0, j.max() + 1, j).argsort(axis=-1, kind="stable").argsort(axis=-1)
-    return (i >= 0) & (j >= 0) & (rank <= np.arange(i.shape[1])[:, None])
-
-
-@mistake("visible")
 def window_forgotten_when_decoding(self, right, i, j, window):
     """The window applies to a prompt, but in decoding all earlier keys are visible.
     Fix: Mask keys with `i - j >= W` in every call, not only where a mask is made for a prompt."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from tinymistral.mistakes.mistake import BUT_FLOAT64, HALVES, ROUNDING, mistake
@@ -47,13 +45,6 @@ def eps_of_another_model(self, right, x, weight, eps):
     activations.
     Fix: Read `rms_norm_eps` from the configuration: 1e-5 for the published models."""
     return right(x, weight, 1e-6)
-
-
-@mistake("rms_norm")
-def eps_of_mistral(self, right, x, weight, eps):
-    """Epsilon is always 1e-5, whatever the configuration says.
-    Fix: Read `rms_norm_eps` from the configuration: it is 1e-6 in some."""
-    return right(x, weight, 1e-5)
 
 
 @mistake("rms_norm", law=RMS_NORM)
@@ -117,14 +108,6 @@ def final_norm_missing(self, right, x, weight, eps):
     return x if self.name_of(weight) == FINAL else right(x, weight, eps)
 
 
-@mistake("rms_norm")
-def final_norm_twice(self, right, x, weight, eps):
-    """The final norm is applied twice, for example by the model and again by its head.
-    Fix: Apply `model.norm` to the last layer's output once."""
-    x = right(x, weight, eps)
-    return right(x, weight, eps) if self.name_of(weight) == FINAL else x
-
-
 # Residual sums: x is the input of attention or of the feed-forward network, y its output.
 # `to_norm` is the input of the next norm.
 
@@ -146,28 +129,6 @@ def residual_lost(self, right, x, y):
 
 
 @mistake("add")
-def attention_residual_forgotten(self, right, x, y):
-    """Attention's output replaces a layer's input instead of being added to it.
-    Fix: Add a layer's input to its attention's output: x + attention(norm(x))."""
-    return y if self.last_weight.endswith("o_proj") else right(x, y)
-
-
-@mistake("add")
-def mlp_residual_forgotten(self, right, x, y):
-    """The feed-forward network's output replaces its input instead of being added to it.
-    Fix: Add the network's output to its input before the norm: h + mlp(norm(h))."""
-    return y if self.last_weight.endswith("down_proj") else right(x, y)
-
-
-@mistake("add")
-def residual_of_the_norm(self, right, x, y):
-    """The sum is with the normed input, norm(x) + attention(norm(x)), as if x were overwritten. The
-    original Transformer does so: its norms follow the sum.
-    Fix: Keep x from before the norm, and add to that: x + attention(norm(x))."""
-    return right(self.normed, y)
-
-
-@mistake("add")
 def mlp_beside_attention(self, right, x, y):
     """Attention and feed-forward network read the same x, side by side, as in GPT-J and PaLM.
     Fix: The feed-forward network reads norm(x + attention(...)), after attention has been added."""
@@ -186,36 +147,6 @@ def gelu_for_silu(self, _, gate, up):
     gate = self.widen(gate)
     inner = (2 / np.pi) ** 0.5 * (gate + 0.044715 * gate**3)
     return self.round(gate * (1 + np.tanh(inner)) / 2 * self.widen(up))
-
-
-@mistake("silu_mul")
-def exact_gelu_for_silu(self, _, gate, up):
-    """The activation is exact GELU, x · Φ(x), without the tanh approximation, instead of SiLU.
-    Fix: The activation is silu(x) = x / (1 + exp(-x)), also called swish."""
-    x = self.widen(gate)
-    erf = np.array([math.erf(x / 2**0.5) for x in x.ravel().tolist()], dtype=self.compute_dtype)
-    return self.round(x * (1 + erf.reshape(x.shape)) / 2 * self.widen(up))
-
-
-@mistake("silu_mul")
-def relu_for_silu(self, _, gate, up):
-    """The activation is ReLU, max(x, 0), instead of SiLU.
-    Fix: The activation is silu(x) = x / (1 + exp(-x)), also called swish."""
-    return self.round(np.maximum(self.widen(gate), 0) * self.widen(up))
-
-
-@mistake("silu_mul")
-def silu_forgotten(self, _, gate, up):
-    """The feed-forward network multiplies gate by up, with no activation.
-    Fix: Apply silu to gate before multiplying it by up."""
-    return self.round(self.widen(gate) * self.widen(up))
-
-
-@mistake("silu_mul")
-def up_forgotten(self, right, gate, up):
-    """The feed-forward network is down(silu(gate(x))): `up_proj` is not used.
-    Fix: Multiply silu(gate) by up: a SwiGLU has three matrices."""
-    return right(gate, np.ones_like(up))
 
 
 @mistake("silu_mul", law=SILU_MUL)

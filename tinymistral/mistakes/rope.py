@@ -196,13 +196,6 @@ def positions_of_columns(self, right, positions, *rest):
     return right(positions, *rest)
 
 
-@mistake("rope")
-def queries_not_turned(self, right, x, table):
-    """Keys are rotated and queries are not.
-    Fix: Rotate queries by their positions as keys are."""
-    return x if self.call >= 0 and self.ropes == 0 else right(x, table)
-
-
 @mistake("rope", law=EVERY_STAGE)
 def keys_not_turned(self, right, x, table):
     """Keys are cached without rotation, and only queries are rotated.
@@ -238,20 +231,6 @@ def keys_turned_again(cache, right, positions):
     for layer, keys in enumerate(cache.k):
         cache.k[layer] = rotated_by(cache, keys, cache.positions)
     right(positions)
-
-
-@mistake("cache.read")
-def keys_turned_again_when_read(cache, right, layer):
-    """Keys from earlier calls are rotated a second time when they are attended to. What is cached
-    stays right.
-    Fix: A key is rotated once, by its position, before it is cached; rotate only the new keys."""
-    keys, values = right(layer)
-    if not cache.slots.size:  # no piece is going through
-        return keys, values
-    old = cache.key_positions.copy()
-    b, t = np.nonzero(cache.slots >= 0)
-    old[b, cache.slots[b, t]] = 0  # at position 0 nothing is rotated
-    return rotated_by(cache, keys, old), values
 
 
 def rotated_by(cache: Any, keys: Array, positions: Array) -> Array:

@@ -110,17 +110,6 @@ def heads_cut_with_the_wrong_stride(layout, config, tensors):
 
 
 @mistake("checkpoint")
-def heads_joined_with_the_wrong_stride(layout, config, tensors):
-    """The heads of the mix are joined as (d, H) rather than (H, d) before o_proj.
-    Fix: Join the heads of the mix as (H, d), head by head, before o_proj."""
-    d, found = config.head_dim, dict(tensors)
-    for name, x in tensors.items():
-        if name.endswith("o_proj.weight"):
-            found[name] = x.reshape(len(x), d, -1).swapaxes(1, 2).reshape(x.shape)
-    return config, found
-
-
-@mistake("checkpoint")
 def layers_in_reverse(layout, config, tensors):
     """The layers run from the last to the first.
     Fix: Run the layers from 0 on; sort names by number, not as texts."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tinymistral.golden.compare.places import ranges
-from tinymistral.golden.diagnose.attention import measured_mask
-from tinymistral.golden.diagnose.guesses import Guess, guesses
+from tinymistral.golden.diagnose.guess import NO_NUMBERS, Guess
+from tinymistral.golden.diagnose.guesses import guesses
+from tinymistral.golden.diagnose.masks import measured_mask
 from tinymistral.golden.diagnose.steps import Step, mask_of, scores_of, softmax
 from tinymistral.tap import STAGES
 
@@ -136,7 +137,7 @@ def remains(s: Step, guess: Guess) -> float:
     """Return how much of the error a guess leaves, in units of what may remain: 1 is the most."""
     try:
         found = guess.make(s)
-    except (ValueError, IndexError, KeyError, TypeError, ZeroDivisionError):
+    except NO_NUMBERS:
         return np.inf
     errors, before = s.errors(found), s.errors(s.right)
     worst, most = float(errors.max(initial=0.0)), float(before.max(initial=0.0))
@@ -177,6 +178,6 @@ def _shows(s: Step, guess: Guess) -> bool:
     """Return whether a guess would change a step."""
     try:
         found = guess.make(s)
-    except (ValueError, IndexError, KeyError, TypeError, ZeroDivisionError):
+    except NO_NUMBERS:
         return False
     return found is not None and s.off(found) > (1 if s.kind == "mask" else 4) * s.limit

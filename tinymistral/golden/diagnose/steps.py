@@ -301,7 +301,6 @@ class _Model:
         d, eps = c.head_dim, c.rms_norm_eps
         past: dict[tuple[int, str], list[Array]] = {}
         all_positions: list[Array] = []
-        cached: dict[tuple[int, str], Array] = {}
         for call in range(self.case.calls):
             self.call = call
             self.layer, self.values = -1, {}
@@ -346,9 +345,6 @@ class _Model:
                 x |= {"q_positions": positions, "k_positions": given["key_positions"]}
                 x |= {"window": c.sliding_window, "theta": c.rope_theta, "width": c.hidden_size}
                 x |= {"plain_q": self.values["q"], "plain_k": keys["k"], **place}
-                for name in "kv":
-                    old = cached.get((self.layer, name))
-                    x[f"cached_{name}"] = old
                 yield from self.step("weights", "attention_weights", f"{n}.attention_weights", x)
                 weights = f"calls.{self.call}.{n}.attention_weights"
                 if weights in self.each.output or self.plant is not None:
@@ -390,7 +386,6 @@ class _Model:
                     x = {"tokens": tokens[stage], "plain": tokens[name], "theta": c.rope_theta}
                     x |= {"positions": given["cache_positions"], "name": name}
                     yield from self.step("cache", f"cache.{name}", f"cache.{n}.{name}", x)
-                    cached[self.layer, name] = self.values[f"cache.{name}"]
             self.layer = -1
             self.values["hidden"] = hidden
             yield from self._norm("model.norm", "norm", hidden, eps)

@@ -8,27 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinymistral.golden.diagnose.attention import HEADS, distance, mixed_by, scaled, seen
 from tinymistral.golden.diagnose.evidence import Evidence
-from tinymistral.golden.diagnose.guesses import Guess, guesses, number, refined
+from tinymistral.golden.diagnose.guess import NO_NUMBERS, Guess, Make, number, refined, sig
+from tinymistral.golden.diagnose.guesses import guesses
 from tinymistral.golden.diagnose.predictions import Predictions
-from tinymistral.golden.diagnose.steps import (
-    Array,
-    Step,
-    angles,
-    compute,
-    mask_of,
-    results_with,
-    scores_of,
-    softmax,
-    turned,
-)
-
-Make = Callable[..., Array | None]
-_FAILS = (ValueError, IndexError, KeyError, TypeError, ZeroDivisionError)
+from tinymistral.golden.diagnose.rope import rotated
+from tinymistral.golden.diagnose.steps import Array, Step, compute, results_with, softmax
 
 
 @dataclass(frozen=True)
@@ -64,7 +54,7 @@ class Supposed:
         with np.errstate(all="ignore"):
             try:
                 return results_with(each, predictions, self._plant, self._touches)
-            except _FAILS:
+            except NO_NUMBERS:
                 return None
 
     def answers(self, case: Any, predictions: Predictions) -> None:
@@ -111,20 +101,11 @@ def supposed(each: Evidence, predictions: Predictions) -> Iterator[Supposed]:
             for what, places in _places(kind, stage, guess):
                 says = f"{what}: {guess.says}" if what else guess.says
                 changes = tuple((place, guess.make) for place in places)
-                if kind == "weights" and (values := _values_too(guess, steps)) is not None:
-                    yield Supposed(says, (*changes, (Place("mix"), values)), guess.name)
+                if kind == "weights" and guess.text in HEADS:  # values are read as keys are
+                    make: Make = lambda s, g=guess.text: mixed_by(g, s, s.x["weights"])  # noqa: E731
+                    yield Supposed(says, (*changes, (Place("mix"), make)), guess.name)
                     says = f"keys alone: {guess.says}"
                 yield Supposed(says, changes, guess.name)
-
-
-def _values_too(guess: Guess, steps: Mapping[tuple[str, str], Step]) -> Make | None:
-    """Return the mix of a guess that is about heads: values are read as keys are."""
-    from tinymistral.golden.diagnose.attention import heads, mixed
-
-    for says, _, f in heads():
-        if says == guess.says:
-            return lambda s: mixed(s.x["weights"], s.x["v"], f(s.right.shape[2], s.x["v"].shape[2]))
-    return None
 
 
 def _places(kind: str, stage: str, guess: Guess) -> Iterator[tuple[str, tuple[Place, ...]]]:
@@ -149,115 +130,70 @@ def _places(kind: str, stage: str, guess: Guess) -> Iterator[tuple[str, tuple[Pl
         yield "both sums", (Place(kind),)
     elif kind == "linear":
         yield stage, (Place(kind, (stage,)),)
-        if stage == "q" and "rounded" in guess.says:
-            yield "all projections", (Place(kind),)
+        if stage == "q":
+            yield "q, k, v", (Place(kind, ("q", "k", "v")),)
+            if "rounded" in guess.says:
+                yield "all projections", (Place(kind),)
     else:
         yield {"silu": "silu_mul", "mix": "attention_mix"}.get(kind, ""), (Place(kind, (stage,)),)
 
 
 # Parameters
 
-Family = tuple[str, Callable[..., str], Place, Callable[..., Array], Array]
+
+class Family(NamedTuple):
+    """Mistakes with a parameter: where, the numbers of a step with it, and a coarse grid."""
+
+    place: Place
+    makes: Callable[[float, Step], Array]
+    grid: Array
 
 
-def _families() -> list[Family]:
-    def factor(a: float, s: Step) -> Array:
-        return a * s.right
+def _factor(a: float, s: Step) -> Array:
+    return a * s.right
 
-    def cap(a: float, s: Step) -> Array:
-        return a * np.tanh(s.right / a)
 
-    def scores(s: Step) -> Array:
-        return scores_of(s.x) * s.x["q"].shape[-1] ** -0.5
-
-    def distance(s: Step) -> Array:
-        return (s.x["q_positions"][:, :, None] - s.x["k_positions"][:, None, :])[:, None]
-
-    def masked(s: Step) -> Array:
-        mask = mask_of(s.x)
-        return mask if mask.ndim == 4 else mask[:, None]
-
-    def at(s: Step, p: Array, theta: float) -> Array:
-        return turned(s.x["x"], angles(p, theta, s.x["x"].shape[-1]))
-
-    rope, weights, norm = Place("rope"), Place("weights"), Place("norm")
-    logits = Place("linear", ("logits",))
-    spread = np.geomspace(1 / 32, 32, 21)
-    return [
-        (
-            "RoPE: angles are those of theta {}",
-            number,
-            rope,
-            lambda a, s: at(s, s.x["positions"], a),
-            np.geomspace(2, 1e9, 36),
-        ),
-        (
-            "RoPE: positions are multiplied by {}",
-            number,
-            rope,
-            lambda a, s: at(s, s.x["positions"] * a, s.x["theta"]),
-            spread,
-        ),
-        (
-            "norms: epsilon is {}",
-            number,
-            norm,
-            lambda a, s: compute("norm", {**s.x, "eps": a}),
-            np.geomspace(1e-12, 1, 25),
-        ),
-        (
-            "attention_weights: the scale is {} times 1/sqrt(d)",
-            number,
-            weights,
-            lambda a, s: softmax(a * scores(s), masked(s)),
-            spread,
-        ),
-        (
-            "attention_weights: scores are capped softly at {}: c · tanh(x / c)",
-            number,
-            weights,
-            lambda a, s: softmax(a * np.tanh(scores(s) / a), masked(s)),
-            np.geomspace(0.05, 60, 21),
-        ),
-        (
-            "attention_weights: a bias of the distance is added to the scores, {} for each token",
-            number,
-            weights,
-            lambda a, s: softmax(scores(s) + a * distance(s), masked(s)),
-            np.linspace(-1, 1, 21),
-        ),
-        (
-            "silu_mul: the activation is x · sigmoid({} x)",
-            number,
-            Place("silu"),
-            lambda a, s: s.x["gate"] / (1 + np.exp(-a * s.x["gate"])) * s.x["up"],
-            spread,
-        ),
-        ("logits are {} times what they should be", number, logits, factor, spread),
-        ("logits are capped softly at {}: c · tanh(x / c)", number, logits, cap, spread * 3),
-        ("embeddings are multiplied by {}", number, Place("embedding"), factor, spread),
-        (
-            "attention_output is {} times what it should be",
-            number,
-            Place("linear", ("attention_output",)),
-            factor,
-            spread,
-        ),
-        (
-            "mlp_output is {} times what it should be",
-            number,
-            Place("linear", ("mlp_output",)),
-            factor,
-            spread,
-        ),
-        (
-            "the residual is multiplied by {} in both sums",
-            number,
-            Place("sum"),
-            lambda a, s: a * s.x["x"] + s.x["y"],
-            spread,
-        ),
-    ]
+SPREAD = np.geomspace(1 / 32, 32, 21)
+WEIGHTS, LOGITS = Place("weights"), Place("linear", ("logits",))
+FAMILIES = {
+    "RoPE: angles are those of theta {}": Family(
+        Place("rope"), lambda a, s: rotated(s, theta=a), np.geomspace(2, 1e9, 36)
+    ),
+    "RoPE: positions are multiplied by {}": Family(
+        Place("rope"), lambda a, s: rotated(s, s.x["positions"] * a), SPREAD
+    ),
+    "norms: epsilon is {}": Family(
+        Place("norm"), lambda a, s: compute("norm", {**s.x, "eps": a}), np.geomspace(1e-12, 1, 25)
+    ),
+    "attention_weights: the scale is {} times 1/sqrt(d)": Family(
+        WEIGHTS, lambda a, s: softmax(a * scaled(s), seen(s)), SPREAD
+    ),
+    "attention_weights: scores are capped softly at {}: c · tanh(x / c)": Family(
+        WEIGHTS,
+        lambda a, s: softmax(a * np.tanh(scaled(s) / a), seen(s)),
+        np.geomspace(0.05, 60, 21),
+    ),
+    "attention_weights: a bias of the distance is added to the scores, {} for each token": Family(
+        WEIGHTS, lambda a, s: softmax(scaled(s) + a * distance(s), seen(s)), np.linspace(-1, 1, 21)
+    ),
+    "silu_mul: the activation is x · sigmoid({} x)": Family(
+        Place("silu"), lambda a, s: s.x["gate"] * sig(a * s.x["gate"]) * s.x["up"], SPREAD
+    ),
+    "logits are {} times what they should be": Family(LOGITS, _factor, SPREAD),
+    "logits are capped softly at {}: c · tanh(x / c)": Family(
+        LOGITS, lambda a, s: a * np.tanh(s.right / a), SPREAD * 3
+    ),
+    "embeddings are multiplied by {}": Family(Place("embedding"), _factor, SPREAD),
+    "attention_output is {} times what it should be": Family(
+        Place("linear", ("attention_output",)), _factor, SPREAD
+    ),
+    "mlp_output is {} times what it should be": Family(
+        Place("linear", ("mlp_output",)), _factor, SPREAD
+    ),
+    "the residual is multiplied by {} in both sums": Family(
+        Place("sum"), lambda a, s: a * s.x["x"] + s.x["y"], SPREAD
+    ),
+}
 
 
 def with_parameters(each: Evidence, predictions: Predictions, least: float) -> Iterator[Supposed]:
@@ -265,10 +201,10 @@ def with_parameters(each: Evidence, predictions: Predictions, least: float) -> I
 
     A family of which no value of the coarse grid explains as much as `least` is left out.
     """
-    for says, shown, place, make, grid in _families():
+    for says, (place, makes, grid) in FAMILIES.items():
 
-        def made(a: float, p: Place = place, f: Any = make, text: str = "") -> Supposed:
-            return Supposed(text, ((p, lambda s: f(a, s)),))
+        def made(a: float, place: Place = place, f: Any = makes, says: str = says) -> Supposed:
+            return Supposed(says.format(number(a)), ((place, lambda s: f(a, s)),))
 
         def left(a: float, m: Any = made) -> float:
             fit = each.fit(m(a), predictions)
@@ -276,5 +212,4 @@ def with_parameters(each: Evidence, predictions: Predictions, least: float) -> I
 
         known = {float(a): left(float(a)) for a in grid}
         if min(known.values()) < 1 - least:
-            best = refined(lambda a, k=known, f=left: k[a] if a in k else f(a), list(known))
-            yield made(best, text=says.format(shown(best)))
+            yield made(refined(lambda a, k=known, f=left: k[a] if a in k else f(a), list(known)))
