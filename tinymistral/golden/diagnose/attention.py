@@ -20,7 +20,7 @@ from tinymistral.golden.diagnose.steps import (
     turned,
 )
 
-Weigh = Callable[[Step, Array], Array]  # weights of a step and its mask (B, H or 1, T, S)
+Weigh = Callable[..., Array]  # of a step and its mask (B, H or 1, T, S)
 
 # Which key/value head each of H query heads reads.
 HEADS: dict[str, Callable[[int, int], Array]] = {

@@ -13,7 +13,7 @@ from tinymistral.golden.diagnose.steps import Array, Step, mask_of, scores_of, s
 FAR = 2**62
 # Of the positions i of queries (B, T, 1) and j of keys (B, 1, S), the window W or FAR, and the
 # step: (B, T, S) without padding, or (B, H, T, S).
-Rule = Callable[[Array, Array, int, Step], Array]
+Rule = Callable[..., Array]
 
 
 def _newest(s: Step) -> Array:

@@ -18,7 +18,7 @@ from tinymistral.golden.diagnose.guess import (
 )
 from tinymistral.golden.diagnose.steps import Array, Step, angles, turned
 
-Positions = Callable[[Array, Step], Array]
+Positions = Callable[..., Array]  # of the right ones and the step
 NEIGHBOURS = "neighbours (2m, 2m + 1) are rotated"
 
 
