@@ -63,7 +63,7 @@ NAMED = (
     ("rope-interleaved", "k_rotated"),
     ("sum-of-squares", "norm"),
     ("gelu-for-silu", "silu_mul"),
-    ("residual-of-the-norm", "output"),
+    ("final-norm-missing", "norm"),
     ("gate-and-up-weights-swapped", "gate"),
     ("scores-not-scaled", "attention_weights"),
     ("inclusive-window", "attention_weights"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from planted_programs import ALL, Planted, dumped, named
 
+from tinymistral.golden.diagnose.guesses import guesses
 from tinymistral.golden.diagnose.measure import measure
 from tinymistral.golden.diagnose.predictions import Predictions
 from tinymistral.golden.diagnose.report import sentence
@@ -68,19 +69,7 @@ def test_a_step_is_unknown_if_nothing_makes_its_numbers(predictions: Predictions
 
 def test_every_name_is_of_the_catalogue(predictions: Predictions) -> None:
     """Names are looked up for what to do; one that is misspelled would be none."""
-    import ast
-    from pathlib import Path
-
-    from tinymistral.golden import diagnose
-
-    known = {mistake.name for mistake in MISTAKES}
-    folder, used = Path(str(diagnose.__file__)).parent, set()
-    for file in ("guesses.py", "attention.py"):
-        for node in ast.walk(ast.parse((folder / file).read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                text = node.value
-                if "-" in text and text.replace("-", "").replace(".", "").isalnum():
-                    used.add(text)
-    used = {name for name in used if not name[0].isdigit() and name.islower()}
-    assert used - known == set()
-    assert len(used & known) > 30
+    steps = {s.stage: s for s in all_steps(dumped(predictions, {}, CASES[:1]), predictions)}
+    used = {guess.name for step in steps.values() for guess in guesses([step])} - {""}
+    assert used - {mistake.name for mistake in MISTAKES} == set()
+    assert len(used) > 60

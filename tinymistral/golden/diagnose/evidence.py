@@ -11,7 +11,7 @@ import numpy as np
 
 from tinymistral.golden.compare.cases import what_counts
 from tinymistral.golden.compare.layouts import all_in_halves, is_raw
-from tinymistral.golden.compare.tensors import own_dtype
+from tinymistral.golden.compare.tensors import errors_of, own_dtype
 from tinymistral.golden.compare.texts import ANSWERS, ASKED, key
 from tinymistral.golden.compare.verdicts import (
     AGREES,
@@ -194,12 +194,7 @@ class Evidence(Comparison):
         if self.parts[name].tolerance == 0:  # ids, which rounding to 16 bits may change
             differ = counts & (numbers != wanted[name]) & (self.dtype == "float32")
             return np.where(differ, np.inf, 0.0)
-        with np.errstate(all="ignore"):
-            x, y = (np.asarray(each, dtype=np.float64) for each in (numbers, wanted[name]))
-            errors = np.abs(x - y)
-        errors[(x == y) | (np.isnan(x) & np.isnan(y)) | ~counts] = 0.0
-        errors[~np.isfinite(errors)] = np.inf
-        return errors
+        return np.where(counts, errors_of(numbers, wanted[name].astype(np.float64)), 0.0)
 
     def _same_text(self, name: str, counts: np.ndarray, wanted: Numbers) -> np.ndarray:
         """Leave out log-probabilities from the first token on that is not the wanted one."""

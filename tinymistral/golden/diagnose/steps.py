@@ -255,22 +255,9 @@ class _Model:
         part, expected = self.each.parts[full], self.arrays.expected[full]
         counts = self.each.counts[full]
         grown = _largest(right, counts) / max(_largest(expected, counts), 1e-30)
-        yield Step(
-            kind,
-            stage,
-            self.case.id,
-            self.call,
-            self.layer,
-            x,
-            out,
-            right,
-            counts,
-            part.tolerance * max(1.0, grown),
-            self.unit,
-            dict(self.values),
-            self.tensors,
-            self.missing,
-        )
+        limits = (counts, part.tolerance * max(1.0, grown), self.unit)
+        where = (kind, stage, self.case.id, self.call, self.layer)
+        yield Step(*where, x, out, right, *limits, dict(self.values), self.tensors, self.missing)
         self.missing = ()
 
     def _planted(self, kind: str, stage: str, full: str, x: dict[str, Any]) -> None:
@@ -298,115 +285,93 @@ class _Model:
     def steps(self) -> Iterator[Step]:
         """Yield them, call by call."""
         c, inputs = self.config, self.arrays.inputs
-        d, eps = c.head_dim, c.rms_norm_eps
-        past: dict[tuple[int, str], list[Array]] = {}
-        all_positions: list[Array] = []
+        self.past: dict[tuple[int, str], list[Array]] = {}
+        every: list[Array] = []  # positions
         for call in range(self.case.calls):
-            self.call = call
-            self.layer, self.values = -1, {}
-            given = {
-                name: inputs[f"calls.{self.call}.{name}"]
-                for name in ("input_ids", "positions", "key_positions", "cache_positions")
-            }
-            positions = given["positions"]
-            all_positions.append(positions)
-            (B, T), so_far = positions.shape, np.concatenate(all_positions, axis=1)
-            table = self.tensors["model.embed_tokens.weight"]
-            x: dict[str, Any] = {"table": table, "ids": given["input_ids"]}
+            self.call, self.layer, self.values = call, -1, {}
+            names = ("input_ids", "positions", "key_positions", "cache_positions")
+            given = {name: inputs[f"calls.{self.call}.{name}"] for name in names}
+            every.append(given["positions"])
+            given["all"] = np.concatenate(every, axis=1)
+            x = {"table": self.tensors["model.embed_tokens.weight"], "ids": given["input_ids"]}
             yield from self.step("embedding", "embedding", "embedding", x)
-            hidden = self.values["embedding"]
-            place = {"call": self.call, "columns": so_far.shape[1] - T, "all": so_far}
+            self.values["hidden"] = self.values["embedding"]
             for layer in range(c.num_hidden_layers):
                 self.layer = layer
-                n = f"layers.{self.layer}"
-                self.values["hidden"] = hidden
-                yield from self._norm("input_layernorm", f"{n}.input_layernorm", hidden, eps)
-                for name in "qkv":
-                    shape = (B, T, -1, d)
-                    yield from self._linear(
-                        name, f"{n}.{name}", "input_layernorm", f"self_attn.{name}_proj", shape
-                    )
-                for name in "qk":
-                    x = {"x": self.values[name], "positions": positions, "theta": c.rope_theta}
-                    x |= {"window": c.sliding_window, **place}
-                    yield from self.step("rope", f"{name}_rotated", f"{n}.{name}_rotated", x)
-                for name in ("k", "v", "k_rotated"):
-                    past.setdefault((self.layer, name), []).append(self.values[name])
-                keys = {
-                    name: at_positions(
-                        np.concatenate(past[self.layer, name], axis=1),
-                        so_far,
-                        given["key_positions"],
-                        0.0,
-                    )
-                    for name in ("k", "v", "k_rotated")
-                }
-                x = {"q": self.values["q_rotated"], "k": keys["k_rotated"], "v": keys["v"]}
-                x |= {"q_positions": positions, "k_positions": given["key_positions"]}
-                x |= {"window": c.sliding_window, "theta": c.rope_theta, "width": c.hidden_size}
-                x |= {"plain_q": self.values["q"], "plain_k": keys["k"], **place}
-                yield from self.step("weights", "attention_weights", f"{n}.attention_weights", x)
-                weights = f"calls.{self.call}.{n}.attention_weights"
-                if weights in self.each.output or self.plant is not None:
-                    x = x | {"weights": self.values["attention_weights"]}
-                yield from self.step("mix", "attention_mix", f"{n}.attention_mix", x)
-                out = (B, T, c.hidden_size)
-                yield from self._linear(
-                    "attention_output",
-                    f"{n}.attention_output",
-                    "attention_mix",
-                    "self_attn.o_proj",
-                    out,
-                )
-                yield from self._sum("attention_residual", n, hidden, "attention_output")
-                middle = self.values["attention_residual"]
-                name = "post_attention_layernorm"
-                yield from self._norm(name, f"{n}.{name}", middle, eps)
-                for part in ("gate", "up"):
-                    yield from self._linear(
-                        part, f"{n}.{part}", name, f"mlp.{part}_proj", (B, T, -1)
-                    )
-                x = {"gate": self.values["gate"], "up": self.values["up"]}
-                yield from self.step("silu", "silu_mul", f"{n}.silu_mul", x)
-                yield from self._linear(
-                    "mlp_output", f"{n}.mlp_output", "silu_mul", "mlp.down_proj", out
-                )
-                yield from self._sum("output", n, middle, "mlp_output")
-                hidden = self.values["output"]
-                for name, stage in (("k", "k_rotated"), ("v", "v")):
-                    tokens = {
-                        other: at_positions(
-                            np.concatenate(past[self.layer, other], axis=1),
-                            so_far,
-                            given["cache_positions"],
-                            0.0,
-                        )
-                        for other in {stage, name}
-                    }
-                    x = {"tokens": tokens[stage], "plain": tokens[name], "theta": c.rope_theta}
-                    x |= {"positions": given["cache_positions"], "name": name}
-                    yield from self.step("cache", f"cache.{name}", f"cache.{n}.{name}", x)
+                yield from self._attention(given)
+                yield from self._sum("attention_residual", "hidden", "attention_output")
+                yield from self._feed_forward()
+                yield from self._sum("output", "attention_residual", "mlp_output")
+                yield from self._caches(given)
+                self.values["hidden"] = self.values["output"]
             self.layer = -1
-            self.values["hidden"] = hidden
-            yield from self._norm("model.norm", "norm", hidden, eps)
+            yield from self._norm("norm", "hidden", "model.norm")
             head = "lm_head" if "lm_head.weight" in self.tensors else "model.embed_tokens"
-            yield from self._linear("logits", "logits", "norm", head, (B, T, -1))
+            yield from self._linear("logits", "norm", head)
 
-    def _norm(self, weight: str, name: str, x: Array, eps: float) -> Iterator[Step]:
-        stage = weight.removeprefix("model.")
-        inputs = {"x": x, "weight": self.weight(weight), "eps": eps}
-        yield from self.step("norm", stage, name, inputs)
+    def _attention(self, given: Mapping[str, Array]) -> Iterator[Step]:
+        c, values, positions = self.config, self.values, given["positions"]
+        place = {"call": self.call, "all": given["all"], "window": c.sliding_window}
+        place |= {"columns": given["all"].shape[1] - positions.shape[1], "theta": c.rope_theta}
+        yield from self._norm("input_layernorm", "hidden")
+        for name in "qkv":
+            yield from self._linear(name, "input_layernorm", f"self_attn.{name}_proj", c.head_dim)
+        for name in "qk":
+            stage = f"{name}_rotated"
+            x = {"x": values[name], "positions": positions, **place}
+            yield from self.step("rope", stage, self._name(stage), x)
+        for name in ("k", "v", "k_rotated"):
+            self.past.setdefault((self.layer, name), []).append(values[name])
+        k, v, plain = (self._kept(n, given, "key_positions") for n in ("k_rotated", "v", "k"))
+        x = {"q": values["q_rotated"], "k": k, "v": v, "plain_q": values["q"], "plain_k": plain}
+        x |= {"q_positions": positions, "k_positions": given["key_positions"]}
+        x |= {"width": c.hidden_size, **place}
+        weights = self._name("attention_weights")
+        yield from self.step("weights", "attention_weights", weights, x)
+        if f"calls.{self.call}.{weights}" in self.each.output or self.plant is not None:
+            x = x | {"weights": values["attention_weights"]}
+        yield from self.step("mix", "attention_mix", self._name("attention_mix"), x)
+        yield from self._linear("attention_output", "attention_mix", "self_attn.o_proj")
 
-    def _linear(
-        self, stage: str, name: str, source: str, weight: str, shape: tuple[int, ...]
-    ) -> Iterator[Step]:
-        w = self.weight(weight)
-        shape = tuple(len(w) // (shape[3] if len(shape) == 4 else 1) if n < 0 else n for n in shape)
-        x = {"x": self.values[source], "weight": w, "shape": shape, "name": weight}
-        yield from self.step("linear", stage, name, x)
+    def _feed_forward(self) -> Iterator[Step]:
+        yield from self._norm("post_attention_layernorm", "attention_residual")
+        for name in ("gate", "up"):
+            yield from self._linear(name, "post_attention_layernorm", f"mlp.{name}_proj")
+        x = {name: self.values[name] for name in ("gate", "up")}
+        yield from self.step("silu", "silu_mul", self._name("silu_mul"), x)
+        yield from self._linear("mlp_output", "silu_mul", "mlp.down_proj")
 
-    def _sum(self, stage: str, n: str, x: Array, y: str) -> Iterator[Step]:
-        yield from self.step("sum", stage, f"{n}.{stage}", {"x": x, "y": self.values[y], "of": y})
+    def _caches(self, given: Mapping[str, Array]) -> Iterator[Step]:
+        x: dict[str, Any] = {"positions": given["cache_positions"]}
+        x["theta"] = self.config.rope_theta
+        for name, stage in (("k", "k_rotated"), ("v", "v")):
+            kept, plain = (self._kept(n, given, "cache_positions") for n in (stage, name))
+            slots = {"tokens": kept, "plain": plain, "name": name, **x}
+            yield from self.step("cache", f"cache.{name}", f"cache.{self._name(name)}", slots)
+
+    def _kept(self, name: str, given: Mapping[str, Array], where: str) -> Array:
+        """Return what was computed of all tokens so far at some positions, else 0."""
+        every = np.concatenate(self.past[self.layer, name], axis=1)
+        return at_positions(every, given["all"], given[where], 0.0)
+
+    def _name(self, stage: str) -> str:
+        return f"layers.{self.layer}.{stage}" if self.layer >= 0 else stage
+
+    def _norm(self, stage: str, source: str, weight: str = "") -> Iterator[Step]:
+        x = {"x": self.values[source], "weight": self.weight(weight or stage)}
+        x |= {"eps": self.config.rms_norm_eps}
+        yield from self.step("norm", stage, self._name(stage), x)
+
+    def _linear(self, stage: str, source: str, weight: str, d: int = 0) -> Iterator[Step]:
+        """Yield a projection; if `d` is given its result is cut into heads."""
+        x, w = self.values[source], self.weight(weight)
+        shape = (*x.shape[:2], *((len(w) // d, d) if d else (len(w),)))
+        inputs = {"x": x, "weight": w, "shape": shape}
+        yield from self.step("linear", stage, self._name(stage), inputs)
+
+    def _sum(self, stage: str, x: str, y: str) -> Iterator[Step]:
+        inputs = {"x": self.values[x], "y": self.values[y], "of": y}
+        yield from self.step("sum", stage, self._name(stage), inputs)
 
 
 def results_with(
