@@ -520,8 +520,8 @@ PLANTED: dict[str, Planted] = {
         ROPE,
         "modulo the window",
     ),
-    "rope-linear-4": ({"position": lambda p, t, c: p / 4}, ROPE, r"(times|by) 0\.25"),
-    "rope-linear-2": ({"position": lambda p, t, c: p / 2}, ROPE, r"(times|by) 0\.5"),
+    "rope-linear-4": ({"position": lambda p, t, c: p / 4}, ROPE, r"(times|by) 0\.25\b"),
+    "rope-linear-2": ({"position": lambda p, t, c: p / 2}, ROPE, r"(times|by) 0\.5\b"),
     "rope-stretched": (
         {"rotate": lambda x, p, th, c: rotate(x, p, th, c) * F32(1.1)},
         ROPE,
@@ -580,14 +580,22 @@ PLANTED: dict[str, Planted] = {
     # scores and weights
     "scale-1/d": (scaled_scores(lambda d, c: 1 / d), ATT, "scale is 1/d,|scores-scaled-twice"),
     "scale-1": (scaled_scores(lambda d, c: 1.0), ATT, "scale is 1:|scores-not-scaled"),
-    "scale-half": (scaled_scores(lambda d, c: (d / 2) ** -0.5), ATT, r"1/sqrt\(d/2\)"),
+    "scale-half": (
+        scaled_scores(lambda d, c: (d / 2) ** -0.5),
+        ATT,
+        r"1/sqrt\(d/2\)|scale is 1\.414 times",
+    ),
     "scale-hidden": (scaled_scores(lambda d, c: c.config.hidden_size**-0.5), ATT, r"1/sqrt\(D\)"),
     "scale-by-layer": (
         scaled_scores(lambda d, c: d**-0.5 / (c.layer + 1)),
         ATT,
         r"layers? 1.*scale is 0\.5 times",
     ),
-    "scale-log2": (scaled_scores(lambda d, c: d**-0.5 * math.log(2)), ATT, r"factor ln\(2\)"),
+    "scale-log2": (
+        scaled_scores(lambda d, c: d**-0.5 * math.log(2)),
+        ATT,
+        r"factor ln\(2\)|scale is 0\.6931 times",
+    ),
     "scale-twice": (scaled_scores(lambda d, c: d**-0.25), ATT, r"d\^-0\.25"),
     "softmax-plus-1": (
         {"softmax": lambda s, c: sink(s, c, False)},
