@@ -34,6 +34,21 @@ def names(diagnosis: Diagnosis) -> set[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_mistake_is_found_from_all_stages(predictions: Predictions, dtype: str) -> None:
+    """It is named, or all its wrong steps are described: what is measured needs no name."""
+    lost = []
+    for mistake in FORWARD:
+        if dtype in mistake.shows_in:
+            diagnosis = diagnose(candidate(predictions, mistake, dtype), FORWARD, predictions)
+            described = bool(diagnosis.findings) and all(f.says for f in diagnosis.findings)
+            if diagnosis.differing and not described and mistake.name not in names(diagnosis):
+                lost.append(mistake.name)
+            assert diagnosis.differing, mistake.name
+    assert not lost
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_mistakes_are_found_from_logits_alone(predictions: Predictions, dtype: str) -> None:
     planted = [mistake for mistake in FORWARD if dtype in mistake.shows_in]
     shown, found = 0, 0

@@ -8,7 +8,7 @@ have is computed from those before it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -380,36 +380,14 @@ def results_with(
     plant: Plant,
     touches: Touches = lambda kind, stage, layer: True,
 ) -> dict[str, Array]:
-    """Return the numbers of a case where `plant` gives the results of some steps, None of others.
+    """Return the numbers of a model's case where `plant` gives the results of some steps.
 
-    It is asked for the steps that it touches, in the order of computation; attention weights are
-    two, the mask first.
+    It is asked for the steps that it touches, in the order of computation, and gives None of those
+    that are right; attention weights are two, the mask first.
     """
-    if each.case.kind == "model":
-        model = _Model(each, predictions, plant, touches)
-        list(model.steps())
-        return model.results
-    results = {}
-    for s in _of_operation(each, predictions):
-        results.update(_of_plant(s, plant, next(n for n in each.output if each.output[n] is s.out)))
-    return results
-
-
-def _of_plant(s: Step, plant: Plant, name: str) -> dict[str, Array]:
-    x = {n: value for n, value in s.x.items() if n != "weights"}
-    if s.kind in ("weights", "mix"):
-        right = np.repeat(mask_of(x)[:, None], x["q"].shape[2], axis=1).astype(np.float64)
-        every = np.ones(right.shape, dtype=bool)
-        mask = plant(replace(s, kind="mask", x=x, out=right, right=right, counts=every))
-        x |= {} if mask is None else {"mask": mask > 0}
-        right = weights_of(x)
-        weights = plant(replace(s, kind="weights", x=x, out=right, right=right, counts=every))
-        x["weights"] = right if weights is None else weights
-        if s.kind == "weights":
-            return {name: x["weights"]}
-    right = compute(s.kind, x)
-    found = plant(replace(s, x=x, out=right, right=right))
-    return {name: right if found is None else found}
+    model = _Model(each, predictions, plant, touches)
+    list(model.steps())
+    return model.results
 
 
 def _largest(x: Array, counts: Array) -> float:

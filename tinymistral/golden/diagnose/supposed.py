@@ -49,7 +49,7 @@ class Supposed:
         self, each: Evidence, predictions: Predictions, dtype: str
     ) -> Mapping[str, Array] | None:
         """Return the numbers of a case with it, in float64; None if there are none."""
-        if each.case.kind not in ("model", "operation") or each.another_length:
+        if each.case.kind != "model" or each.another_length:
             return None
         with np.errstate(all="ignore"):
             try:
@@ -98,9 +98,9 @@ def supposed(each: Evidence, predictions: Predictions) -> Iterator[Supposed]:
         for guess in guesses([step]):
             if guess.last:
                 continue
-            for what, places in _places(kind, stage, guess):
+            for what, place in _places(kind, stage, guess):
                 says = f"{what}: {guess.says}" if what else guess.says
-                changes = tuple((place, guess.make) for place in places)
+                changes = ((place, guess.make),)
                 if kind == "weights" and guess.text in HEADS:  # values are read as keys are
                     make: Make = lambda s, g=guess.text: mixed_by(g, s, s.x["weights"])  # noqa: E731
                     yield Supposed(says, (*changes, (Place("mix"), make)), guess.name)
@@ -108,34 +108,32 @@ def supposed(each: Evidence, predictions: Predictions) -> Iterator[Supposed]:
                 yield Supposed(says, changes, guess.name)
 
 
-def _places(kind: str, stage: str, guess: Guess) -> Iterator[tuple[str, tuple[Place, ...]]]:
-    if kind == "rope":
-        yield "RoPE", (Place(kind),)
-        yield "RoPE of queries", (Place(kind, ("q_rotated",)),)
-        yield "RoPE of keys", (Place(kind, ("k_rotated",)),)
-    elif kind == "mask":
-        yield "", (Place(kind),)
-        yield "in layers 0, 2, ...", (Place(kind, (), 0),)
-        yield "in layers 1, 3, ...", (Place(kind, (), 1),)
-    elif kind == "norm":
-        yield "norms", (Place(kind),)
-        for name in NORMS:
-            yield name, (Place(kind, (name,)),)
-    elif kind == "sum":
-        for name in SUMS:
-            if stage in guess.says:
-                yield "", (Place(kind, (stage,)),)
-                return
-            yield name, (Place(kind, (name,)),)
-        yield "both sums", (Place(kind),)
-    elif kind == "linear":
-        yield stage, (Place(kind, (stage,)),)
+WHOLE = {"rope": "RoPE", "mask": "", "norm": "norms", "sum": "both sums"}
+PARTS: dict[str, dict[str, Place]] = {
+    "rope": {f"RoPE of {n}": Place("rope", (f"{n[0]}_rotated",)) for n in ("queries", "keys")},
+    "mask": {f"in layers {n}, {n + 2}, ...": Place("mask", (), n) for n in (0, 1)},
+    "norm": {n: Place("norm", (n,)) for n in NORMS},
+    "sum": {n: Place("sum", (n,)) for n in SUMS},
+}
+
+
+def _places(kind: str, stage: str, guess: Guess) -> Iterator[tuple[str, Place]]:
+    """Yield where a guess may be true; what is true of a dtype, or of any window, is everywhere."""
+    everywhere = "float" in guess.says or "whatever the window" in guess.says
+    if kind == "linear":
         if stage == "q":
-            yield "q, k, v", (Place(kind, ("q", "k", "v")),)
-            if "rounded" in guess.says:
-                yield "all projections", (Place(kind),)
+            yield "q, k, v", Place(kind, ("q", "k", "v"))
+            if everywhere:
+                yield "all projections", Place(kind)
+        if not everywhere or guess.name:
+            yield stage, Place(kind, (stage,))
+    elif kind == "sum" and stage in guess.says:
+        yield "", Place(kind, (stage,))
+    elif kind in WHOLE:
+        yield WHOLE[kind], Place(kind)
+        yield from () if everywhere else PARTS[kind].items()
     else:
-        yield {"silu": "silu_mul", "mix": "attention_mix"}.get(kind, ""), (Place(kind, (stage,)),)
+        yield {"silu": "silu_mul", "mix": "attention_mix"}.get(kind, ""), Place(kind, (stage,))
 
 
 # Parameters
