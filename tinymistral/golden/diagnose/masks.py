@@ -11,6 +11,7 @@ from tinymistral.golden.diagnose.guess import Guess
 from tinymistral.golden.diagnose.steps import Array, Step, mask_of, scores_of, softmax
 
 FAR = 2**62
+UNDERFLOW = 80  # exp(-80) is about the smallest number of float32
 # Of the positions i of queries (B, T, 1) and j of keys (B, 1, S), the window W or FAR, and the
 # step: (B, T, S) without padding, or (B, H, T, S).
 Rule = Callable[..., Array]
@@ -169,11 +170,17 @@ def by_rule(rule: Rule, s: Step) -> Array:
 
 
 def measured_mask(s: Step) -> tuple[Array, Array]:
-    """Return which keys have a weight (B, H, T, S), and where that can be told from rounding."""
+    """Return which keys have a weight (B, H, T, S), and where that can be told from rounding.
+
+    Where scores may differ by more than float32 has exponents, a weight of 0 shows no mask.
+    """
     right, seen = np.broadcast_to(mask_of(s.x)[:, None], s.out.shape), s.out > 0
-    shares = softmax(scores_of(s.x) * s.x["q"].shape[-1] ** -0.5, right | seen)
-    clear = (seen == right) | (np.maximum(shares, s.out) > s.tolerance)
-    return seen, clear & s.counts
+    q, k, scale = s.x["q"], s.x["k"], s.x["q"].shape[-1] ** -0.5
+    sizes = [np.linalg.norm(np.where(np.isfinite(x), x, 0), axis=-1) for x in (q, k)]
+    near = 2 * scale * sizes[0].swapaxes(1, 2)[..., None] * sizes[1].max(initial=0.0) < UNDERFLOW
+    shown = np.maximum(softmax(scores_of(s.x) * scale, right | seen), s.out) > s.tolerance
+    clear = ((seen == right) | shown) & (seen | near) & s.counts
+    return np.where(clear, seen, right), clear
 
 
 def mask_guesses(steps: Sequence[Step]) -> Iterator[Guess]:
