@@ -92,9 +92,10 @@ def _of_results(first: Step) -> Iterator[Guess]:
     if not (np.isfinite(out).all() and np.isfinite(right).all()):
         return
     factor = float(out @ right) / max(float(right @ right), 1e-300)
-    yield Guess(
-        f"results are {number(factor)} times what they should be", lambda s: factor * s.right
-    )
+    if abs(factor - 1) > 1e-3:
+        yield Guess(
+            f"results are {number(factor)} times what they should be", lambda s: factor * s.right
+        )
     added = float((out - right).sum() / max(1, first.counts.sum()))
     yield Guess(f"{number(added)} is added to all results", lambda s: s.right + added)
     most = float(np.abs(out).max(initial=0.0))

@@ -180,7 +180,7 @@ def measured_mask(s: Step) -> tuple[Array, Array]:
     near = 2 * scale * sizes[0].swapaxes(1, 2)[..., None] * sizes[1].max(initial=0.0) < UNDERFLOW
     shown = np.maximum(softmax(scores_of(s.x) * scale, right | seen), s.out) > s.tolerance
     clear = ((seen == right) | shown) & (seen | near) & s.counts
-    return np.where(clear, seen, right), clear
+    return np.where(seen | near, seen, right), clear
 
 
 def mask_guesses(steps: Sequence[Step]) -> Iterator[Guess]:

@@ -16,7 +16,7 @@ from tinymistral.tap import STAGES
 
 SAMPLE = 6  # wrong steps of a stage on which every guess is tried
 ROUNDS = 4  # different mistakes in one stage that are told apart
-NEAR = 12  # guesses that fit a sample equally, and are tried on all wrong steps
+NEAR = 40  # guesses that fit a sample equally, and are tried on all wrong steps
 MOST = 1 / 20  # of the error may remain unexplained, as a root mean square
 
 

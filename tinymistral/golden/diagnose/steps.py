@@ -358,8 +358,8 @@ class _Model:
         return f"layers.{self.layer}.{stage}" if self.layer >= 0 else stage
 
     def _norm(self, stage: str, source: str, weight: str = "") -> Iterator[Step]:
-        x = {"x": self.values[source], "weight": self.weight(weight or stage)}
-        x |= {"eps": self.config.rms_norm_eps}
+        x: dict[str, Any] = {"x": self.values[source], "weight": self.weight(weight or stage)}
+        x["eps"] = self.config.rms_norm_eps
         yield from self.step("norm", stage, self._name(stage), x)
 
     def _linear(self, stage: str, source: str, weight: str, d: int = 0) -> Iterator[Step]:
