@@ -352,7 +352,7 @@ PLANTED: dict[str, Planted] = {
     "window-halved": (
         {"sees": lambda i, j, w, c: sees(i, j, w and max(1, w // 2), c)},
         ATT,
-        "sees W / 2 keys",
+        "sees 1/2 W keys",
     ),
     "window-4096": (
         {"sees": lambda i, j, w, c: sees(i, j, w and 4096, c)},

@@ -29,7 +29,7 @@ SOME = {
     "joined-reversed": ["attention_output: heads are joined in reverse order "],
     "residual-scaled": ["attention_residual is 1 · the residual + 0.22 · attention_output "],
     "logits-scaled": ["logits: results are 0.7 times what they should be "],
-    "window-halved and theta-500000": ["angles are those of theta 500,000 ", "a query sees W / 2 "],
+    "window-halved and theta-500000": ["angles are those of theta 500,000 ", "a query sees 1/2 W "],
 }
 
 

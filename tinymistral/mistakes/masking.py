@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from tinymistral.backend import Array
-from tinymistral.mistakes.cache import endless_cache
-from tinymistral.mistakes.inputs import padding_as_text
-from tinymistral.mistakes.mistake import ENTRIES, Mistake, mistake
+from tinymistral.mistakes.mistake import mistake
 from tinymistral.mistakes.planting import Window
 
 # Each replaces `visible`: queries at i (B, T, 1), keys at j (B, 1, S); -1: padding, empty slot.
@@ -63,18 +59,6 @@ def no_window(self, right, i, j, window):
     return right(i, j, None)
 
 
-# Without a ring more is visible: the cache still has all keys.
-ENTRIES.extend(
-    Mistake(
-        f"{narrow.name}-and-no-ring",
-        f"{narrow.says} The cache has all keys.",
-        narrow.fix,
-        narrow.changes + endless_cache.changes,
-    )
-    for narrow in (inclusive_window, no_window)
-)
-
-
 @mistake("visible", law="large_scores_do_not_overflow")
 def window_by_default(self, right, i, j, window):
     """Where there is no window, one of 4096 is used, the configuration class's default. It shows
@@ -125,13 +109,6 @@ def future_seen(self, _, i, j, window):
     return _uncausal(i, j, window)
 
 
-@mistake("visible")
-def next_token_seen(self, _, i, j, window):
-    """The causal mask is off by one, `j <= i + 1`: the token after the query is visible too.
-    Fix: A key is visible if its position is not larger than the query's: `0 <= i - j`."""
-    return _uncausal(i, j, window) & (i + 1 - j >= 0)
-
-
 @mistake("visible", law=LAST_KEY)
 def blind_to_itself(self, right, i, j, window):
     """A query's own key is masked, `0 < i - j`; for the first token nothing is visible.
@@ -170,86 +147,3 @@ def positions_in_float32_compared(self, right, i, j, window):
     token is visible, or the last key of the window is not.
     Fix: Compare positions as integers of 32 bits at least."""
     return right(i.astype(np.float32), j.astype(np.float32), window)
-
-
-@mistake("visible")
-def positions_in_32_bits(self, right, i, j, window):
-    """Positions are integers of 32 bits: from 2^31 on they are negative, and nothing is visible.
-    Fix: Store positions in 64 bits, or refuse texts that are longer than 2^31 - 1 tokens."""
-    return right(i.astype(np.int32), j.astype(np.int32), window)
-
-
-@positions_in_32_bits.also("rope_table")
-def _(self, right, positions, *rest):
-    return right(positions.astype(np.int32).astype(np.int64), *rest)
-
-
-# Masks of some calls, or of some numbers of tokens
-
-
-@mistake("visible")
-def window_forgotten_when_decoding(self, right, i, j, window):
-    """The window applies to a prompt, but in decoding all earlier keys are visible.
-    Fix: Mask keys with `i - j >= W` in every call, not only where a mask is made for a prompt."""
-    return right(i, j, None if self.call >= 0 and i.shape[1] == 1 else window)
-
-
-@mistake("visible")
-def window_forgotten_in_prompts(self, right, i, j, window):
-    """The window applies in decoding, but not in calls of several tokens.
-    Fix: Apply the window in the mask of a prompt too; a ring drops old keys only when decoding."""
-    return right(i, j, None if self.call >= 0 and i.shape[1] > 1 else window)
-
-
-for _mistake in (window_forgotten_when_decoding, window_forgotten_in_prompts):
-    _mistake.changes += endless_cache.changes
-
-
-@mistake("visible")
-def window_in_columns(self, right, i, j, window):
-    """The window is counted in columns of the batch: padding between two tokens counts.
-    Fix: Compute the distance of two tokens from their positions, which do not count padding."""
-    if window is None or not self.mask.size:
-        return right(i, j, window)
-    distance = _columns_of(self, i) - _columns_of(self, j)
-    return right(i, j, None) & (distance < window)
-
-
-def _columns_of(self: Any, positions: Array) -> Array:
-    """Return the column of each position's token; positions need not begin at 0."""
-    out = np.full_like(positions, -1)
-    for row, mask in enumerate(self.mask):
-        real = positions[row] >= 0
-        out[row][real] = np.flatnonzero(mask)[positions[row][real] - self.first[row]]
-    return out
-
-
-@mistake("visible")
-def mask_forgotten_later(self, right, i, j, window):
-    """The attention mask of the first call is not stored. In later calls the padding of the first
-    is visible like any token, and counted in positions.
-    Fix: Store the mask of all tokens so far beside the cache, or their positions."""
-    mask = right(i, j, window)
-    return mask & _real(self, i) & _real(self, j) if self.call == 0 else mask
-
-
-@mask_forgotten_later.also("rope_table")
-def _(self, right, positions, *rest):
-    if self.call == 0:  # the positions that come in are columns
-        real = self.mask[:, : positions.shape[1]]
-        positions = self.first[:, None] + np.maximum(np.cumsum(real, axis=1) - 1, 0)
-    return right(positions, *rest)
-
-
-@mask_forgotten_later.also("inputs")
-def _(inputs):
-    """Give padding positions; `visible` masks it in the first call."""
-    return None if "attention_mask" in inputs else padding_as_text(inputs)
-
-
-def _real(self: Any, columns: Array) -> Array:
-    """Return where these columns, (B, T, 1) or (B, 1, S), are tokens rather than padding."""
-    real = np.zeros(columns.shape, dtype=bool)
-    for b, row in enumerate(columns):
-        real[b] = (row >= 0) & self.mask[b][np.maximum(row - self.first[b], 0)]
-    return real

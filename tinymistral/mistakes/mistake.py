@@ -50,20 +50,6 @@ class Mistake:
     not_diagnosed: str = ""  # why `golden diagnose` does not try it
     needs_vocabulary: bool = False  # its answers are unknown without
     where: tuple[str, str] = ("", "")  # module and name of the function
-    pair: bool = False  # two mistakes at once
-
-    def __and__(self, other: Mistake) -> Mistake:
-        """Return a mistake that makes both."""
-        dtypes = tuple(dtype for dtype in self.shows_in if dtype in other.shows_in)
-        return Mistake(
-            f"{self.name} and {other.name}",
-            f"{self.says} And: {other.says}",
-            f"{self.fix} {other.fix}",
-            self.changes + other.changes,
-            dtypes=dtypes,
-            of_a_dtype=dtypes if self.of_a_dtype or other.of_a_dtype else (),
-            pair=True,
-        )
 
     @property
     def shows_in(self) -> tuple[str, ...]:

@@ -10,8 +10,6 @@ EVERY_STAGE = "every_stage_follows_from_those_before"
 RMS_NORM = "rms_norm_divides_by_the_root_mean_square"
 SILU_MUL = "silu_mul_is_gate_times_sigmoid_times_up"
 
-FINAL = "model.norm"
-
 
 @mistake("rms_norm", law="rows_of_a_batch_are_independent")
 def norm_over_the_batch(self, _, x, weight, eps):
@@ -101,13 +99,6 @@ def squares_in_16_bits(self, _, x, weight, eps):
 # The final norm
 
 
-@mistake("rms_norm")
-def final_norm_missing(self, right, x, weight, eps):
-    """The logits are computed from the last layer's output without the final norm.
-    Fix: Apply `model.norm` to the last layer's output before the head."""
-    return x if self.name_of(weight) == FINAL else right(x, weight, eps)
-
-
 # Residual sums: x is the input of attention or of the feed-forward network, y its output.
 # `to_norm` is the input of the next norm.
 
@@ -126,15 +117,6 @@ def residual_lost(self, right, x, y):
     Fix: Store x + residual: it is what the next layer adds to."""
     self.to_norm = right(x, y)
     return x
-
-
-@mistake("add")
-def mlp_beside_attention(self, right, x, y):
-    """Attention and feed-forward network read the same x, side by side, as in GPT-J and PaLM.
-    Fix: The feed-forward network reads norm(x + attention(...)), after attention has been added."""
-    if self.last_weight.endswith("o_proj"):
-        self.to_norm = x
-    return right(x, y)
 
 
 # The gate

@@ -15,9 +15,7 @@ import numpy as np
 
 from tinymistral.backend import Array
 from tinymistral.cache import RollingCache
-from tinymistral.heads import MistralForCausalLM
 from tinymistral.numpy_backend import NumpyBackend
-from tinymistral.pretrained import flat
 
 Change = tuple[str, Callable[..., Any]]
 Window = int | None
@@ -109,25 +107,18 @@ class Stream(np.ndarray):
 class Faulty(NumpyBackend):
     """A backend that makes the mistakes in `changes`, and the state that their functions read.
 
-    `call` is -1 in an operation by itself; names and padding are known after `set_model`.
+    `call` is -1 in an operation by itself.
     """
 
     changes: ClassVar[tuple[Change, ...]] = ()
 
-    config: Any = None
     call = -1  # the number of the call, or of the piece in `generate`
-    width = 0  # columns of this call
-    stop = 0  # columns up to the end of this call
-    mask = np.zeros((0, 0), dtype=bool)  # (B, columns of all calls), false for padding
-    first = np.zeros(0, dtype=np.int64)  # (B,) the first position of each row
-    last_weight = ""  # the name of the weight of the last `linear`
     ropes = 0  # calls of `rope` since the last `linear`: 0 when queries come, 1 when keys come
     normed: Array | None = None  # the last result of `rms_norm`
     to_norm: Array | None = None  # the input of the next `rms_norm`, if not its argument
 
     def __init__(self, dtype: str | None = None, changes: Iterable[Change] | None = None):
         super().__init__(dtype)
-        self._names: dict[int, str] = {}
         changes = self.changes if changes is None else changes
         for name, wrong in in_order(change for change in changes if hasattr(self, change[0])):
             self._replace(name, partial(wrong, self))
@@ -136,18 +127,6 @@ class Faulty(NumpyBackend):
 
     def _replace(self, name: str, new: Callable[..., Any]) -> None:
         setattr(self, name, partial(new, getattr(self, name)))
-
-    def set_model(self, model: MistralForCausalLM, positions: Array) -> None:
-        """Set the model whose weights have names, and the positions (B, T) of all its calls."""
-        self.config = model.config
-        self._names = {id(array): name for name, array in flat(model.weights).items()}
-        self.mask = positions >= 0
-        if positions.size:  # in `generate` they are unknown
-            self.first = np.where(self.mask, positions, positions.max()).min(axis=1)
-
-    def name_of(self, weight: Array) -> str:
-        """Return the name of a weight, such as "model.layers.0.mlp.up_proj"; "" if unknown."""
-        return self._names.get(id(weight), "").removesuffix(".weight")
 
     def add(self, x: Array, y: Array) -> Array:
         """Add the output y of attention or of the feed-forward network to its input x."""
@@ -165,8 +144,7 @@ class Faulty(NumpyBackend):
         return stream
 
     def _embedding(self, right: Callable[..., Any], table: Array, ids: Array) -> Array:
-        self.call, self.width = self.call + 1, ids.shape[1]
-        self.stop += self.width
+        self.call += 1
         return self._stream(right(table, ids))
 
     def _rms_norm(self, right: Callable[..., Any], x: Array, weight: Array, eps: float) -> Array:
@@ -177,7 +155,7 @@ class Faulty(NumpyBackend):
 
     def _linear(self, right: Callable[..., Any], x: Array, weight: Array) -> Array:
         out = right(x, weight)
-        self.last_weight, self.ropes = self.name_of(weight), 0
+        self.ropes = 0
         return out
 
     def _rope(self, right: Callable[..., Any], x: Array, table: Array) -> Array:

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from tinymistral.backend import Array
-from tinymistral.mistakes.mistake import ENTRIES, HALVES, ROUNDING, Mistake, mistake
-from tinymistral.mistakes.weights import raw_not_permuted
+from tinymistral.mistakes.mistake import HALVES, ROUNDING, mistake
 
 PAIRS = "rope_turns_the_pairs_of_halves"  # the law that catches most
 EVERY_STAGE = "every_stage_follows_from_those_before"
@@ -23,18 +22,6 @@ def rope_interleaved(self, right, x, table):
     halves = np.concatenate([x[..., ::2], x[..., 1::2]], axis=-1)
     first, second = np.split(right(halves, table), 2, axis=-1)
     return np.stack([first, second], axis=-1).reshape(x.shape)
-
-
-ENTRIES.append(
-    Mistake(
-        "pairs-turned-always",
-        "Neighbours (2m, 2m + 1) are rotated with any weights as they are stored: raw checkpoints "
-        "come out right, Hugging Face's do not.",
-        "With HF weights rotate the pairs (m, m + d/2); neighbours are for a raw checkpoint's wq "
-        "and wk.",
-        rope_interleaved.changes + raw_not_permuted.changes,
-    )
-)
 
 
 @mistake("rope", law=PAIRS)
@@ -90,13 +77,6 @@ def rope_theta_ignored(self, right, positions, theta, d):
     """theta is always 10,000, whatever the configuration says.
     Fix: Read `rope_theta` from the configuration: 10,000 for v0.1, 1,000,000 for v0.2 and v0.3."""
     return right(positions, 10_000.0, d)
-
-
-@mistake("rope_table", name="theta-of-v0.2")
-def theta_of_v02(self, right, positions, theta, d):
-    """theta is always 1,000,000, whatever the configuration says.
-    Fix: Read `rope_theta` from the configuration: 10,000 for v0.1, 1,000,000 for v0.2 and v0.3."""
-    return right(positions, 1_000_000.0, d)
 
 
 @mistake("rope_table", law=PAIRS)
@@ -169,33 +149,6 @@ def rope_of_the_first_row(self, right, positions, *rest):
     return right(positions[:1], *rest)
 
 
-@mistake("rope_table")
-def decoding_one_behind(self, right, positions, *rest):
-    """From the second call on tokens are rotated by the position before their own. The first token
-    after a prompt has the position of the prompt's last one.
-    Fix: After n tokens the next position is n: its angle is n · theta^(-2m/d)."""
-    return right(positions - (positions > 0) * (self.call > 0), *rest)
-
-
-@mistake("rope_table")
-def decoding_one_ahead(self, right, positions, *rest):
-    """From the second call on tokens are rotated by the position after their own. One position is
-    skipped after a prompt.
-    Fix: After n tokens the next position is n: its angle is n · theta^(-2m/d)."""
-    return right(positions + (positions >= 0) * (self.call > 0), *rest)
-
-
-@mistake("rope_table")
-def positions_of_columns(self, right, positions, *rest):
-    """A token is rotated by its column in the batch, counting the padding before it. With padding
-    only on the left distances are right, and the logits too.
-    Fix: Positions count a row's tokens, not its padding: cumsum(mask) - 1."""
-    if self.call >= 0:
-        columns = np.arange(self.stop - self.width, self.stop, dtype=np.int64)
-        positions = np.where(positions < 0, -1, columns)
-    return right(positions, *rest)
-
-
 @mistake("rope", law=EVERY_STAGE)
 def keys_not_turned(self, right, x, table):
     """Keys are cached without rotation, and only queries are rotated.
@@ -222,15 +175,6 @@ def values_turned(cache, right, layer, k, v):
     Fix: Rotate only queries and keys; write values without rotation."""
     at = np.take_along_axis(cache.positions, np.maximum(cache.slots, 0), axis=1)
     return right(layer, k, rotated_by(cache, v, np.where(cache.slots < 0, -1, at)))
-
-
-@mistake("cache.admit")
-def keys_turned_again(cache, right, positions):
-    """In every call all cached keys are rotated once more, by their own positions.
-    Fix: A key is rotated once, by its position, before it is cached; rotate only the new keys."""
-    for layer, keys in enumerate(cache.k):
-        cache.k[layer] = rotated_by(cache, keys, cache.positions)
-    right(positions)
 
 
 def rotated_by(cache: Any, keys: Array, positions: Array) -> Array:

@@ -43,7 +43,7 @@ known or not; 2 if nothing can be compared.
   suite, candidate
   diagnoses       a list: "forward", "sampling", "tokenizer" and "chat", where
                   something of it is given:
-    about, cases, differ (ids), tried (how many mistakes, and pairs)
+    about, cases, differ (ids), tried (how many mistakes)
     findings      wrong steps: stages, says ("" if unknown), where (layers,
                   calls), name and fix of a known mistake, steps of the wrong
                   ones that it is about, first (case, call, layer)

@@ -59,9 +59,7 @@ INPUTS: dict[str, Callable[[Step], dict[str, Array]]] = {
         "q": s.x["plain_q"],
         "k": s.x["plain_k"],
     },
-    "keys-turned-again | keys are rotated twice, by their own position": lambda s: {
-        "k": _again(s, "k")
-    },
+    "keys are rotated twice, by their own position": lambda s: {"k": _again(s, "k")},
     "keys of earlier calls are rotated twice": lambda s: {
         "k": np.where(_old(s), _again(s, "k"), s.x["k"])
     },
@@ -69,13 +67,25 @@ INPUTS: dict[str, Callable[[Step], dict[str, Array]]] = {
         "k": np.where(_old(s), s.x["plain_k"], s.x["k"])
     },
     "keys are values": lambda s: {"k": s.x["v"]},
+    "queries and keys are divided by their length first": lambda s: {
+        n: _per_length(s.x[n], 1) for n in "qk"
+    },
+    "queries and keys are normed first, as by RMSNorm": lambda s: {
+        n: _per_length(s.x[n], s.x[n].shape[-1] ** 0.5) for n in "qk"
+    },
+    "scores are cosines of queries and keys, not scaled": lambda s: {
+        n: _per_length(s.x[n], s.x[n].shape[-1] ** 0.25) for n in "qk"
+    },
+    "the last number of each head is left out of q · k": lambda s: {
+        "q": s.x["q"] * (np.arange(s.x["q"].shape[-1]) < s.x["q"].shape[-1] - 1)
+    },
     "keys of earlier calls are 0": lambda s: {"k": np.where(_old(s), 0.0, s.x["k"])},
 }
 # Other softmaxes, of scaled scores z and a mask m.
 SOFTMAXES: dict[str, Callable[..., Array]] = {
-    "1 is added to the sum of the softmax, relative to e^0": lambda z, m: _with_1(_exps(z, m, 0)),
+    "1 is added to the sum of the softmax, relative to e^0": lambda z, m: _with(_exps(z, m, 0)),
     "1 is added to the sum of the softmax, after the largest score is subtracted": lambda z, m: (
-        _with_1(_exps(z, m, _largest(z, m)))
+        _with(_exps(z, m, _largest(z, m)))
     ),
     "softmax-not-divided | weights are not divided by their sum": lambda z, m: _exps(
         z, m, _largest(z, m)
@@ -102,17 +112,27 @@ for _dtype in HALVES:
             softmax(rounded(z, t), m), t
         ),
     }
-# With a parameter c, of scaled scores and the distance of keys; and the grid to begin with, in
-# units of the largest score, or 1.
+# With a parameter c, of scaled scores, the mask and the distance of keys; and the grid to begin
+# with, in units of the largest score, or 1.
 FITTED: dict[str, tuple[Callable[..., Array], Array]] = {
-    "the scale is {} times 1/sqrt(d)": (lambda z, n, c: z * c, np.geomspace(0.01, 30, 60)),
+    "the scale is {} times 1/sqrt(d)": (
+        lambda z, m, n, c: softmax(z * c, m),
+        np.geomspace(0.01, 30, 60),
+    ),
     "scores are capped softly at {}: c · tanh(x / c)": (
-        lambda z, n, c: c * np.tanh(z / c),
+        lambda z, m, n, c: softmax(c * np.tanh(z / c), m),
         np.geomspace(0.02, 30, 60),
     ),
-    "scores are clipped at {}": (lambda z, n, c: np.clip(z, -c, c), np.geomspace(0.02, 1, 40)),
+    "scores are clipped at {}": (
+        lambda z, m, n, c: softmax(np.clip(z, -c, c), m),
+        np.geomspace(0.02, 1, 40),
+    ),
+    "{} is added to the sum of the softmax, after the largest score is subtracted": (
+        lambda z, m, n, c: _with(_exps(z, m, _largest(z, m)), c),
+        np.geomspace(1e-4, 30, 40),
+    ),
     "a bias of the distance is added to the scores, {} for each token": (
-        lambda z, n, c: z + c * n,
+        lambda z, m, n, c: softmax(z + c * n, m),
         np.linspace(-2, 2, 81),
     ),
 }
@@ -139,13 +159,18 @@ def _exps(z: Array, mask: Array, less: Array | float) -> Array:
         return np.exp(np.where(mask, z, -np.inf) - less)
 
 
-def _with_1(exps: Array) -> Array:
-    return np.asarray(exps / (1 + exps.sum(axis=-1, keepdims=True)))
+def _with(exps: Array, more: float = 1) -> Array:
+    return np.asarray(exps / (more + exps.sum(axis=-1, keepdims=True)))
 
 
 def _along(axis: int, z: Array, mask: Array) -> Array:
     mask = np.broadcast_to(mask, z.shape)
     return softmax(z.swapaxes(axis, 3), mask.swapaxes(axis, 3)).swapaxes(axis, 3)
+
+
+def _per_length(x: Array, length: float) -> Array:
+    size = np.linalg.norm(x, axis=-1, keepdims=True)
+    return np.asarray(x / np.where(size == 0, 1, size) * length)
 
 
 def scaled(s: Step) -> Array:
@@ -226,12 +251,12 @@ def _fitted(first: Step) -> Iterator[tuple[str, Weigh]]:
     most = max(float(np.abs(np.where(np.isfinite(z), z, 0)).max(initial=0)), 1e-3)
     for says, (f, grid) in FITTED.items():
         c = refined(
-            lambda c, f=f: float(errors(softmax(f(z, n, c), mask)).sum()),
+            lambda c, f=f: float(errors(f(z, mask, n, c)).sum()),
             grid * (most if says.startswith("scores") else 1),
         )
         yield (
             says.format(number(c)),
-            lambda s, m, f=f, c=c: softmax(f(scaled(s), distance(s), c), m),
+            lambda s, m, f=f, c=c: f(scaled(s), m, distance(s), c),
         )
     if K == 1:
         return

@@ -60,6 +60,15 @@ NORMS: Formulas = {
     "the mean of magnitudes is taken rather than the root of the mean square": lambda x, w, e: (
         x / (_mean(np.abs(x)) + e) * w
     ),
+    "the weight is applied before the norm: rms_norm(x · weight)": lambda x, w, e: (
+        x * w / _rms(x * w, e)
+    ),
+    "the mean is subtracted first, and squares are averaged over D - 1": lambda x, w, e: (
+        lambda y: y / _rms(y * (y.shape[-1] / (y.shape[-1] - 1)) ** 0.5, e) * w
+    )(x - _mean(x)),
+    "squares are averaged over the first half of the numbers": lambda x, w, e: (
+        x / _rms(x[..., : x.shape[-1] // 2], e) * w
+    ),
     "it is normed by the largest magnitude": lambda x, w, e: (
         x / np.abs(x).max(axis=-1, keepdims=True) * w
     ),
@@ -83,9 +92,15 @@ for _dtype in HALVES:
 def of_norms(steps: Sequence[Step]) -> Iterator[Guess]:
     """Yield other formulas of RMSNorm, a measured epsilon, other weights and inputs."""
     first, is_last = steps[0], steps[0].stage == "norm"
-    for guess in each(NORMS, lambda s: (s.x["x"], s.x["weight"], s.x["eps"])):
-        known = "final-norm-missing | " if is_last and guess.says.endswith("is x") else ""
-        yield Guess(known + guess.text, guess.make)
+    yield from each(NORMS, lambda s: (s.x["x"], s.x["weight"], s.x["eps"]))
+    if is_known(first):
+        ratio = _factors(first).ravel()[first.counts.all(axis=-1).argmax()]
+        yield Guess(
+            f"it is x · weight, each token times a factor of its own: {number(ratio)} for the "
+            f"first of case {first.case}",
+            lambda s: s.right * _factors(s),
+            last=True,
+        )
     eps = _measured_eps(first) if is_known(first) else None
     if eps is not None:
         names = {0: "eps-forgotten | ", 1e-6: "eps-of-another-model | "}
@@ -106,6 +121,13 @@ def of_norms(steps: Sequence[Step]) -> Iterator[Guess]:
             f"what is normed is {other}",
             lambda s, n=other: s.others[n] / _rms(s.others[n], s.x["eps"]) * s.x["weight"],
         )
+
+
+def _factors(s: Step) -> Array:
+    """Return by what each token's result has to be multiplied (B, T, 1)."""
+    out, right = (np.where(s.counts, x, 0.0) for x in (s.out, s.right))
+    square = np.square(right).sum(axis=-1, keepdims=True)
+    return np.asarray((out * right).sum(axis=-1, keepdims=True) / np.where(square, square, 1))
 
 
 def short_name(tensor: str) -> str:
@@ -169,6 +191,8 @@ ACTIVATIONS: Formulas = {
     ),
     "the activation is ReLU, not SiLU": lambda g, u: np.maximum(g, 0) * u,
     "gate-and-up-swapped | gate and up are exchanged: silu(up) · gate": lambda g, u: _silu(u) * g,
+    "silu(gate) is multiplied by up + 1": lambda g, u: _silu(g) * (u + 1),
+    "the activation is GELU, of up: gelu(up) · gate": lambda g, u: _gelu(u) * g,
     "up is missing: silu(gate) alone": lambda g, u: _silu(g),
     "there is no activation: gate · up": lambda g, u: g * u,
     "the gate is missing: up alone": lambda g, u: u,
@@ -210,7 +234,26 @@ def of_silu(steps: Sequence[Step]) -> Iterator[Guess]:
                 lambda c, f=f: float(np.square(f(g, u, c) - out).sum()), np.geomspace(0.05, 50, 60)
             )
             yield Guess(says.format(number(c)), lambda s, f=f, c=c: f(s.x["gate"], s.x["up"], c))
+        for name, other in (("gate", "up"), ("up", "gate")):
+            values = (number(f) for f in _curve(first, name, other)(np.array([-1.0, 0.0, 1.0])))
+            yield Guess(
+                f"it is f({name}) · {other}, of another curve: f(-1), f(0), f(1) are "
+                + ", ".join(values),
+                lambda s, n=name, m=other: _curve(s, n, m)(s.x[n]) * s.x[m],
+                last=True,
+            )
 
+
+def _curve(s: Step, name: str, other: str) -> Callable[[Array], Array]:
+    """Return the function f of the gate with f(gate) · up, or of up: straight between its knots."""
+    x, times, out = (a[s.counts] for a in (s.x[name], s.x[other], s.out))
+    knots = np.linspace(x.min(), x.max(), KNOTS)
+    hats = np.maximum(0, 1 - np.abs(x[:, None] - knots) / max(knots[1] - knots[0], 1e-30))
+    values = np.linalg.lstsq(hats * times[:, None], out, rcond=None)[0]
+    return lambda x: np.interp(x, knots, values)
+
+
+KNOTS = 33
 
 # Embeddings, sums, caches
 
@@ -288,7 +331,7 @@ def of_caches(steps: Sequence[Step]) -> Iterator[Guess]:
     if name == "k":
         yield Guess("keys-not-turned | keys are cached not rotated", lambda s: s.x["plain"])
         yield Guess(
-            "keys-turned-again | cached keys are rotated twice, by their own position",
+            "cached keys are rotated twice, by their own position",
             lambda s: again(s, 1.0),
         )
         yield Guess("keys are cached not rotated: rotated back", lambda s: again(s, -1.0))

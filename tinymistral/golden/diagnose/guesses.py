@@ -123,13 +123,27 @@ def _of_results(first: Step) -> Iterator[Guess]:
     )
     if first.kind == "weights":
         return
+    for n in (1, 2, 3, -1, -2, -3, None):
+        yield Guess(
+            f"the order is wrong: results are shifted by {n}"
+            if n
+            else "the order is wrong: the two halves of the results are exchanged",
+            lambda s, n=n: _flat(s, lambda x: np.roll(x, n or x.shape[-1] // 2, axis=-1)),
+        )
     rows = first.counts.any(axis=tuple(range(2, first.out.ndim)))
+    if rows.sum() < 2:
+        return
     bias = np.median((first.out - first.right)[rows], axis=0)
     yield Guess(
         f"a bias is added, of up to {number(float(np.abs(bias).max(initial=0)))}",
         lambda s: s.right + bias if s.right.shape[2:] == bias.shape else None,
     )
     yield from _permuted(first)
+
+
+def _flat(s: Step, f: Callable[[Array], Array]) -> Array:
+    """Change the results of each token as one vector."""
+    return f(s.right.reshape(*s.right.shape[:2], -1)).reshape(s.right.shape)
 
 
 def _permuted(first: Step) -> Iterator[Guess]:
@@ -162,8 +176,6 @@ def _permuted(first: Step) -> Iterator[Guess]:
         yield Guess(
             f"the order is permuted: results 0, 1, 2, ... are what {shown}, ... should be",
             lambda s: (
-                s.right.reshape(*s.right.shape[:2], -1)[..., order].reshape(s.right.shape)
-                if math.prod(s.right.shape[2:]) == width
-                else None
+                _flat(s, lambda x: x[..., order]) if math.prod(s.right.shape[2:]) == width else None
             ),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def _later(s: Step) -> bool:
     return bool(s.x.get("call"))
 
 
-def _sees(n: Callable[[int], int]) -> Rule:
+def _sees(n: Callable[..., int]) -> Rule:
     return lambda i, j, W, s: (j <= i) & (i - j < (n(W) if W < FAR else W))
 
 
@@ -75,10 +76,15 @@ RULES: dict[str, Rule] = {
     ),
     "inclusive-window | a query sees one key too many, W + 1": _sees(lambda W: W + 1),
     "short-window | a query sees one key too few, W - 1": _sees(lambda W: W - 1),
-    "a query sees W / 2 keys": _sees(lambda W: max(1, W // 2)),
-    "a query sees 2 W keys": _sees(lambda W: 2 * W),
-    "a query sees W - 2 keys": _sees(lambda W: W - 2),
 }
+for _n in (-2, 2, -3, 3, -4, 4):
+    RULES[f"a query sees W {'+' if _n > 0 else '-'} {abs(_n)} keys"] = _sees(
+        lambda W, n=_n: max(1, W + n)
+    )
+for _part in ("1/2", "2", "1/4", "3/4", "1/3", "2/3", "3/2", "4"):
+    RULES[f"a query sees {_part} W keys"] = _sees(
+        lambda W, part=Fraction(_part): max(1, int(W * part))
+    )
 for _n in (*range(1, 17), 32, 64, 128, 256, 512, 1024, 4096):
     _known = "window-by-default | " if _n == 4096 else ""
     RULES[f"{_known}a query sees {_n} key{'s' * (_n > 1)}, whatever the window is"] = (
@@ -93,18 +99,19 @@ RULES |= {
     ),
     "future-seen | all keys are visible, also later ones: there is neither a causal mask nor a "
     "window": lambda i, j, W, s: i == i,
-    "next-token-seen | the next token is visible too, j <= i + 1": lambda i, j, W, s: (
-        (j <= i + 1) & (i - j < W)
-    ),
+    "the next token is visible too, j <= i + 1": lambda i, j, W, s: (j <= i + 1) & (i - j < W),
     "blind-to-itself | a query's own key is not visible": lambda i, j, W, s: (j < i) & (i - j < W),
-    "window-forgotten-when-decoding | a single token sees all earlier keys, without a window": (
+    "a single token sees all earlier keys, without a window": (
         lambda i, j, W, s: (j <= i) & (_single(s) | (i - j < W))
     ),
-    "window-forgotten-in-prompts | several tokens at once see all earlier keys, one does not": (
+    "several tokens at once see all earlier keys, one does not": (
         lambda i, j, W, s: (j <= i) & ((not _single(s)) | (i - j < W))
     ),
     "inclusive-window-of-prompts | several tokens at once see W + 1 keys; a single one does not": (
         lambda i, j, W, s: (j <= i) & (i - j < W + (not _single(s)))
+    ),
+    "the first position of the text is not visible": lambda i, j, W, s: (
+        (j <= i) & (i - j < W) & (j > 0)
     ),
     "the first position of the text stays visible, as a sink": lambda i, j, W, s: (
         (j <= i) & ((i - j < W) | (j < 1))
@@ -146,7 +153,7 @@ RULES |= {
     "positions-in-float32-compared | positions are compared as float32 numbers": (
         _compared_as(np.float32)
     ),
-    "positions-in-32-bits | positions are compared as integers of 32 bits": _compared_as(np.int32),
+    "positions are compared as integers of 32 bits": _compared_as(np.int32),
     "window-in-32-bits | the window is cut to 32 bits": lambda i, j, W, s: (
         (j <= i) & (i - j < int(np.int64(W).astype(np.int32)))
     ),
@@ -203,6 +210,19 @@ def mask_guesses(steps: Sequence[Step]) -> Iterator[Guess]:
                     np.isin(np.arange(s.out.shape[1]), wrong)[:, None, None], by_rule(f, s), s.right
                 ).astype(np.float64),
             )
+    far = ", ".join(map(str, sorted(_distances(s))[:12]))
+    yield Guess(
+        f"a query sees keys at the distances {far}, in case {s.case}, call {s.call}",
+        lambda s: (seen_here(s) & np.isin(_distance(s), _distances(s))).astype(np.float64),
+        last=True,
+    )
+    keys = np.unique(s.x["k_positions"][differs.any(axis=(1, 2))])
+    by = "by no query" if (_by_key(s) < s.right).any() else "by all queries"
+    yield Guess(
+        f"keys at the positions {_ranges(keys)} are seen {by}, in case {s.case}, call {s.call}",
+        _by_key,
+        last=True,
+    )
     b, h, t = (int(n) for n in np.argwhere(differs.any(axis=-1))[0])
     seen, right = (_ranges(s.x["k_positions"][b][x[b, h, t] > 0]) for x in (s.out, s.right))
     yield Guess(
@@ -211,6 +231,30 @@ def mask_guesses(steps: Sequence[Step]) -> Iterator[Guess]:
         lambda s: s.out,
         last=True,
     )
+
+
+def _distance(s: Step) -> Array:
+    """Return how far keys are behind queries (B, H, T, S)."""
+    far = s.x["q_positions"][:, None, :, None] - s.x["k_positions"][:, None, None, :]
+    return np.broadcast_to(far, s.out.shape)
+
+
+def _distances(s: Step) -> list[int]:
+    """Return at which distances keys are seen."""
+    return [int(n) for n in np.unique(_distance(s)[(s.out > 0) & s.counts])]
+
+
+def seen_here(s: Step) -> Array:
+    """Return what can be seen: all but padding (B, H, T, S)."""
+    i, j = s.x["q_positions"][:, None, :, None], s.x["k_positions"][:, None, None, :]
+    return np.broadcast_to((i >= 0) & (j >= 0), s.out.shape)
+
+
+def _by_key(s: Step) -> Array:
+    """Let all queries see a key that all do see, and none a key that none sees."""
+    here, seen = seen_here(s) & s.counts, s.out > 0
+    never, always = (x.all(axis=(1, 2), keepdims=True) for x in (~(seen & here), seen | ~here))
+    return np.where(never, 0.0, np.where(always & here, 1.0, s.right))
 
 
 def _ranges(positions: Array) -> str:

@@ -87,8 +87,10 @@ def _of_stage(group: Sequence[Step]) -> Iterator[Finding]:
             best, explained = _best(group, rest)
             if best is None:
                 break
-            rest = [s for s in rest if s not in explained]
             where = _where(group, explained, best)
+            if where.endswith("steps") and 2 * len(explained) < len(rest):
+                break  # a few steps without a pattern: by chance
+            rest = [s for s in rest if s not in explained]
             stages = (explained[0].stage,)
             yield Finding(stages, best.says, best.name, tuple(explained), len(wrong), where)
         if rest:
@@ -108,7 +110,7 @@ def _best(group: Sequence[Step], wrong: list[Step]) -> tuple[Guess | None, list[
             tried.append((count, rate, guess))
             if count == len(sample) and rate < 1e-3 and sample[0].kind != "mask":
                 break
-    rules = [entry for entry in tried if not entry[2].last] or tried
+    rules = [entry for entry in tried if not entry[2].last and 2 * entry[0] >= len(sample)] or tried
     most = max((count for count, _, _ in rules), default=0)
     least = min((rate for count, rate, _ in rules if count == most), default=0.0)
     best: tuple[Guess | None, list[Step]] = (None, [])

@@ -17,7 +17,7 @@ from tinymistral.golden.run.tinymistral import open_vocabulary, run_case
 from tinymistral.golden.suite import Case, CaseArrays, Suite
 from tinymistral.heads import MistralForCausalLM
 from tinymistral.mistakes import Mistake
-from tinymistral.mistakes.inputs import Undo, positions_of
+from tinymistral.mistakes.inputs import Undo
 from tinymistral.mistakes.planting import cache_with, faulty_for
 from tinymistral.numpy_backend import NumpyBackend
 from tinymistral.tokenizer import MistralTokenizer
@@ -132,7 +132,6 @@ class Predictions:
         model = None
         if case.model is not None:
             model = self._model(mistake, case.model, backend)
-            backend.set_model(model, positions_of(self.arrays(case).inputs)[0])
             kind = partial(cache_with(mistake.changes), model.config, backend)
             # In `generate` a prompt is one piece, whatever the chunk is.
             fixed = inputs["input_ids"].shape[1] if case.kind == "generate" else None

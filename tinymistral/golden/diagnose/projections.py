@@ -82,6 +82,11 @@ def of_linear(steps: Sequence[Step]) -> Iterator[Guess]:
                 f"the input is {other}" + ", before the norm" * (other == "hidden"),
                 lambda s, n=other: _times(s, s.others[n], s.x["weight"]),
             )
+    for n in (1, -1):
+        yield Guess(
+            f"columns of the weight are shifted by {n}: each input is multiplied by a neighbour's",
+            lambda s, n=n: _times(s, s.x["x"], np.roll(s.x["weight"], n, axis=1)),
+        )
     for bits in (8, 4):
         for axis, what in ((1, "row"), (None, "matrix")):
             yield Guess(
@@ -110,7 +115,7 @@ def _of_logits() -> Iterator[Guess]:
         "they are probabilities: a softmax of the logits", lambda s: np.exp(log_softmax(s.right))
     )
     yield Guess(
-        "final-norm-missing | they are those of the hidden state before the norm",
+        "they are those of the hidden state before the norm",
         lambda s: _times(s, s.others["hidden"], s.x["weight"]),
     )
     for n, other in ((1, "one before"), (-1, "next")):

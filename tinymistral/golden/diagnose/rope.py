@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 
 import numpy as np
 
@@ -50,11 +51,9 @@ POSITIONS: dict[str, Positions] = {
     "it is rotated twice: by 2 times its angle": lambda p, s: 2 * p,
     "rope-counts-from-1 | positions are 1 larger than they should be": lambda p, s: p + 1,
     "positions are 1 smaller than they should be": lambda p, s: p - 1,
-    "decoding-one-behind | positions are 1 smaller than they should be, from 1 on": lambda p, s: (
-        p - (p > 0)
-    ),
+    "positions are 1 smaller than they should be, from 1 on": lambda p, s: p - (p > 0),
     "rope-begins-anew | positions begin at 0 in each call": _columns,
-    "positions-of-columns | positions are those of columns: padding counts": lambda p, s: (
+    "positions are those of columns: padding counts": lambda p, s: (
         _columns(p, s) + (s.x.get("columns") or 0)
     ),
     "positions begin at 0, whatever is given": _from_0,
@@ -66,14 +65,8 @@ POSITIONS: dict[str, Positions] = {
     "all positions are the same in a call": lambda p, s: np.broadcast_to(p[:, :1], p.shape),
     "positions count down within a call": lambda p, s: p[:, ::-1],
 }
-for _n in (2, 3, 4, -2):
-    _more = "larger" if _n > 0 else "smaller"
-    POSITIONS |= {
-        f"positions are {abs(_n)} {_more} than they should be": lambda p, s, n=_n: p + n,
-        f"positions begin at {_n} in each call": lambda p, s, n=_n: _columns(p, s) + n,
-    }
-for _m in (2, 4, 8, 16, 1 / 3, 1 / 4):
-    POSITIONS[f"positions are times {1 / _m:g}"] = lambda p, s, m=_m: p / m
+for _n in range(2, 5):
+    POSITIONS[f"positions begin at {_n} in each call"] = lambda p, s, n=_n: _columns(p, s) + n
 for _n in (8, 16, 32):
     POSITIONS[f"rope-by-slot | positions are those of slots, modulo {_n}"] = lambda p, s, n=_n: (
         p % n
@@ -106,8 +99,8 @@ def of_rope(steps: Sequence[Step]) -> Iterator[Guess]:
                 s, s.x["positions"] * s.x["theta"] ** (-2 * n / s.x["x"].shape[-1])
             ),
         )
-    for known, theta in (("rope-theta-ignored | ", 1e4), ("theta-of-v0.2 | ", 1e6)):
-        yield _of_theta(known, theta)
+    yield _of_theta("rope-theta-ignored | ", 1e4)
+    yield _of_theta("", 1e6)
     if is_known(first):
         yield _of_theta("", _measured_theta(first, False))
         yield _of_theta("", _measured_theta(first, True), True)
@@ -137,6 +130,7 @@ def of_rope(steps: Sequence[Step]) -> Iterator[Guess]:
     if not is_known(first):
         return
     yield from _by_head(first)
+    yield from _measured(max(steps, key=lambda s: len(np.unique(s.x["positions"]))))
     for neighbours in (True, False):
         two = f"{NEIGHBOURS}; " if neighbours else ""
         for text, f in POSITIONS.items():
@@ -170,6 +164,97 @@ def _measured_theta(s: Step, neighbours: bool, f: Positions = lambda p, s: p) ->
         return float((np.abs(z) - (z * np.exp(-1j * p * theta ** (-2 * m / d))).real).sum())
 
     return refined(error, np.geomspace(1.0, 1e9, 240))
+
+
+def _measured(first: Step) -> Iterator[Guess]:
+    """Yield other positions, formulas, and angles of each pair or head, as they are measured."""
+    positions, theta = first.x["positions"], first.x["theta"]
+    z, d = _turns(first), first.x["x"].shape[-1]
+
+    def far(p: Array) -> float:
+        return float((np.abs(z) - (z * np.exp(-1j * angles(p, theta, d))).real).sum())
+
+    more = min(range(-OFFSETS, OFFSETS + 1), key=lambda n: far(positions + n))
+    which = "larger" if more > 0 else "smaller"
+    yield Guess(
+        f"positions are {abs(more)} {which} than they should be",
+        lambda s: rotated(s, s.x["positions"] + more),
+    )
+    times = refined(lambda a: far(positions * a), np.geomspace(1 / 64, 64, 700))
+    yield Guess(
+        f"positions are times {number(times)}", lambda s: rotated(s, s.x["positions"] * times)
+    )
+    for swap, *signs in product((False, True), *[(1, -1)] * 4):
+        terms = zip(
+            ("first", "second") * 2,
+            ("sin", "cos", "cos", "sin") if swap else HALF_TURN,
+            strict=True,
+        )
+        a, b, c, e = (f"{'-' * (n < 0)}{x} · {y}" for n, (x, y) in zip(signs, terms, strict=True))
+        yield Guess(
+            f"the halves become {a} + {b} and {c} + {e}, with a wrong sign or function",
+            lambda s, w=swap, n=tuple(signs): _combined(s, w, n),
+        )
+    w, right = (a[: d // 2] for a in (_frequencies(first), theta ** (-np.arange(0, d, 2) / d)))
+    shown = [", ".join(f"{x:.3g}" for x in a[:6]) for a in (w, right)]
+    yield Guess(
+        f"frequencies are others: pairs are rotated by {shown[0]}, ... for each token; it should "
+        f"be {shown[1]}, ...",
+        lambda s: turned(s.x["x"], s.x["positions"][..., None, None] * _frequencies(s)),
+        last=True,
+    )
+    shifts = ", ".join(map(str, _shifts(first)))
+    yield Guess(
+        f"positions differ by head: those of heads 0, 1, ... are {shifts} larger",
+        lambda s: turned(
+            s.x["x"],
+            angles(s.x["positions"], s.x["theta"], s.x["x"].shape[-1])
+            + _shifts(s)[:, None] * angles(np.ones((1, 1)), s.x["theta"], s.x["x"].shape[-1]),
+        ),
+        last=True,
+    )
+
+
+OFFSETS = 64  # of positions, that are looked for
+HALF_TURN = ("cos", "sin", "cos", "sin")
+
+
+def _turns(s: Step) -> Array:
+    """Return what went in, conjugate, times what came out, as complex pairs (B, T, H, d/2)."""
+    before, after = (
+        (lambda one, two: one + 1j * two)(*np.split(a, 2, -1)) for a in (s.x["x"], s.out)
+    )
+    at = np.split(s.counts, 2, axis=-1)[0] & np.isfinite(after)
+    return np.where(at, after * before.conj(), 0)
+
+
+def _combined(s: Step, swap: bool, signs: Sequence[int]) -> Array:
+    angle = angles(s.x["positions"], s.x["theta"], s.x["x"].shape[-1])
+    cos, sin = (np.sin(angle), np.cos(angle)) if swap else (np.cos(angle), np.sin(angle))
+    (one, two), (a, b, c, e) = np.split(s.x["x"], 2, axis=-1), signs
+    return np.concatenate([a * one * cos + b * two * sin, c * two * cos + e * one * sin], axis=-1)
+
+
+def _frequencies(s: Step) -> Array:
+    """Return by what angle each pair is rotated for each token, between -pi and pi."""
+    z, p = _turns(s).sum(axis=2), s.x["positions"][..., None].astype(np.float64)
+    grid = np.linspace(-np.pi, np.pi, 4096, endpoint=False)
+    sums = [np.einsum("btm,btw->mw", z, np.exp(-1j * p * part)).real for part in np.split(grid, 16)]
+    w = grid[np.concatenate(sums, axis=1).argmax(axis=1)]
+    for _ in range(4):  # Newton's steps
+        left = np.angle(z * np.exp(-1j * p * w))
+        w = w + (np.abs(z) * p * left).sum((0, 1)) / np.maximum(
+            (np.abs(z) * p**2).sum((0, 1)), 1e-30
+        )
+    return np.asarray(w)
+
+
+def _shifts(s: Step) -> Array:
+    """Return how much larger the positions of each head are."""
+    ones, d = np.arange(-OFFSETS, OFFSETS + 1), s.x["x"].shape[-1]
+    z = (_turns(s) * np.exp(-1j * angles(s.x["positions"], s.x["theta"], d))).sum(axis=(0, 1))
+    fits = np.einsum("hm,nm->hn", z, np.exp(-1j * angles(ones, s.x["theta"], d)[:, 0])).real
+    return np.asarray(ones[fits.argmax(axis=1)])
 
 
 def _partial(s: Step, pairs: int, own: bool) -> Array:

@@ -25,9 +25,8 @@ from tinymistral.text import one_line
 
 LARGEST = 20_000_000  # weights of a model that can be diagnosed
 
-# How many are run on a few more cases, and on all of them; how many of the best are paired, and
-# with how many others; how many are reported.
-ON_SOME, ON_ALL, PAIRED, OTHERS, REPORTED = 20, 6, 3, 40, 3
+# How many are run on a few more cases, and on all of them; how many are reported.
+ON_SOME, ON_ALL, REPORTED = 20, 6, 3
 SOME = 3  # more cases that differ, and as many that agree
 LEAST = 0.1  # of what differs: nobody is helped by less
 
@@ -120,7 +119,7 @@ class Diagnosis:
     evidence: tuple[AnyEvidence, ...]
     findings: tuple[Finding, ...] = ()
     explanations: tuple[Explanation, ...] = ()
-    tried: int = 0  # mistakes, and pairs
+    tried: int = 0  # mistakes
 
     @property
     def differing(self) -> tuple[AnyEvidence, ...]:
@@ -159,7 +158,7 @@ class Search:
         self.differing = [each for each in self.evidence if each.differs]
         self.agreeing = [each for each in self.evidence if not each.differs]
         self.predictions, self._progress = predictions, progress
-        self.tried = self._total = 0
+        self.tried = 0
         self._fits: dict[tuple[int, str], Fit | None] = {}
         self._kept: list[Suspect] = []  # so that no other one gets the id of one of them
 
@@ -179,17 +178,13 @@ class Search:
         if isinstance(first, Evidence) and of_model and suppose and not first.another_length:
             pools.append(lambda: with_parameters(first, self.predictions, LEAST))
             pools.append(lambda: supposed(first, self.predictions))
-        best: list[Suspect] = []
         near: list[Suspect] = []
         for pool in pools:
             if near and self._is_complete(near[0]):
                 break
-            of_pool = self._best(pool(), [first], 10 * OTHERS)
-            best = sorted([*best, *of_pool], key=lambda m: -self._rank(m, [first]))
-            near = self._best(dict.fromkeys([*near, *of_pool[:ON_SOME]]), some, ON_SOME)
+            near += self._best(pool(), [first], ON_SOME)
+            near = self._best(near, some, ON_SOME)
             near = self._best(near, self.evidence, ON_ALL)
-        if suppose and near and self._rank(near[0], self.evidence) < 0.9:
-            near = self._best([*near, *self._pairs(near, best)], self.evidence, ON_ALL)
         found = self._grouped([m for m in near if self._rank(m, self.evidence) >= LEAST])
         complete = tuple(explanation for explanation in found if explanation.complete)
         return complete or found[:REPORTED]
@@ -230,20 +225,6 @@ class Search:
             self._kept.append(mistake)
             self._fits[key] = each.fit(mistake, self.predictions)
         return self._fits[key]
-
-    def _pairs(self, near: Sequence[Suspect], best: Sequence[Suspect]) -> list[Suspect]:
-        """Return pairs of the best with others that explain more than the best alone."""
-        one = near[0]
-        cases = [e for e in self.differing if (fit := self.fit(one, e)) and not fit.explains]
-        cases = [e for e in cases if e.case.kind != "generate"] or self.differing[:1]
-        pairs: list[Suspect] = [
-            a & b  # type: ignore[operator]
-            for a in near[:PAIRED]
-            for b in best[:OTHERS]
-            if a is not b and type(a) is type(b)
-        ]
-        least = self._rank(one, cases[:1])
-        return [p for p in self._best(pairs, cases[:1], ON_ALL) if self._rank(p, cases[:1]) > least]
 
     def _grouped(self, found: Sequence[Suspect]) -> tuple[Explanation, ...]:
         """Group mistakes that the evidence does not distinguish, in their order."""

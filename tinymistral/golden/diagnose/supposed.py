@@ -73,10 +73,6 @@ class Supposed:
                 found, s = wrong, replace(s, right=wrong)
         return found
 
-    def __and__(self, other: Supposed) -> Supposed:
-        """Return both at once."""
-        return Supposed(f"{self.says}. And: {other.says}", self.changes + other.changes)
-
 
 NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
 SUMS = ("attention_residual", "output")
