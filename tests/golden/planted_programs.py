@@ -354,25 +354,10 @@ PLANTED: dict[str, Planted] = {
         ATT,
         "sees 1/2 W keys",
     ),
-    "window-4096": (
-        {"sees": lambda i, j, w, c: sees(i, j, w and 4096, c)},
-        ATT,
-        r"window is ignored|no-window\b|4,?096 keys",
-    ),
     "window-plus-1": (
         {"sees": lambda i, j, w, c: sees(i, j, w and w + 1, c)},
         ATT,
         r"W \+ 1|inclusive-window",
-    ),
-    "window-minus-1": (
-        {"sees": lambda i, j, w, c: sees(i, j, w and w - 1, c)},
-        ATT,
-        "W - 1|short-window",
-    ),
-    "window-doubled": (
-        {"sees": lambda i, j, w, c: sees(i, j, w and 2 * w, c)},
-        ATT,
-        "sees 2 W keys",
     ),
     "window-3": ({"sees": lambda i, j, w, c: sees(i, j, w and 3, c)}, ATT, "sees 3 keys"),
     "window-in-even-layers": (
@@ -394,11 +379,6 @@ PLANTED: dict[str, Planted] = {
         {"sees": lambda i, j, w, c: w is None or i - j < w},
         ATT,
         "within the window: there is no causal mask|future-seen",
-    ),
-    "not-causal-no-window": (
-        {"sees": lambda i, j, w, c: True},
-        ATT,
-        "neither a causal mask nor a window",
     ),
     "next-seen": (
         {"sees": lambda i, j, w, c: sees(i, j - 1, w and w + 1, c)},
@@ -445,22 +425,42 @@ PLANTED: dict[str, Planted] = {
         ATT,
         "in the first call keys after the query",
     ),
+    "window-3/4": (
+        {"sees": lambda i, j, w, c: sees(i, j, w and max(1, w * 3 // 4), c)},
+        ATT,
+        "sees 3/4 W keys",
+    ),
+    "window-plus-2": (
+        {"sees": lambda i, j, w, c: sees(i, j, w and w + 2, c)},
+        ATT,
+        r"sees W \+ 2 keys",
+    ),
+    "every-second-key": (
+        {"sees": lambda i, j, w, c: sees(i, j, w, c) and (i - j) % 2 == 0},
+        ATT,
+        "keys at the distances 0, 2, 4",
+    ),
+    "keys-2-and-3-hidden": (
+        {"sees": lambda i, j, w, c: sees(i, j, w, c) and j not in (2, 3)},
+        ATT,
+        "positions 2 to 3 are seen by no query",
+    ),
+    "first-key-hidden": (
+        {"sees": lambda i, j, w, c: sees(i, j, w, c) and j != 0},
+        ATT,
+        "first position of the text is not visible",
+    ),
+    "two-heads-without-window": (
+        {"sees": lambda i, j, w, c: sees(i, j, None if c.head < 2 else w, c)},
+        ATT,
+        "in heads 0, 1 the window is ignored",
+    ),
     # rope
     "theta-500000": (with_angle(lambda p, m, d, th, c: freq(p, m, d, 5e5)), ROPE, "theta 500,000"),
     "theta-1e6": (
         with_angle(lambda p, m, d, th, c: freq(p, m, d, 1e6)),
         ROPE,
         "theta 1,000,000|theta-of-v0.2",
-    ),
-    "theta-1e4": (
-        with_angle(lambda p, m, d, th, c: freq(p, m, d, 1e4)),
-        ROPE,
-        r"theta 10,000\b|rope-theta-ignored",
-    ),
-    "theta-100": (
-        with_angle(lambda p, m, d, th, c: freq(p, m, d, 100.0)),
-        ROPE,
-        r"theta 100\b(?!,)",
     ),
     "rope-none": ({"rotate": lambda x, p, th, c: x}, ROPE, "it is not rotated|nothing-turned"),
     "rope-q-alone": (
@@ -509,7 +509,6 @@ PLANTED: dict[str, Planted] = {
         "exponent is -m/d|rope-exponent-halved",
     ),
     "rope-offset-1": ({"position": lambda p, t, c: p + 1}, ROPE, "1 larger"),
-    "rope-minus-1": ({"position": lambda p, t, c: p - 1}, ROPE, "1 smaller"),
     "rope-restarts": (
         {"position": lambda p, t, c: t},
         ROPE,
@@ -521,7 +520,6 @@ PLANTED: dict[str, Planted] = {
         "modulo the window",
     ),
     "rope-linear-4": ({"position": lambda p, t, c: p / 4}, ROPE, r"(times|by) 0\.25\b"),
-    "rope-linear-2": ({"position": lambda p, t, c: p / 2}, ROPE, r"(times|by) 0\.5\b"),
     "rope-stretched": (
         {"rotate": lambda x, p, th, c: rotate(x, p, th, c) * F32(1.1)},
         ROPE,
@@ -536,21 +534,6 @@ PLANTED: dict[str, Planted] = {
         with_angle(lambda p, m, d, th, c: p * float(to_bits(freq(1, m, d, th)))),
         ROPE,
         "frequencies are in bfloat16",
-    ),
-    "rope-float16-angles": (
-        with_angle(lambda p, m, d, th, c: float(to_bits(freq(p, m, d, th), "float16"))),
-        ROPE,
-        "angles are in float16",
-    ),
-    "rope-one-frequency": (
-        with_angle(lambda p, m, d, th, c: freq(p, 0, d, th)),
-        ROPE,
-        r"theta 1\b(?!,)",
-    ),
-    "rope-next-frequency": (
-        with_angle(lambda p, m, d, th, c: freq(p, m + 1, d, th)),
-        ROPE,
-        r"pair m \+ 1",
     ),
     "rope-odd-layers-not": (
         {"rotate": lambda x, p, th, c: x if c.layer % 2 else rotate(x, p, th, c)},
@@ -572,14 +555,29 @@ PLANTED: dict[str, Planted] = {
         ROPE,
         "1 smaller|decoding-one-behind",
     ),
-    "rope-row-positions-columns": (
-        {"position": lambda p, t, c: t + 3},
+    "rope-offset-7": ({"position": lambda p, t, c: p + 7}, ROPE, "7 larger"),
+    "rope-linear-3/8": ({"position": lambda p, t, c: p * 0.375}, ROPE, r"(times|by) 0\.375\b"),
+    "rope-sign": (
+        {
+            "rotate": lambda x, p, th, c: np.concatenate(
+                [rotate(x, -p, th, c)[: len(x) // 2], rotate(x, p, th, c)[len(x) // 2 :]]
+            )
+        },
         ROPE,
-        "begin at 3 in each call",
+        r"become \+ first · cos \+ second · sin and \+ second · cos \+ first · sin",
+    ),
+    "rope-frequencies-reversed": (
+        with_angle(lambda p, m, d, th, c: freq(p, d // 2 - 1 - m, d, th)),
+        ROPE,
+        "frequencies are others: pairs are rotated by ",
+    ),
+    "rope-heads-apart": (
+        {"rotate": lambda x, p, th, c: rotate(x, p + c.head, th, c)},
+        ROPE,
+        "those of heads 0, 1, ... are 0, 1",
     ),
     # scores and weights
     "scale-1/d": (scaled_scores(lambda d, c: 1 / d), ATT, "scale is 1/d,|scores-scaled-twice"),
-    "scale-1": (scaled_scores(lambda d, c: 1.0), ATT, "scale is 1:|scores-not-scaled"),
     "scale-half": (
         scaled_scores(lambda d, c: (d / 2) ** -0.5),
         ATT,
@@ -591,12 +589,6 @@ PLANTED: dict[str, Planted] = {
         ATT,
         r"layers? 1.*scale is 0\.5 times",
     ),
-    "scale-log2": (
-        scaled_scores(lambda d, c: d**-0.5 * math.log(2)),
-        ATT,
-        r"factor ln\(2\)|scale is 0\.6931 times",
-    ),
-    "scale-twice": (scaled_scores(lambda d, c: d**-0.25), ATT, r"d\^-0\.25"),
     "softmax-plus-1": (
         {"softmax": lambda s, c: sink(s, c, False)},
         ATT,
@@ -611,11 +603,6 @@ PLANTED: dict[str, Planted] = {
         {"softmax": lambda s, c: softmax(2 * np.tanh(s / 2), c)},
         ATT,
         "capped softly at 2:",
-    ),
-    "tanh-cap-30": (
-        {"softmax": lambda s, c: softmax(0.7 * np.tanh(s / 0.7), c)},
-        ATT,
-        r"capped softly at 0\.7:",
     ),
     "alibi": (
         {
@@ -642,11 +629,6 @@ PLANTED: dict[str, Planted] = {
         ATT,
         "scores are rounded to bfloat16",
     ),
-    "weights-float16": (
-        {"softmax": lambda s, c: to_bits(softmax(s, c), "float16")},
-        ATT,
-        "rounded to float16: results",
-    ),
     "top-3-keys": (
         {
             "softmax": lambda s, c: (lambda e: e / e.sum())(
@@ -655,6 +637,21 @@ PLANTED: dict[str, Planted] = {
         },
         ATT,
         "the 3 largest scores",
+    ),
+    "sum-plus-0.1": (
+        {"softmax": lambda s, c: (lambda e: e / (e.sum() + 0.1))(np.exp(s - s.max()))},
+        ATT,
+        r"\b0\.1 is added to the sum",
+    ),
+    "scores-are-cosines": (
+        {"score": lambda q, k, i, j, c: float(q @ k / np.linalg.norm(q) / np.linalg.norm(k))},
+        ATT,
+        "scores are cosines",
+    ),
+    "last-number-left-out": (
+        {"score": lambda q, k, i, j, c: float(q[:-1] @ k[:-1]) / math.sqrt(len(q))},
+        ATT,
+        "last number of each head is left out",
     ),
     # heads
     "heads-tiled": (
@@ -676,16 +673,6 @@ PLANTED: dict[str, Planted] = {
         {"kv_head": lambda h, H, K, c: K - 1 - h // (H // K)},
         f"{ATT} attention_mix",
         "heads in reverse order",
-    ),
-    "heads-all-0": (
-        {"kv_head": lambda h, H, K, c: 0},
-        f"{ATT} attention_mix",
-        "all query heads read key/value head 0|one-head-for-all",
-    ),
-    "heads-next": (
-        {"kv_head": lambda h, H, K, c: (h // (H // K) + 1) % K},
-        f"{ATT} attention_mix",
-        "the next key/value head",
     ),
     "values-reversed": (
         {"v_head": lambda h, H, K, c: K - 1 - h // (H // K)},
@@ -749,20 +736,10 @@ PLANTED: dict[str, Planted] = {
         "attention_output",
         r"\b0\.5 times",
     ),
-    "down-bfloat16": (
-        {"linear": only("mlp_output", lambda x, w, c: to_bits(w) @ x, linear)},
-        "mlp_output",
-        "rounded to bfloat16: the weight|weights-rounded-to-bfloat16",
-    ),
     "all-linear-bfloat16-inputs": (
         {"linear": lambda x, w, c: w @ to_bits(x)},
         "q k v attention_output gate up mlp_output",
         r"rounded to bfloat16: the input \(",
-    ),
-    "all-linear-float16-results": (
-        {"linear": lambda x, w, c: to_bits(w @ x, "float16")},
-        "q k v attention_output gate up mlp_output",
-        "rounded to float16: results",
     ),
     "v-int8": (
         {"linear": only("v", lambda x, w, c: int8(w) @ x, linear)},
@@ -792,20 +769,19 @@ PLANTED: dict[str, Planted] = {
         "mlp_output",
         "last 8 inputs",
     ),
-    "o-negative": (
-        {"linear": only("attention_output", lambda x, w, c: -(w @ x), linear)},
-        "attention_output",
-        "-1 times",
+    "down-rolled": (
+        {"linear": only("mlp_output", lambda x, w, c: np.roll(w @ x, 3), linear)},
+        "mlp_output",
+        "results are shifted by 3",
+    ),
+    "q-columns-shifted": (
+        {"linear": only("q", lambda x, w, c: w @ np.roll(x, 1), linear)},
+        "q",
+        "columns of the weight are shifted",
     ),
     # norms
     "eps-1e-8": ({"norm": lambda x, w, eps, c: rms(x, 1e-8) * w}, NORMS, "epsilon is 1e-08"),
-    "eps-0": ({"norm": lambda x, w, eps, c: rms(x, 0) * w}, NORMS, "epsilon is 0;|eps-forgotten"),
     "eps-1e-3": ({"norm": lambda x, w, eps, c: rms(x, 1e-3) * w}, NORMS, r"epsilon is 0\.001"),
-    "eps-1e-6": (
-        {"norm": lambda x, w, eps, c: rms(x, 1e-6) * w},
-        NORMS,
-        "epsilon is 1e-06|eps-of-another-model",
-    ),
     "eps-outside": (
         {"norm": lambda x, w, eps, c: x / (np.sqrt((x * x).mean()) + F32(eps)) * w},
         NORMS,
@@ -837,11 +813,6 @@ PLANTED: dict[str, Planted] = {
         NORMS,
         "rounded to bfloat16: the input and results",
     ),
-    "norm-float16-result": (
-        {"norm": lambda x, w, eps, c: to_bits(rms(x, eps) * w, "float16")},
-        NORMS,
-        "rounded to float16: results",
-    ),
     "final-norm-missing": (
         norm_only("norm", lambda x, w, eps, c: x),
         "norm",
@@ -860,6 +831,16 @@ PLANTED: dict[str, Planted] = {
         "input_layernorm",
         "not normed: the result is x · weight",
     ),
+    "weight-before-norm": (
+        {"norm": lambda x, w, eps, c: rms(x * w, eps)},
+        NORMS,
+        "weight is applied before the norm",
+    ),
+    "norm-cube-root": (
+        {"norm": lambda x, w, eps, c: x / np.cbrt((x * x).mean() + F32(eps)) * w},
+        NORMS,
+        "each token times a factor of its own",
+    ),
     # feed-forward
     "gelu": (
         {"activation": lambda g, u, c: gelu(g) * u},
@@ -876,38 +857,36 @@ PLANTED: dict[str, Planted] = {
         "silu_mul",
         r"sigmoid\(1\.702 x\)",
     ),
-    "relu": ({"activation": lambda g, u, c: np.maximum(g, 0) * u}, "silu_mul", "is ReLU"),
     "silu-of-up": (
         {"activation": lambda g, u, c: u * sig(u) * g},
         "silu_mul",
         r"silu\(up\) · gate|gate-and-up",
     ),
-    "no-up": ({"activation": lambda g, u, c: g * sig(g)}, "silu_mul", "up is missing"),
     "no-gate": ({"activation": lambda g, u, c: g * u}, "silu_mul", "no activation: gate · up"),
     "sigmoid-gate": (
         {"activation": lambda g, u, c: sig(g) * u},
         "silu_mul",
         "is the sigmoid|sigmoid-for-silu",
     ),
-    "silu-clipped": (
-        {"activation": lambda g, u, c: np.clip(g * sig(g) * u, -0.5, 0.5)},
-        "silu_mul",
-        r"clipped at 0\.5\b",
-    ),
     "silu-plus": (
         {"activation": lambda g, u, c: g * sig(g) + u},
         "silu_mul",
         r"silu\(gate\) \+ up",
     ),
+    "gate-clipped": (
+        {"activation": lambda g, u, c: np.clip(g, -0.4, 0.4) * sig(np.clip(g, -0.4, 0.4)) * u},
+        "silu_mul",
+        r"gate is clipped at 0\.4\b",
+    ),
+    "hard-silu": (
+        {"activation": lambda g, u, c: g * np.clip(g / 4 + 0.5, 0, 1) * u},
+        "silu_mul",
+        r"f\(gate\) · up, of another curve: f\(-1\), f\(0\), f\(1\) are -0.2[45]",
+    ),
     # sums
     "no-attention-residual": (
         {"add": only("attention_residual", lambda x, y, n, c: y, add)},
         "attention_residual",
-        "residual is missing|residual-lost",
-    ),
-    "no-mlp-residual": (
-        {"add": only("output", lambda x, y, n, c: y, add)},
-        "output",
         "residual is missing|residual-lost",
     ),
     "residual-doubled": (
@@ -920,11 +899,6 @@ PLANTED: dict[str, Planted] = {
         ADDS,
         "residual is taken after the norm",
     ),
-    "branch-forgotten": (
-        {"add": only("output", lambda x, y, n, c: x, add)},
-        "output",
-        "mlp_output is missing",
-    ),
     "residual-scaled": (
         {"add": only("attention_residual", lambda x, y, n, c: x + y * F32(0.22), add)},
         "attention_residual",
@@ -935,6 +909,11 @@ PLANTED: dict[str, Planted] = {
         ADDS,
         "rounded to bfloat16: results",
     ),
+    "input-added-twice": (
+        {"add": only("attention_residual", lambda x, y, n, c: x + y + n, add)},
+        "attention_residual",
+        r"\+ 1 · input_layernorm",
+    ),
     # the ends
     "embedding-scaled": (
         {"embed": lambda i, t, c: t[i] * F32(math.sqrt(t.shape[1]))},
@@ -942,11 +921,6 @@ PLANTED: dict[str, Planted] = {
         r"multiplied by sqrt\(D\)|embedding-scaled",
     ),
     "embedding-next-id": ({"embed": shifted_ids}, "embedding", "one row later"),
-    "embedding-bfloat16": (
-        {"embed": lambda i, t, c: to_bits(t[i])},
-        "embedding",
-        "rounded to bfloat16: results",
-    ),
     "logits-scaled": (
         {"scores_of": lambda x, w, h, c: w @ x * F32(0.7)},
         "logits",
@@ -962,11 +936,6 @@ PLANTED: dict[str, Planted] = {
         "logits",
         "a log_softmax of the logits",
     ),
-    "softmax-of-logits": (
-        {"scores_of": lambda x, w, h, c: softmax(w @ x, c)},
-        "logits",
-        "probabilities: a softmax",
-    ),
     "logits-of-hidden": (
         {"scores_of": lambda x, w, h, c: w @ h},
         "logits",
@@ -976,11 +945,6 @@ PLANTED: dict[str, Planted] = {
         {"scores_of": lambda x, w, h, c: c.w["model.embed_tokens.weight"] @ x},
         "logits",
         "weight is that of embed_tokens|tied-though-it-is-not",
-    ),
-    "logits-bias": (
-        {"scores_of": lambda x, w, h, c: w @ x + F32(0.3)},
-        "logits",
-        r"\b0\.3 is added|of up to 0\.3\b",
     ),
     "logits-rolled": (
         {"scores_of": lambda x, w, h, c: np.roll(w @ x, 1)},
@@ -1031,16 +995,13 @@ ALL = PLANTED | {
 
 CALL_INPUTS = ("input_ids", "positions", "key_positions", "cache_positions")
 CASES = (
-    "plain",
     "window-at-once",
     "window-wrap-by-both",
-    "window-wrap-by-long-chunks",
     "left-padding",
     "no-window",
     "one-to-one",
     "four-to-one",
     "small-activations",
-    "far-positions",
 )
 
 
@@ -1071,29 +1032,39 @@ def named(planted: Planted, findings: Any) -> bool:
     return bool(found) and found <= set(stages.split()) and re.search(words, said) is not None
 
 
+def judged(predictions: Predictions, name: str, logits: bool) -> tuple[list[bool], str] | None:
+    """Return whether it is said rightly, and what is said; None if nothing differs.
+
+    From all stages: the step, the step and what it did. From logits: what it did, in the first
+    place, and in the first three.
+    """
+    use, stages, words = ALL[name]
+    evidence = dumped(predictions, use, end="logits" if logits else "")
+    if not any(each.differs for each in evidence):
+        return None
+    found = diagnose(evidence, FORWARD, predictions)
+    if logits:
+        said = [" ".join(f"{m.name} {m.says}" for m in e.mistakes) for e in found.explanations]
+        fits = [re.search(words, each) is not None for each in said]
+        return [fits[:1] == [True], any(fits)], " / ".join(said)
+    told = {stage for finding in found.findings for stage in finding.stages}
+    good = [bool(told) and told <= set(stages.split()), named(ALL[name], found.findings)]
+    return good, " / ".join(map(sentence, found.findings))
+
+
 def rates(names: list[str], logits: bool) -> None:
     """Print what is said of each, and the rates."""
-    predictions, right, times = Predictions(read_suite()), [0, 0, 0], []
+    predictions, right, times = Predictions(read_suite()), np.zeros(2, dtype=int), []
     for name in names:
-        evidence = dumped(predictions, ALL[name][0], end="logits" if logits else "")
-        if not any(each.differs for each in evidence):
+        start = time.process_time()
+        found = judged(predictions, name, logits)
+        if found is None:
             print(f"{name}: nothing differs")
             continue
-        start = time.process_time()
-        found = diagnose(evidence, FORWARD, predictions)
         times.append(time.process_time() - start)
-        if logits:
-            said = [" ".join(f"{m.name} {m.says}" for m in e.mistakes) for e in found.explanations]
-            fits = [re.search(ALL[name][2], each) is not None for each in said]
-            good = [fits[:1] == [True], any(fits), any(fits)]
-        else:
-            said = [sentence(finding) for finding in found.findings]
-            stages = {stage for finding in found.findings for stage in finding.stages}
-            step = bool(stages) and stages <= set(ALL[name][1].split())
-            good = [step, named(ALL[name], found.findings), all(f.says for f in found.findings)]
-        right = [n + each for n, each in zip(right, good, strict=True)]
-        print(f"{name}: {good} {times[-1]:.1f} s: {' / '.join(said)[:400]}", flush=True)
-    what = "first, in the first three" if logits else "the step, the description, all explained"
+        right += found[0]
+        print(f"{name}: {found[0]} {times[-1]:.1f} s: {found[1][:400]}", flush=True)
+    what = "first, in the first three" if logits else "the step, the description"
     median, count = sorted(times)[len(times) // 2], len(times)
     print(f"{count} show. Right: {what}: {right}. Median {median:.1f} s, most {max(times):.1f} s")
 

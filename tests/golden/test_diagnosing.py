@@ -18,9 +18,6 @@ from tinymistral.numpy_backend import NumpyBackend
 
 BY_NAME = {mistake.name: mistake for mistake in FORWARD}
 
-# The share of those that show which is told in the first three places, from logits alone.
-RATE = {"float32": 0.75, "bfloat16": 0.6}
-
 
 @pytest.fixture(scope="module")
 def predictions() -> Predictions:
@@ -48,17 +45,20 @@ def test_every_mistake_is_found_from_all_stages(predictions: Predictions, dtype:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_mistakes_are_found_from_logits_alone(predictions: Predictions, dtype: str) -> None:
-    planted = [mistake for mistake in FORWARD if dtype in mistake.shows_in]
-    shown, found = 0, 0
-    for mistake in planted:
-        evidence = candidate(predictions, mistake, dtype, True)
+@pytest.mark.parametrize("dtype, most_lost", [("float32", 3), ("bfloat16", 6)])
+def test_mistakes_are_found_from_logits_alone(
+    predictions: Predictions, dtype: str, most_lost: int
+) -> None:
+    """Every sixth of those that show."""
+    lost, shown = [], 0
+    for mistake in FORWARD[::6]:
+        evidence = candidate(predictions, mistake, dtype, True) if dtype in mistake.shows_in else []
         if any(each.differs for each in evidence):
             shown += 1
-            found += mistake.name in names(diagnose(evidence, FORWARD, predictions))
-    assert shown > 80
-    assert found >= RATE[dtype] * shown
+            if mistake.name not in names(diagnose(evidence, FORWARD, predictions)):
+                lost.append(mistake.name)
+    assert shown > 12
+    assert len(lost) <= most_lost, lost
 
 
 @pytest.mark.slow
@@ -78,7 +78,7 @@ NAMED = (
     ("rope-interleaved", "k_rotated"),
     ("sum-of-squares", "norm"),
     ("gelu-for-silu", "silu_mul"),
-    ("final-norm-missing", "norm"),
+    ("norm-weight-forgotten", "norm"),
     ("gate-and-up-weights-swapped", "gate"),
     ("scores-not-scaled", "attention_weights"),
     ("inclusive-window", "attention_weights"),

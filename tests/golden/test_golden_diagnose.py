@@ -93,9 +93,9 @@ def test_a_mistake_is_named_with_its_fix_and_where_it_first_shows(tmp_path: Path
 
 
 def test_a_mistake_is_named_from_logits_alone(tmp_path: Path) -> None:
-    dump(tmp_path, "final-norm-missing", last="logits")
+    dump(tmp_path, "sum-of-squares", last="logits")
     (diagnosis,) = diagnosed(str(tmp_path))
-    assert names(diagnosis) == ["final-norm-missing"]
+    assert names(diagnosis) == ["sum-of-squares"]
     assert set(diagnosis["cases"]) == set(diagnosis["differ"]) == {"plain", "raw-layout"}
     (found,) = diagnosis["explanations"]
     assert sorted(found["explains"]) == ["plain", "raw-layout"]

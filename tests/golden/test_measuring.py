@@ -6,7 +6,7 @@ Run as a script, that file measures the rate over all of them.
 
 import numpy as np
 import pytest
-from planted_programs import ALL, Planted, dumped, named
+from planted_programs import ALL, PLANTED, Planted, dumped, judged, named
 
 from tinymistral.golden.diagnose.guesses import guesses
 from tinymistral.golden.diagnose.measure import measure
@@ -48,6 +48,24 @@ def test_what_a_step_did_is_measured(predictions: Predictions, name: str) -> Non
     assert named(ALL[name], found)
 
 
+@pytest.mark.slow
+def test_nearly_every_wrong_step_is_found_and_described(predictions: Predictions) -> None:
+    """All were when this was written: a few may be lost to rounding on other machines."""
+    found = [judged(predictions, name, False) for name in ALL]
+    step, described = np.mean([each[0] for each in found if each is not None], axis=0)
+    assert step >= 0.99
+    assert described >= 0.97
+
+
+@pytest.mark.slow
+def test_most_mistakes_are_found_from_logits_alone(predictions: Predictions) -> None:
+    """Every sixth."""
+    found = [judged(predictions, name, True) for name in list(PLANTED)[::6]]
+    first, in_three = np.mean([each[0] for each in found if each is not None], axis=0)
+    assert first >= 0.7
+    assert in_three >= 0.75
+
+
 def test_a_right_program_has_no_wrong_step(predictions: Predictions) -> None:
     steps = all_steps(dumped(predictions, {}, CASES), predictions)
     assert len(steps) > 300
@@ -72,4 +90,4 @@ def test_every_name_is_of_the_catalogue(predictions: Predictions) -> None:
     steps = {s.stage: s for s in all_steps(dumped(predictions, {}, CASES[:1]), predictions)}
     used = {guess.name for step in steps.values() for guess in guesses([step])} - {""}
     assert used - {mistake.name for mistake in MISTAKES} == set()
-    assert len(used) > 60
+    assert len(used) > 50

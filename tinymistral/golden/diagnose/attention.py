@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from tinymistral.golden.diagnose.guess import HALVES, Guess, is_known, number, refined, rounded, sig
-from tinymistral.golden.diagnose.masks import RULES, by_rule, oldest
+from tinymistral.golden.diagnose.masks import RULES, by_rule, distance, oldest
 from tinymistral.golden.diagnose.steps import (
     Array,
     Step,
@@ -33,6 +33,9 @@ HEADS: dict[str, Callable[[int, int], Array]] = {
     "one-head-for-all | all query heads read key/value head 0": lambda H, K: np.arange(H) * 0,
     "query heads read the next key/value head, (h // (H/K) + 1) % K": lambda H, K: (
         (np.arange(H) // (H // K) + 1) % K
+    ),
+    "query heads read the key/value head of the next query head": lambda H, K: (
+        (np.arange(H) + 1) % H // (H // K)
     ),
     "all query heads read the last key/value head": lambda H, K: np.arange(H) * 0 + K - 1,
 }
@@ -176,11 +179,6 @@ def _per_length(x: Array, length: float) -> Array:
 def scaled(s: Step) -> Array:
     """Return the scores (B, H, T, S), scaled as they should be."""
     return scores_of(s.x) * float(s.x["q"].shape[-1] ** -0.5)
-
-
-def distance(s: Step) -> Array:
-    """Return how far keys are behind queries (B, 1, T, S)."""
-    return np.asarray(s.x["q_positions"][:, None, :, None] - s.x["k_positions"][:, None, None, :])
 
 
 def seen(s: Step) -> Array:

@@ -77,13 +77,13 @@ RULES: dict[str, Rule] = {
     "inclusive-window | a query sees one key too many, W + 1": _sees(lambda W: W + 1),
     "short-window | a query sees one key too few, W - 1": _sees(lambda W: W - 1),
 }
-for _n in (-2, 2, -3, 3, -4, 4):
-    RULES[f"a query sees W {'+' if _n > 0 else '-'} {abs(_n)} keys"] = _sees(
-        lambda W, n=_n: max(1, W + n)
-    )
 for _part in ("1/2", "2", "1/4", "3/4", "1/3", "2/3", "3/2", "4"):
     RULES[f"a query sees {_part} W keys"] = _sees(
         lambda W, part=Fraction(_part): max(1, int(W * part))
+    )
+for _n in (-2, 2, -3, 3, -4, 4):
+    RULES[f"a query sees W {'+' if _n > 0 else '-'} {abs(_n)} keys"] = _sees(
+        lambda W, n=_n: max(1, W + n)
     )
 for _n in (*range(1, 17), 32, 64, 128, 256, 512, 1024, 4096):
     _known = "window-by-default | " if _n == 4096 else ""
@@ -213,7 +213,7 @@ def mask_guesses(steps: Sequence[Step]) -> Iterator[Guess]:
     far = ", ".join(map(str, sorted(_distances(s))[:12]))
     yield Guess(
         f"a query sees keys at the distances {far}, in case {s.case}, call {s.call}",
-        lambda s: (seen_here(s) & np.isin(_distance(s), _distances(s))).astype(np.float64),
+        lambda s: (_not_padding(s) & np.isin(distance(s), _distances(s))).astype(np.float64),
         last=True,
     )
     keys = np.unique(s.x["k_positions"][differs.any(axis=(1, 2))])
@@ -233,18 +233,18 @@ def mask_guesses(steps: Sequence[Step]) -> Iterator[Guess]:
     )
 
 
-def _distance(s: Step) -> Array:
-    """Return how far keys are behind queries (B, H, T, S)."""
-    far = s.x["q_positions"][:, None, :, None] - s.x["k_positions"][:, None, None, :]
-    return np.broadcast_to(far, s.out.shape)
+def distance(s: Step) -> Array:
+    """Return how far keys are behind queries (B, 1, T, S)."""
+    return np.asarray(s.x["q_positions"][:, None, :, None] - s.x["k_positions"][:, None, None, :])
 
 
 def _distances(s: Step) -> list[int]:
     """Return at which distances keys are seen."""
-    return [int(n) for n in np.unique(_distance(s)[(s.out > 0) & s.counts])]
+    far = np.broadcast_to(distance(s), s.out.shape)
+    return [int(n) for n in np.unique(far[(s.out > 0) & s.counts])]
 
 
-def seen_here(s: Step) -> Array:
+def _not_padding(s: Step) -> Array:
     """Return what can be seen: all but padding (B, H, T, S)."""
     i, j = s.x["q_positions"][:, None, :, None], s.x["k_positions"][:, None, None, :]
     return np.broadcast_to((i >= 0) & (j >= 0), s.out.shape)
@@ -252,7 +252,7 @@ def seen_here(s: Step) -> Array:
 
 def _by_key(s: Step) -> Array:
     """Let all queries see a key that all do see, and none a key that none sees."""
-    here, seen = seen_here(s) & s.counts, s.out > 0
+    here, seen = _not_padding(s) & s.counts, s.out > 0
     never, always = (x.all(axis=(1, 2), keepdims=True) for x in (~(seen & here), seen | ~here))
     return np.where(never, 0.0, np.where(always & here, 1.0, s.right))
 

@@ -108,7 +108,7 @@ def _best(group: Sequence[Step], wrong: list[Step]) -> tuple[Guess | None, list[
         if count:
             rate = float(np.mean([min(x, 1.0) for x in left]))
             tried.append((count, rate, guess))
-            if count == len(sample) and rate < 1e-3 and sample[0].kind != "mask":
+            if count == len(sample) and rate < 1e-3 and not guess.last and sample[0].kind != "mask":
                 break
     rules = [entry for entry in tried if not entry[2].last and 2 * entry[0] >= len(sample)] or tried
     most = max((count for count, _, _ in rules), default=0)

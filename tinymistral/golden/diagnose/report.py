@@ -98,6 +98,9 @@ def sentence(finding: Finding) -> str:
     name = f"{finding.name}, in " if finding.name else ""
     how_many = f"{len(finding.steps)} of {finding.wrong} wrong steps"
     says = finding.says or "it is wrong, and nothing that was tried makes these numbers"
+    step, window = finding.first, finding.first.x.get("window")
+    if step.kind == "mask" and window and "W" in says:
+        says += f"; W is {window} in case {step.case}"
     return f"{name}{stages}{where}: {says} ({how_many})."
 
 

@@ -125,6 +125,14 @@ def of_rope(steps: Sequence[Step]) -> Iterator[Guess]:
                 f"{name} | {says.format(dtype)}",
                 lambda s, w=what, t=dtype: _in_dtype(s, w, lambda x: rounded(x, t)),
             )
+    for swap, *signs in product((False, True), *[(1, -1)] * 4):
+        cos, sin = ("sin", "cos") if swap else ("cos", "sin")
+        a, b, c, e = ("+" if n > 0 else "-" for n in signs)
+        yield Guess(
+            f"the halves become {a} first · {cos} {b} second · {sin} and {c} second · {cos} {e} "
+            f"first · {sin}, not first · cos - second · sin and second · cos + first · sin",
+            lambda s, w=swap, n=tuple(signs): _combined(s, w, n),
+        )
     yield Guess("the numbers are rotated as pairs and moved to halves", lambda s: _moved(s, True))
     yield Guess("the numbers are rotated as halves and moved to pairs", lambda s: _moved(s, False))
     if not is_known(first):
@@ -153,10 +161,7 @@ def _of_theta(known: str, theta: float, neighbours: bool = False) -> Guess:
 
 def _measured_theta(s: Step, neighbours: bool, f: Positions = lambda p, s: p) -> float:
     """Return theta from the angle of each pair, out over in."""
-    d = s.x["x"].shape[-1]
-    cut = (slice(0, d, 2), slice(1, d, 2)) if neighbours else (slice(0, d // 2), slice(d // 2, d))
-    before, after = (a[..., cut[0]] + 1j * a[..., cut[1]] for a in (s.x["x"], s.out))
-    z = np.where(s.counts[..., cut[0]], after * before.conj(), 0).sum(axis=2)  # (B, T, d/2)
+    z, d = _turns(s, neighbours).sum(axis=2), s.x["x"].shape[-1]
     p = f(s.x["positions"], s).astype(np.float64)[..., None]
     m = np.arange(d // 2, dtype=np.float64)
 
@@ -184,17 +189,6 @@ def _measured(first: Step) -> Iterator[Guess]:
     yield Guess(
         f"positions are times {number(times)}", lambda s: rotated(s, s.x["positions"] * times)
     )
-    for swap, *signs in product((False, True), *[(1, -1)] * 4):
-        terms = zip(
-            ("first", "second") * 2,
-            ("sin", "cos", "cos", "sin") if swap else HALF_TURN,
-            strict=True,
-        )
-        a, b, c, e = (f"{'-' * (n < 0)}{x} · {y}" for n, (x, y) in zip(signs, terms, strict=True))
-        yield Guess(
-            f"the halves become {a} + {b} and {c} + {e}, with a wrong sign or function",
-            lambda s, w=swap, n=tuple(signs): _combined(s, w, n),
-        )
     w, right = (a[: d // 2] for a in (_frequencies(first), theta ** (-np.arange(0, d, 2) / d)))
     shown = [", ".join(f"{x:.3g}" for x in a[:6]) for a in (w, right)]
     yield Guess(
@@ -216,16 +210,14 @@ def _measured(first: Step) -> Iterator[Guess]:
 
 
 OFFSETS = 64  # of positions, that are looked for
-HALF_TURN = ("cos", "sin", "cos", "sin")
 
 
-def _turns(s: Step) -> Array:
-    """Return what went in, conjugate, times what came out, as complex pairs (B, T, H, d/2)."""
-    before, after = (
-        (lambda one, two: one + 1j * two)(*np.split(a, 2, -1)) for a in (s.x["x"], s.out)
-    )
-    at = np.split(s.counts, 2, axis=-1)[0] & np.isfinite(after)
-    return np.where(at, after * before.conj(), 0)
+def _turns(s: Step, neighbours: bool = False) -> Array:
+    """Return what came out times what went in, conjugate, as complex pairs (B, T, H, d/2)."""
+    order = pairs_to_halves(s.out.shape[-1]) if neighbours else slice(None)
+    one, two = (np.split(a[..., order], 2, axis=-1) for a in (s.x["x"], s.out))
+    at = np.split(s.counts[..., order], 2, axis=-1)[0]
+    return np.where(at, (two[0] + 1j * two[1]) * (one[0] - 1j * one[1]), 0)
 
 
 def _combined(s: Step, swap: bool, signs: Sequence[int]) -> Array:

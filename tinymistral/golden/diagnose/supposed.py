@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinymistral.golden.diagnose.attention import HEADS, distance, mixed_by, scaled, seen
+from tinymistral.golden.diagnose.attention import HEADS, mixed_by, scaled, seen
 from tinymistral.golden.diagnose.evidence import Evidence
 from tinymistral.golden.diagnose.guess import NO_NUMBERS, Guess, Make, number, refined, sig
 from tinymistral.golden.diagnose.guesses import guesses
+from tinymistral.golden.diagnose.masks import distance
 from tinymistral.golden.diagnose.predictions import Predictions
 from tinymistral.golden.diagnose.rope import rotated
 from tinymistral.golden.diagnose.steps import Array, Step, compute, results_with, softmax
@@ -115,7 +116,7 @@ PARTS: dict[str, dict[str, Place]] = {
 
 def _places(kind: str, stage: str, guess: Guess) -> Iterator[tuple[str, Place]]:
     """Yield where a guess may be true; what is true of a dtype, or of any window, is everywhere."""
-    everywhere = "float" in guess.says or "whatever the window" in guess.says
+    everywhere = any(x in guess.says for x in ("float", "whatever the window", "the halves become"))
     if kind == "linear":
         if stage == "q":
             yield "q, k, v", Place(kind, ("q", "k", "v"))
