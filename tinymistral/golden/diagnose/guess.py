@@ -81,7 +81,7 @@ def number(x: float) -> str:
     return f"{x:,.0f}" if x == int(x) else f"{x:g}"
 
 
-def refined(error: Callable[..., float], grid: Iterable[float]) -> float:
+def refined(error: Callable[..., float], grid: Iterable[float], rounds: int = 34) -> float:
     """Return where an error is smallest: the best of a grid, then between its neighbours."""
     points = list(grid)
     at = min(range(len(points)), key=lambda n: error(points[n]))
@@ -92,7 +92,7 @@ def refined(error: Callable[..., float], grid: Iterable[float]) -> float:
     f = (lambda t: error(math.exp(t))) if log else error
     a, b = high - golden * (high - low), low + golden * (high - low)
     fa, fb = f(a), f(b)
-    for _ in range(34):
+    for _ in range(rounds):
         if fa < fb:
             high, b, fb = b, a, fa
             a = high - golden * (high - low)

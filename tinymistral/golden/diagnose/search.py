@@ -157,6 +157,8 @@ class Search:
         self.evidence = tuple(sorted(evidence, key=self._order))
         self.differing = [each for each in self.evidence if each.differs]
         self.agreeing = [each for each in self.evidence if not each.differs]
+        quick = tuple(each for each in self.evidence if each.case.kind != "generate")
+        self.ranked = quick if any(each.differs for each in quick) else self.evidence
         self.predictions, self._progress = predictions, progress
         self.tried = 0
         self._fits: dict[tuple[int, str], Fit | None] = {}
@@ -184,13 +186,13 @@ class Search:
                 break
             near += self._best(pool(), [first], ON_SOME)
             near = self._best(near, some, ON_SOME)
-            near = self._best(near, self.evidence, ON_ALL)
-        found = self._grouped([m for m in near if self._rank(m, self.evidence) >= LEAST])
+            near = self._best(near, self.ranked, ON_ALL)
+        found = self._grouped([m for m in near if self._rank(m, self.ranked) >= LEAST])
         complete = tuple(explanation for explanation in found if explanation.complete)
         return complete or found[:REPORTED]
 
     def _is_complete(self, mistake: Suspect) -> bool:
-        fits = [(each, self.fit(mistake, each)) for each in self.evidence]
+        fits = [(each, self.fit(mistake, each)) for each in self.ranked]
         return all(f is None or (f.explains if e.differs else f.share) for e, f in fits)
 
     def _best(
@@ -239,7 +241,7 @@ class Search:
         return tuple(self._explanation(group) for group in groups)
 
     def _same(self, one: Suspect, other: Suspect) -> bool:
-        for each in self.differing:
+        for each in (e for e in self.ranked if e.differs):
             a, b = (each.predicted(mistake, self.predictions) for mistake in (one, other))
             if a is not None and b is not None and not each.agree(a, b):
                 return False

@@ -207,4 +207,4 @@ def with_parameters(each: Evidence, predictions: Predictions, least: float) -> I
 
         known = {float(a): left(float(a)) for a in grid}
         if min(known.values()) < 1 - least:
-            yield made(refined(lambda a, k=known, f=left: k[a] if a in k else f(a), list(known)))
+            yield made(refined(lambda a, k=known, f=left: k[a] if a in k else f(a), known, 20))
