@@ -234,19 +234,29 @@ def of_silu(steps: Sequence[Step]) -> Iterator[Guess]:
                 lambda c, f=f: float(np.square(f(g, u, c) - out).sum()), np.geomspace(0.05, 50, 60)
             )
             yield Guess(says.format(number(c)), lambda s, f=f, c=c: f(s.x["gate"], s.x["up"], c))
+        large = max(steps, key=lambda s: _usable(s).sum())
         for name, other in (("gate", "up"), ("up", "gate")):
-            values = (number(f) for f in _curve(first, name, other)(np.array([-1.0, 0.0, 1.0])))
+            if _usable(large).sum() < LEAST:
+                break
+            values = (number(f) for f in _curve(large, name, other)(np.array([-1.0, 0.0, 1.0])))
             yield Guess(
                 f"it is f({name}) · {other}, of another curve: f(-1), f(0), f(1) are "
                 + ", ".join(values),
-                lambda s, n=name, m=other: _curve(s, n, m)(s.x[n]) * s.x[m],
+                lambda s, n=name, m=other: (
+                    _curve(s if _usable(s).sum() >= LEAST else large, n, m)(s.x[n]) * s.x[m]
+                ),
                 last=True,
             )
 
 
+def _usable(s: Step) -> Array:
+    every = (s.x["gate"], s.x["up"], s.out)
+    return np.asarray(s.counts & np.isfinite(every).all(axis=0))
+
+
 def _curve(s: Step, name: str, other: str) -> Callable[[Array], Array]:
     """Return the function f of the gate with f(gate) · up, or of up: straight between its knots."""
-    x, times, out = (a[s.counts] for a in (s.x[name], s.x[other], s.out))
+    x, times, out = (a[_usable(s)] for a in (s.x[name], s.x[other], s.out))
     knots = np.linspace(x.min(), x.max(), KNOTS)
     hats = np.maximum(0, 1 - np.abs(x[:, None] - knots) / max(knots[1] - knots[0], 1e-30))
     values = np.linalg.lstsq(hats * times[:, None], out, rcond=None)[0]
@@ -254,6 +264,7 @@ def _curve(s: Step, name: str, other: str) -> Callable[[Array], Array]:
 
 
 KNOTS = 33
+LEAST = 4 * KNOTS  # numbers that make a curve
 
 # Embeddings, sums, caches
 

@@ -123,12 +123,11 @@ def _of_results(first: Step) -> Iterator[Guess]:
     )
     if first.kind == "weights":
         return
-    for n in (1, 2, 3, -1, -2, -3, None):
+    for by in (1, 2, 3, -1, -2, -3, 0):
+        says = f"results are shifted by {by}" if by else "the halves of the results are exchanged"
         yield Guess(
-            f"the order is wrong: results are shifted by {n}"
-            if n
-            else "the order is wrong: the two halves of the results are exchanged",
-            lambda s, n=n: _flat(s, lambda x: np.roll(x, n or x.shape[-1] // 2, axis=-1)),
+            f"the order is wrong: {says}",
+            lambda s, by=by: _flat(s, lambda x: np.roll(x, by or x.shape[-1] // 2, axis=-1)),
         )
     rows = first.counts.any(axis=tuple(range(2, first.out.ndim)))
     if rows.sum() < 2:

@@ -77,13 +77,10 @@ RULES: dict[str, Rule] = {
     "inclusive-window | a query sees one key too many, W + 1": _sees(lambda W: W + 1),
     "short-window | a query sees one key too few, W - 1": _sees(lambda W: W - 1),
 }
-for _part in ("1/2", "2", "1/4", "3/4", "1/3", "2/3", "3/2", "4"):
-    RULES[f"a query sees {_part} W keys"] = _sees(
-        lambda W, part=Fraction(_part): max(1, int(W * part))
-    )
-for _n in (-2, 2, -3, 3, -4, 4):
-    RULES[f"a query sees W {'+' if _n > 0 else '-'} {abs(_n)} keys"] = _sees(
-        lambda W, n=_n: max(1, W + n)
+for _part in "1/2 2 -2 +2 3/4 1/4 1/3 2/3 3/2 -3 +3 4 -4 +4".split():
+    _more = _part[0] in "+-"
+    RULES[f"a query sees {f'W {_part[0]} {_part[1:]}' if _more else f'{_part} W'} keys"] = _sees(
+        lambda W, more=_more, part=Fraction(_part): max(1, int(W + part if more else W * part))
     )
 for _n in (*range(1, 17), 32, 64, 128, 256, 512, 1024, 4096):
     _known = "window-by-default | " if _n == 4096 else ""
