@@ -256,6 +256,17 @@ def _fitted(first: Step) -> Iterator[tuple[str, Weigh]]:
             says.format(number(c)),
             lambda s, m, f=f, c=c: f(scaled(s), m, distance(s), c),
         )
+    if first.kind == "weights":
+        by_head = [
+            refined(
+                lambda c, h=h: float(errors(softmax(z * c, mask))[h]), np.geomspace(0.01, 30, 60)
+            )
+            for h in range(H)
+        ]
+        yield (
+            f"the scale differs by head: {', '.join(map(number, by_head))} times 1/sqrt(d)",
+            lambda s, m: softmax(scaled(s) * np.array(by_head)[:, None, None], m),
+        )
     if K == 1:
         return
     every = [np.full(H, k) for k in range(K)]

@@ -129,15 +129,31 @@ def _of_results(first: Step) -> Iterator[Guess]:
             f"the order is wrong: {says}",
             lambda s, by=by: _flat(s, lambda x: np.roll(x, by or x.shape[-1] // 2, axis=-1)),
         )
+    yield Guess(
+        "the order is wrong: results are reversed", lambda s: _flat(s, lambda x: x[..., ::-1])
+    )
     rows = first.counts.any(axis=tuple(range(2, first.out.ndim)))
     if rows.sum() < 2:
         return
+    shown = ", ".join(map(number, _of_columns(first).ravel()[:6]))
+    yield Guess(
+        f"each result of a token is multiplied by a factor of its own: {shown}, ...",
+        lambda s: s.right * _of_columns(s),
+        last=True,
+    )
     bias = np.median((first.out - first.right)[rows], axis=0)
     yield Guess(
         f"a bias is added, of up to {number(float(np.abs(bias).max(initial=0)))}",
         lambda s: s.right + bias if s.right.shape[2:] == bias.shape else None,
     )
     yield from _permuted(first)
+
+
+def _of_columns(s: Step) -> Array:
+    """Return by what each result of a token is multiplied, the same for all tokens."""
+    out, right = (np.where(s.counts, x, 0.0) for x in (s.out, s.right))
+    square = np.square(right).sum(axis=(0, 1))
+    return np.asarray((out * right).sum(axis=(0, 1)) / np.where(square, square, 1))
 
 
 def _flat(s: Step, f: Callable[[Array], Array]) -> Array:

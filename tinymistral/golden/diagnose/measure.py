@@ -114,6 +114,9 @@ def _best(group: Sequence[Step], wrong: list[Step]) -> tuple[Guess | None, list[
     most = max((count for count, _, _ in rules), default=0)
     least = min((rate for count, rate, _ in rules if count == most), default=0.0)
     best: tuple[Guess | None, list[Step]] = (None, [])
+    # What is only seen counts too if it is far nearer than a rule, which then only comes near.
+    seen = [e for e in tried if e[2].last and e[0] == most and 100 * e[1] < least]
+    rules, least = (seen, min(rate for _, rate, _ in seen)) if seen else (rules, least)
     near = [g for n, rate, g in rules if n == most and rate <= 2 * least + 1e-4][:NEAR]
     right = [s for s in group if not s.wrong] if len(near) > 1 else []
     highest = 0.0

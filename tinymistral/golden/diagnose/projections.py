@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from tinymistral.golden.diagnose.formulas import short_name, tensor_like
-from tinymistral.golden.diagnose.guess import Guess, halves_to_pairs, is_known
+from tinymistral.golden.diagnose.guess import Guess, halves_to_pairs, is_known, number
 from tinymistral.golden.diagnose.steps import Array, Step
 
 SWAPPED = {
@@ -66,6 +66,13 @@ def of_linear(steps: Sequence[Step]) -> Iterator[Guess]:
     if stage == "attention_output":
         for says, f in JOINS.items():
             yield Guess(says, lambda s, f=f: _times(s, f(s.x["x"]), s.x["weight"]))
+        if is_known(first):
+            shown = ", ".join(map(number, _of_heads(first)))
+            yield Guess(
+                f"heads 0, 1, ... count {shown} times in the sum",
+                lambda s: _times(s, s.x["x"] * _of_heads(s)[:, None], s.x["weight"]),
+                last=True,
+            )
     if stage in ("q", "k", "v"):
         yield Guess(
             "rows of the weights are those of q, k and v fused, taken apart group by group: "
@@ -103,6 +110,16 @@ def of_linear(steps: Sequence[Step]) -> Iterator[Guess]:
                     s, s.x["x"].reshape(*s.right.shape[:2], -1)[..., r], s.x["weight"][:, r]
                 ),
             )
+
+
+def _of_heads(s: Step) -> Array:
+    """Return how often the mix (B, T, H, d) of each head is in what comes out."""
+    H, d = s.x["x"].shape[2:]
+    parts = np.einsum("bthd,mhd->hbtm", s.x["x"], s.x["weight"].reshape(-1, H, d))
+    a, out = (np.where(s.counts & np.isfinite(s.out), x, 0.0) for x in (parts, s.out))
+    return np.asarray(
+        np.linalg.lstsq(np.nan_to_num(a).reshape(H, -1).T, out.ravel(), rcond=None)[0].round(4)
+    )
 
 
 def _of_logits() -> Iterator[Guess]:

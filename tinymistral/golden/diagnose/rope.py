@@ -197,6 +197,14 @@ def _measured(first: Step) -> Iterator[Guess]:
         lambda s: turned(s.x["x"], s.x["positions"][..., None, None] * _frequencies(s)),
         last=True,
     )
+    rows = [first.x["positions"][:1], _tokens(first)[:1]]
+    right_ones, found = (", ".join(map(str, row[row >= 0][:8])) for row in rows)
+    yield Guess(
+        f"tokens at the positions {right_ones} are rotated as if at {found}, in case "
+        f"{first.case}, call {first.call}",
+        lambda s: rotated(s, _tokens(s)),
+        last=True,
+    )
     shifts = ", ".join(map(str, _shifts(first)))
     yield Guess(
         f"positions differ by head: those of heads 0, 1, ... are {shifts} larger",
@@ -239,6 +247,14 @@ def _frequencies(s: Step) -> Array:
             (np.abs(z) * p**2).sum((0, 1)), 1e-30
         )
     return np.asarray(w)
+
+
+def _tokens(s: Step) -> Array:
+    """Return the positions (B, T) by which tokens are rotated, up to some more than the last."""
+    every = np.arange(int(s.x["positions"].max(initial=0)) % 2**12 + OFFSETS)
+    turns = np.exp(-1j * angles(every, s.x["theta"], s.x["x"].shape[-1])[:, 0])
+    found = np.einsum("btm,nm->btn", _turns(s).sum(axis=2), turns).real.argmax(axis=-1)
+    return np.where(s.x["positions"] >= 0, found, -1)
 
 
 def _shifts(s: Step) -> Array:
