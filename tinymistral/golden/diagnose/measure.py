@@ -85,11 +85,14 @@ def _of_stage(group: Sequence[Step]) -> Iterator[Finding]:
             if not rest:
                 return
             best, explained = _best(group, rest)
+            where = _where(group, explained, best) if explained else ""
+            if where.endswith("steps") and 2 * len(explained) < len(rest):
+                # A few steps without a pattern: by chance. Say only what is seen, if that is more.
+                best, explained = _best(group, rest, only_seen=True)
+                where = _where(group, explained, best) if explained else ""
+                best = best if 2 * len(explained) >= len(rest) else None
             if best is None:
                 break
-            where = _where(group, explained, best)
-            if where.endswith("steps") and 2 * len(explained) < len(rest):
-                break  # a few steps without a pattern: by chance
             rest = [s for s in rest if s not in explained]
             stages = (explained[0].stage,)
             yield Finding(stages, best.says, best.name, tuple(explained), len(wrong), where)
@@ -98,7 +101,9 @@ def _of_stage(group: Sequence[Step]) -> Iterator[Finding]:
             yield Finding((rest[0].stage,), "", "", tuple(rest), len(wrong), where)
 
 
-def _best(group: Sequence[Step], wrong: list[Step]) -> tuple[Guess | None, list[Step]]:
+def _best(
+    group: Sequence[Step], wrong: list[Step], only_seen: bool = False
+) -> tuple[Guess | None, list[Step]]:
     """Return the guess that explains most, and what it explains; of the nearest the simplest."""
     sample = _sample(wrong)
     tried: list[tuple[int, float, Guess]] = []
@@ -110,6 +115,7 @@ def _best(group: Sequence[Step], wrong: list[Step]) -> tuple[Guess | None, list[
             tried.append((count, rate, guess))
             if count == len(sample) and rate < 1e-3 and not guess.last and sample[0].kind != "mask":
                 break
+    tried = [entry for entry in tried if entry[2].last] if only_seen else tried
     rules = [entry for entry in tried if not entry[2].last and 2 * entry[0] >= len(sample)] or tried
     most = max((count for count, _, _ in rules), default=0)
     least = min((rate for count, rate, _ in rules if count == most), default=0.0)
