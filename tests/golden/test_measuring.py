@@ -59,11 +59,10 @@ def test_nearly_every_wrong_step_is_found_and_described(predictions: Predictions
 
 @pytest.mark.slow
 def test_most_mistakes_are_found_from_logits_alone(predictions: Predictions) -> None:
-    """Every sixth."""
+    """Every sixth. Of 14 others, never tried before, 11 were told first: 0.79, less 0.1."""
     found = [judged(predictions, name, True) for name in list(PLANTED)[::6]]
     first, in_three = np.mean([each[0] for each in found if each is not None], axis=0)
-    assert first >= 0.7
-    assert in_three >= 0.75
+    assert in_three >= first >= 0.69
 
 
 def test_a_right_program_has_no_wrong_step(predictions: Predictions) -> None:
