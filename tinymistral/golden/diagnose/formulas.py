@@ -1,367 +1,442 @@
-"""Guesses of embeddings, norms, activations, sums and caches: other formulas, and parameters."""
+"""What a wrong step may have done, beside the mistakes of the catalogue: a formula for each.
+
+Above each formula stands what it means, if it is about a known mistake after that one's name. A
+name in braces is a parameter, which is searched: see `GRIDS`. All other names are in `names.py`.
+Of formulas that fit as well the first counts: the order is from simple to complex.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-
 import numpy as np
 
-from tinymistral.golden.diagnose.guess import (
-    HALVES,
-    Guess,
-    each,
-    is_known,
-    number,
-    refined,
-    rounded,
-    sig,
-)
-from tinymistral.golden.diagnose.steps import Array, Step, angles, turned
-
-Formulas = dict[str, Callable[..., Array]]
-
-
-def _mean(x: Array) -> Array:
-    return np.asarray(x.mean(axis=-1, keepdims=True))
-
-
-def _rms(x: Array, eps: float) -> Array:
-    return np.asarray(np.sqrt(_mean(np.square(x)) + eps))
-
-
-# Norms: x, weight w, epsilon e
-
-NORMS: Formulas = {
-    "norm-weight-plus-1 | the weight is 1 + w rather than w": lambda x, w, e: (
-        x / _rms(x, e) * (1 + w)
-    ),
-    "norm-weight-forgotten | there is no weight: x / rms(x) without its weight": lambda x, w, e: (
-        x / _rms(x, e)
-    ),
-    "it is not normed: the result is x": lambda x, w, e: x,
-    "it is not normed: the result is x · weight": lambda x, w, e: x * w,
-    "eps-outside-the-root | epsilon is added outside the root: x / (rms + eps)": lambda x, w, e: (
-        x / (_rms(x, 0) + e) * w
-    ),
-    "mean-subtracted | the mean is subtracted first, as in LayerNorm": lambda x, w, e: (
-        (x - _mean(x)) / _rms(x - _mean(x), e) * w
-    ),
-    "the mean is subtracted before the weight, but not from the squares": lambda x, w, e: (
-        (x - _mean(x)) / _rms(x, e) * w
-    ),
-    "sum-of-squares | the sum of squares is taken rather than their mean": lambda x, w, e: (
-        x / np.sqrt(np.square(x).sum(axis=-1, keepdims=True) + e) * w
-    ),
-    "the root is missing: x / (mean of squares + eps)": lambda x, w, e: x / _rms(x, e) ** 2 * w,
-    "the mean of squares is over D - 1 numbers": lambda x, w, e: (
-        x / _rms(x * (x.shape[-1] / (x.shape[-1] - 1)) ** 0.5, e) * w
-    ),
-    "the mean of magnitudes is taken rather than the root of the mean square": lambda x, w, e: (
-        x / (_mean(np.abs(x)) + e) * w
-    ),
-    "the weight is applied before the norm: rms_norm(x · weight)": lambda x, w, e: (
-        x * w / _rms(x * w, e)
-    ),
-    "the mean is subtracted first, and squares are averaged over D - 1": lambda x, w, e: (
-        lambda y: y / _rms(y * (y.shape[-1] / (y.shape[-1] - 1)) ** 0.5, e) * w
-    )(x - _mean(x)),
-    "squares are averaged over the first half of the numbers": lambda x, w, e: (
-        x / _rms(x[..., : x.shape[-1] // 2], e) * w
-    ),
-    "it is normed by the largest magnitude": lambda x, w, e: (
-        x / np.abs(x).max(axis=-1, keepdims=True) * w
-    ),
-    "it is normed twice": lambda x, w, e: (lambda y: y / _rms(y, e) * w)(x / _rms(x, e) * w),
-    "it is normed and multiplied by the weight twice": lambda x, w, e: x / _rms(x, e) * w * w,
+Grid = list[float]
+_INTEGERS: Grid = [sign * n for n in range(1, 65) for sign in (1, -1)]
+# The values of a parameter; between the best one and its neighbours reals are searched further.
+GRIDS: dict[str, Grid] = {
+    "c": np.geomspace(1 / 100, 100, 81).tolist(),
+    "theta_": np.geomspace(1, 1e9, 181).tolist(),
+    "eps_": [0.0, *np.geomspace(1e-12, 1, 73)],
+    "slope": np.linspace(-2, 2, 81).tolist(),
+    "n": _INTEGERS,
+    "size": [*range(1, 17), 32, 64, 128, 256, 512, 1024, 2048, 4096],
+    "part": [0.5, 0.75, 0.25, 1 / 3, 2 / 3, 1.5, 2.0],
 }
-for _dtype in HALVES:
-    NORMS |= {
-        f"norm-rounded-before-its-weight | normed x is in {_dtype}": lambda x, w, e, t=_dtype: (
-            rounded(x / _rms(x, e), t) * w
-        ),
-        f"squares-in-16-bits | squares are summed in {_dtype}": lambda x, w, e, t=_dtype: (
-            x / np.sqrt(_mean(rounded(np.square(rounded(x, t)), t)) + e) * w
-        ),
-        f"x, normed x and its product are rounded to {_dtype}": lambda x, w, e, t=_dtype: rounded(
-            rounded(rounded(x, t) / _rms(rounded(x, t), e), t) * rounded(w, t), t
-        ),
-    }
+WHOLE = ("n", "size", "part")  # these are not searched between the values
 
+# Of the positions i of queries and j of keys; W is huge if there is no window.
+MASK = """
+a query sees {size} keys, whatever the window is
+    (j <= i) & (i - j < size)
+a query sees W {n} keys
+    (j <= i) & (i - j < W + n)
+a query sees {part} W keys
+    (j <= i) & (i - j < maximum(1, W * part // 1))
+keys of the future are visible on both sides of the query, |i - j| < W
+    where(W < FAR, abs(i - j) < W, j <= i)
+all keys are visible, also later ones: there is neither a causal mask nor a window
+    i == i
+the next token is visible too, j <= i + 1
+    (j <= i + 1) & (i - j < W)
+a single token sees all earlier keys, without a window
+    (j <= i) & (single | (i - j < W))
+several tokens at once see all earlier keys, a single one does not
+    (j <= i) & ((not single) | (i - j < W))
+the first {size} positions of the text stay visible, as sinks
+    (j <= i) & ((i - j < W) | (j < size))
+the first position of the text is not visible
+    (j <= i) & (i - j < W) & (j > 0)
+a query sees only its own block of W keys, i // W == j // W
+    (j <= i) & (i // W == j // W)
+only keys of this call are visible
+    (j <= i) & (i - j < W) & (j >= oldest)
+in the first call keys after the query are visible: it has no causal mask
+    ((j <= i) | (call == 0)) & ((i - j < W) | (call == 0))
+in the first call keys after the query are visible within the window: it has no causal mask
+    ((j <= i) | (call == 0)) & (i - j < W)
+in later calls keys after the query are visible: they have no causal mask
+    ((j <= i) | (call > 0)) & (i - j < W)
+ring-too-small | keys are gone too early: all of a call is written first, to W {n} slots
+    (j <= i) & (i - j < W) & (newest - j < maximum(1, W + n))
+only the {size} largest scores of a query are kept
+    causal & (z >= sort(where(causal, z, -inf), axis=3)[..., -min(size, S) :][..., :1])
+"""
 
-def of_norms(steps: Sequence[Step]) -> Iterator[Guess]:
-    """Yield other formulas of RMSNorm, a measured epsilon, other weights and inputs."""
-    first, is_last = steps[0], steps[0].stage == "norm"
-    yield from each(NORMS, lambda s: (s.x["x"], s.x["weight"], s.x["eps"]))
-    if is_known(first):
-        ratio = _factors(first).ravel()[first.counts.all(axis=-1).argmax()]
-        yield Guess(
-            f"it is x · weight, each token times a factor of its own: {number(ratio)} for the "
-            f"first of case {first.case}",
-            lambda s: s.right * _factors(s),
-            last=True,
-        )
-    eps = _measured_eps(first) if is_known(first) else None
-    if eps is not None:
-        names = {0: "eps-forgotten | ", 1e-6: "eps-of-another-model | "}
-        own = number(first.x["eps"])
-        yield Guess(
-            f"{names.get(eps, '')}epsilon is {number(eps)}; the configuration says {own}",
-            lambda s: s.x["x"] / _rms(s.x["x"], eps) * s.x["weight"],
-        )
-    for other in first.tensors:
-        if first.tensors[other].ndim == 1:
-            known = "norms-swapped | " if "layernorm" in other and not is_last else ""
-            yield Guess(
-                f"{known}the weight is that of {short_name(other)}",
-                lambda s, n=other: s.x["x"] / _rms(s.x["x"], s.x["eps"]) * tensor_like(s, n),
-            )
-    for other in first.others:
-        yield Guess(
-            f"what is normed is {other}",
-            lambda s, n=other: s.others[n] / _rms(s.others[n], s.x["eps"]) * s.x["weight"],
-        )
+# Of scaled scores z and the mask; heads are the key/value heads that query heads h read.
+HEADS = """
+tiled-heads | query head h reads key/value head h % K, not h // (H/K)
+    h % K
+query heads read key/value heads in reverse order: K - 1 - h // (H/K)
+    K - 1 - h // (H // K)
+query heads read the next key/value head, (h // (H/K) + 1) % K
+    (h // (H // K) + 1) % K
+query heads read the key/value head of the next query head
+    (h + 1) % H // (H // K)
+all query heads read the last key/value head
+    h * 0 + K - 1
+"""
+WEIGHTS = """
+the scale is 1/sqrt(d/2)
+    softmax(z * 2**0.5, mask)
+the scale is 1/sqrt(D), of the hidden size
+    softmax(z * (d / D) ** 0.5, mask)
+the scale is d^-0.25
+    softmax(z * d**0.25, mask)
+the scale has a factor ln(2): 2^x for e^x
+    softmax(z * log(2), mask)
+the scale is {c} times 1/sqrt(d)
+    softmax(z * c, mask)
+the scale is negative, {c} times -1/sqrt(d)
+    softmax(-z * c, mask)
+scores are capped softly at {c}: c · tanh(x / c)
+    softmax(c * tanh(z / c), mask)
+scores are clipped at {c}
+    softmax(clip(z, -c, c), mask)
+1 is added to the sum of the softmax, relative to e^0
+    exps(z, mask) / (1 + total(exps(z, mask)))
+{c} is added to the sum of the softmax, after the largest score is subtracted
+    exps(z - most, mask) / (c + total(exps(z - most, mask)))
+weights are not divided by their sum, nor is the largest score subtracted
+    exps(z, mask)
+weights are sigmoids of the scores, not a softmax
+    sigmoid(z) * mask
+weights are ReLUs of the scores, not a softmax
+    maximum(z, 0) * mask
+the softmax is over heads, not over keys
+    softmax(z.swapaxes(1, 3), mask.swapaxes(1, 3)).swapaxes(1, 3)
+the softmax is taken twice
+    softmax(softmax(z, mask), mask)
+all visible keys have the same weight
+    softmax(0 * z, mask)
+a bias of the distance is added to the scores, as ALiBi does
+    softmax(z - distance * 2.0 ** (-8 * (h[:, None, None] + 1) / H), mask)
+a bias of the distance is added to the scores, {slope} for each token
+    softmax(z + slope * distance, mask)
+keys-not-turned | keys are not rotated
+    softmax(scores(q, plain_k), mask)
+queries are not rotated
+    softmax(scores(plain_q, k), mask)
+neither queries nor keys are rotated
+    softmax(scores(plain_q, plain_k), mask)
+keys are rotated twice, by their own position
+    softmax(scores(q, again(k)), mask)
+keys of earlier calls are rotated twice
+    softmax(scores(q, where(old, again(k), k)), mask)
+keys of earlier calls are not rotated
+    softmax(scores(q, where(old, plain_k, k)), mask)
+keys of earlier calls are 0
+    softmax(scores(q, where(old, 0, k)), mask)
+keys are values
+    softmax(scores(q, v), mask)
+scores are cosines of queries and keys, {c} times
+    softmax(c * scores(q / norm(q), k / norm(k)), mask)
+the last {size} numbers of each head are left out of q · k
+    softmax(scores(q[..., : d - size], k[..., : d - size]), mask)
+scores are rounded to bfloat16
+    softmax(bfloat16(z), mask)
+scores are rounded to float16
+    softmax(float16(z), mask)
+softmax-in-16-bits | the softmax is computed in bfloat16
+    bfloat16(softmax(bfloat16(z), mask))
+softmax-in-16-bits | the softmax is computed in float16
+    float16(softmax(float16(z), mask))
+"""
+MIX = """
+values-turned | values are rotated like keys
+    mix(again(v))
+values-turned | values are rotated, as neighbours (2m, 2m + 1)
+    mix(again(v, True))
+values of earlier calls are 0
+    mix(where(old, 0, v))
+values are keys
+    mix(k)
+values are keys before their rotation
+    mix(plain_k)
+values are those of the token before
+    mix(roll(v, 1, axis=1))
+"""
 
+# Of x, positions p, the frequency f of each pair m, and theta; t are columns.
+ROPE = """
+nothing-turned | it is not rotated
+    x
+it is rotated twice: by 2 times its angle
+    turn(x, 2 * p * f)
+positions are p {n}, not p
+    turn(x, (p + n) * f)
+positions are 1 smaller than they should be, from 1 on
+    turn(x, (p - (p > 0)) * f)
+positions begin at 0 in each call, {n}
+    turn(x, (t + n) * f)
+positions are those of columns: padding counts
+    turn(x, (t + columns) * f)
+positions begin at 0, whatever is given
+    turn(x, (p - start) * f)
+rope-by-slot | positions are those of slots, modulo the window
+    turn(x, p % W * f)
+rope-by-slot | positions are those of slots, modulo {size}
+    turn(x, p % size * f)
+rope-by-slot | positions are those of slots, modulo W {n}
+    turn(x, p % maximum(1, W + n) * f)
+positions are limited to the window
+    turn(x, minimum(p, W - 1) * f)
+all positions are the same in a call
+    turn(x, p[:, :1] * f)
+positions count down within a call
+    turn(x, p[:, ::-1] * f)
+only the first part is rotated: half of the numbers of a head
+    turn(x, p * f * (m < d // 4))
+only the first part is rotated: {size} pairs of a head
+    turn(x, p * f * (m < size))
+only the first part is rotated, with frequencies of its own: half of the numbers of a head
+    join(turn(x[..., : d // 2], p * theta ** (-4 * m[: d // 4] / d)), x[..., d // 2 :])
+positions are times {c}
+    turn(x, c * p * f)
+angles are those of theta {theta_}
+    turn(x, p * theta_ ** (-2 * m / d))
+angles are those of theta {theta_}; neighbours (2m, 2m + 1) are rotated
+    turn(x, p * theta_ ** (-2 * m / d), True)
+neighbours (2m, 2m + 1) are rotated, and it is rotated the other way
+    turn(x, -p * f, True)
+neighbours (2m, 2m + 1) are rotated; positions are times {c}
+    turn(x, c * p * f, True)
+neighbours (2m, 2m + 1) are rotated; positions are p {n}
+    turn(x, (p + n) * f, True)
+neighbours (2m, 2m + 1) are rotated; positions begin at 0 in each call
+    turn(x, t * f, True)
+the exponent is of pair m {n}
+    turn(x, p * theta ** (-2 * (m + n) / d))
+frequencies are in reverse order
+    turn(x, p * f[..., ::-1])
+the first half of the result has the wrong sign of the sine
+    join(turn(x, -p * f)[..., : d // 2], turn(x, p * f)[..., d // 2 :])
+the second half of the result has the wrong sign of the sine
+    join(turn(x, p * f)[..., : d // 2], turn(x, -p * f)[..., d // 2 :])
+cosine and sine are exchanged
+    turn(x, pi / 2 - p * f)
+the numbers are rotated as pairs and moved to halves
+    turn(x, p * f, True)[..., to_halves]
+the numbers are rotated as halves and moved to pairs
+    turn(x, p * f)[..., to_pairs]
+positions differ by head: head h is rotated by p + h
+    turn(x, (p + h[:, None]) * f)
+angles are in bfloat16
+    turn(x, bfloat16(p * f))
+frequencies are in bfloat16
+    turn(x, p * bfloat16(f))
+positions are in bfloat16
+    turn(x, bfloat16(p) * f)
+positions, frequencies and angles are in bfloat16
+    turn(x, bfloat16(bfloat16(p) * bfloat16(f)))
+angles are in float16
+    turn(x, float16(p * f))
+frequencies are in float16
+    turn(x, p * float16(f))
+positions are in float16
+    turn(x, float16(p) * f)
+frequencies are in float32
+    turn(x, p * float32(f))
+rope-in-16-bits | cosines and sines are rounded to bfloat16
+    turn(x, p * f, to=bfloat16)
+rope-in-16-bits | cosines and sines are rounded to float16
+    turn(x, p * f, to=float16)
+"""
 
-def _factors(s: Step) -> Array:
-    """Return by what each token's result has to be multiplied (B, T, 1)."""
-    out, right = (np.where(s.counts, x, 0.0) for x in (s.out, s.right))
-    square = np.square(right).sum(axis=-1, keepdims=True)
-    return np.asarray((out * right).sum(axis=-1, keepdims=True) / np.where(square, square, 1))
+# Of x, the weight w and epsilon; mean and rms are over the last axis.
+NORM = """
+epsilon is {eps_}; the configuration has another
+    x / rms(x, eps_) * w
+it is not normed: the result is x
+    x
+it is not normed: the result is x · weight
+    x * w
+the root is missing: x / (mean of squares + eps)
+    x / rms(x, eps) ** 2 * w
+the mean is subtracted before the weight, but not from the squares
+    (x - mean(x)) / rms(x, eps) * w
+the mean of squares is over D - 1 numbers
+    x / rms(x * (D / (D - 1)) ** 0.5, eps) * w
+the mean is subtracted first, and squares are averaged over D - 1
+    (x - mean(x)) / rms((x - mean(x)) * (D / (D - 1)) ** 0.5, eps) * w
+the mean of magnitudes is taken rather than the root of the mean square
+    x / (mean(abs(x)) + eps) * w
+the weight is applied before the norm: rms_norm(x · weight)
+    x * w / rms(x * w, eps)
+squares are averaged over the first half of the numbers
+    x / rms(x[..., : D // 2], eps) * w
+it is normed by the largest magnitude
+    x / abs(x).max(axis=-1, keepdims=True) * w
+it is normed twice
+    right / rms(right, eps) * w
+it is normed and multiplied by the weight twice
+    right * w
+norm-rounded-before-its-weight | the normed x is rounded to bfloat16
+    bfloat16(x / rms(x, eps)) * w
+norm-rounded-before-its-weight | the normed x is rounded to float16
+    float16(x / rms(x, eps)) * w
+x, the normed x and its product are rounded to bfloat16
+    bfloat16(bfloat16(bfloat16(x) / rms(bfloat16(x), eps)) * bfloat16(w))
+"""
 
+# Of the gate g and up u.
+SILU = """
+the activation is GELU, not SiLU
+    gelu(g) * u
+the activation is x · sigmoid(1.702 x), an approximation of GELU
+    g * sigmoid(1.702 * g) * u
+the activation is ReLU, not SiLU
+    maximum(g, 0) * u
+silu(gate) is multiplied by up + 1
+    g * sigmoid(g) * (u + 1)
+the activation is GELU, of up: gelu(up) · gate
+    gelu(u) * g
+up is missing: silu(gate) alone
+    g * sigmoid(g)
+there is no activation: gate · up
+    g * u
+the gate is missing: up alone
+    u
+up is added, not multiplied: silu(gate) + up
+    g * sigmoid(g) + u
+the activation is of the product: silu(gate · up)
+    g * u * sigmoid(g * u)
+both are activated: silu(gate) · silu(up)
+    g * sigmoid(g) * u * sigmoid(u)
+the activation is tanh, not SiLU
+    tanh(g) * u
+the activation is squared ReLU
+    maximum(g, 0) ** 2 * u
+the activation is softplus
+    log(1 + exp(g)) * u
+the activation is Mish
+    g * tanh(log(1 + exp(g))) * u
+the activation is ELU
+    where(g > 0, g, exp(g) - 1) * u
+the activation is a leaky ReLU, {c} times x below 0
+    where(g > 0, g, c * g) * u
+the activation is x · sigmoid({c} x)
+    g * sigmoid(c * g) * u
+the activation is a hard swish, x · clip(x / {c} + 1/2, 0, 1)
+    g * clip(g / c + 0.5, 0, 1) * u
+the activation is capped at {c}
+    minimum(g * sigmoid(g), c) * u
+the gate is clipped at {c}
+    clip(g, -c, c) * sigmoid(clip(g, -c, c)) * u
+silu-rounded-before-up | silu is rounded to bfloat16 before its product with up
+    bfloat16(g * sigmoid(g)) * u
+silu-rounded-before-up | silu is rounded to float16 before its product with up
+    float16(g * sigmoid(g)) * u
+"""
 
-def short_name(tensor: str) -> str:
-    """Return the name of a weight without what all have."""
-    return tensor.removesuffix(".weight").removeprefix("model.")
+# Of the residual x, what is added to it y, and the normed residual.
+SUM = """
+the residual is missing: the result is what should be added to it
+    y
+nothing is added: the result is the residual alone
+    x
+the residual is taken after the norm
+    normed + y
+the normed residual is added too: 1 · x + 1 · y + 1 · norm(x)
+    x + y + normed
+the residual is multiplied by {c}
+    c * x + y
+what is added to the residual is multiplied by {c}
+    x + c * y
+what is added to the residual is multiplied by -{c}
+    x - c * y
+"""
 
+# Of x (B, T, inputs) and the weight w (outputs, inputs); heads are (B, T, H, d).
+LINEAR = """
+the input is the hidden state before the norm
+    times(hidden, w)
+the last {size} inputs are left out of the sum
+    times(x[..., :-size], w[:, :-size])
+the first input is left out of the sum
+    times(x[..., 1:], w[:, 1:])
+columns of the weight are shifted: input m is multiplied by the weight of input m {n}
+    times(x, roll(w, -n, axis=1))
+rows of the weights are those of q, k and v fused, taken apart group by group: (q..., k, v)
+    times(x, fused)
+heads are cut across tokens: (T, H·d) is read as (H, T, d)
+    right.reshape(B, H, T, d).swapaxes(1, 2)
+the weight is rounded to 8 bits, int8, with a scale for each row
+    times(x, integers(w, 127, 1))
+the weight is rounded to 8 bits, int8, with a scale for the matrix
+    times(x, integers(w, 127, None))
+the weight is rounded to 4 bits, int4, with a scale for each row
+    times(x, integers(w, 7, 1))
+"""
+JOINED = """
+heads are joined in another order: transposed, (d, H) rather than (H, d)
+    times(heads.swapaxes(2, 3), w)
+heads are joined in reverse order
+    times(heads[:, :, ::-1], w)
+heads are joined across tokens, in another order: (H, T, d) is read as (T, H·d)
+    times(heads.swapaxes(1, 2), w)
+"""
+LOGITS = """
+they are a log_softmax of the logits
+    right - log(total(exp(right)))
+they are probabilities: a softmax of the logits
+    exp(right) / total(exp(right))
+columns are shifted: each id has the logit of id {n}
+    roll(right, -n, axis=-1)
+"""
+EMBEDDING = """
+ids are looked up {n} rows further
+    table[(ids + n) % len(table)]
+"""
 
-def tensor_like(s: Step, name: str) -> Array:
-    """Return a weight of the same kind in the step's own layer: names have a layer's number."""
-    parts = name.split(".")
-    if s.layer >= 0 and parts[1:2] == ["layers"]:
-        same = s.tensors.get(".".join([*parts[:2], str(s.layer), *parts[3:]]))
-        if same is not None and same is not s.x["weight"]:
-            return same
-    return s.tensors[name]
+# Of what should lie in the slots, and for keys the same before its rotation.
+CACHE = """
+values-turned | values are rotated like keys
+    again(tokens)
+values-turned | values are rotated, as neighbours (2m, 2m + 1)
+    again(tokens, True)
+slots hold what belongs to the slot at {n}
+    roll(tokens, -n, axis=1)
+"""
+CACHED_KEYS = """
+keys-not-turned | keys are cached not rotated
+    plain
+cached keys are rotated twice, by their own position
+    again(tokens)
+"""
 
-
-def _measured_eps(s: Step) -> float | None:
-    """Return epsilon from what each row is multiplied by."""
-    if not s.counts.any():
-        return None
-    rows = s.counts.all(axis=-1)
-    xw, y = (s.x["x"] * s.x["weight"])[rows], s.out[rows]
-    square = np.square(s.x["x"][rows]).mean(axis=-1)
-    with np.errstate(all="ignore"):
-        ratio = (y * xw).sum(axis=-1) / np.square(xw).sum(axis=-1)
-        found = 1 / np.square(ratio) - square
-        sure = 1 / np.square(square)
-        eps = float((found * sure).sum() / sure.sum())
-        noise = float(square.min()) * s.unit * 4
-    if not math.isfinite(eps) or eps < -noise:
-        return None
-    if eps <= noise:
-        return 0.0
-    power = 10.0 ** round(math.log10(eps))
-    return power if abs(eps - power) <= max(0.05 * power, noise) else float(f"{eps:.3g}")
-
-
-# Activations: gate g, up u
-
-
-def _gelu(x: Array) -> Array:
-    return np.asarray(x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))))
-
-
-def _gelu_tanh(x: Array) -> Array:
-    return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
-
-
-def _silu(x: Array) -> Array:
-    return x * sig(x)
-
-
-ACTIVATIONS: Formulas = {
-    "the activation is GELU, not SiLU": lambda g, u: _gelu(g) * u,
-    "gelu-for-silu | the activation is the tanh approximation of GELU, not SiLU": lambda g, u: (
-        _gelu_tanh(g) * u
-    ),
-    "the activation is x · sigmoid(1.702 x), an approximation of GELU": lambda g, u: (
-        g * sig(1.702 * g) * u
-    ),
-    "the activation is ReLU, not SiLU": lambda g, u: np.maximum(g, 0) * u,
-    "gate-and-up-swapped | gate and up are exchanged: silu(up) · gate": lambda g, u: _silu(u) * g,
-    "silu(gate) is multiplied by up + 1": lambda g, u: _silu(g) * (u + 1),
-    "the activation is GELU, of up: gelu(up) · gate": lambda g, u: _gelu(u) * g,
-    "up is missing: silu(gate) alone": lambda g, u: _silu(g),
-    "there is no activation: gate · up": lambda g, u: g * u,
-    "the gate is missing: up alone": lambda g, u: u,
-    "sigmoid-for-silu | the activation is the sigmoid, not SiLU": lambda g, u: sig(g) * u,
-    "up is added, not multiplied: silu(gate) + up": lambda g, u: _silu(g) + u,
-    "the activation is of the product: silu(gate · up)": lambda g, u: _silu(g * u),
-    "both are activated: silu(gate) · silu(up)": lambda g, u: _silu(g) * _silu(u),
-    "the activation is tanh, not SiLU": lambda g, u: np.tanh(g) * u,
-    "the activation is squared ReLU": lambda g, u: np.maximum(g, 0) ** 2 * u,
-    "the activation is softplus": lambda g, u: np.logaddexp(0, g) * u,
-    "the activation is Mish": lambda g, u: g * np.tanh(np.logaddexp(0, g)) * u,
-    "the activation is ELU": lambda g, u: np.where(g > 0, g, np.expm1(g)) * u,
-    "the activation is a leaky ReLU of 0.01": lambda g, u: np.where(g > 0, g, 0.01 * g) * u,
-    "the activation is the hard swish": lambda g, u: g * np.clip(g / 6 + 0.5, 0, 1) * u,
-    "SiLU is negated inside: gate · sigmoid(-gate) · up": lambda g, u: g * sig(-g) * u,
-}
-FITTED: dict[str, Callable[..., Array]] = {  # with a number c
-    "the activation is x · sigmoid({} x)": lambda g, u, c: g * sig(c * g) * u,
-    "the activation is capped at {}": lambda g, u, c: np.minimum(_silu(g), c) * u,
-    "the gate is clipped at {}": lambda g, u, c: _silu(np.clip(g, -c, c)) * u,
-}
-
-
-def of_silu(steps: Sequence[Step]) -> Iterator[Guess]:
-    """Yield other activations, and gate and up exchanged."""
-    first = steps[0]
-    yield from each(ACTIVATIONS, lambda s: (s.x["gate"], s.x["up"]))
-    for dtype in HALVES:
-        yield Guess(
-            f"silu-rounded-before-up | silu is rounded to {dtype} before its product with up",
-            lambda s, t=dtype: rounded(_silu(s.x["gate"]), t) * s.x["up"],
-        )
-    if is_known(first):
-        g, u, out = (
-            np.where(first.counts, x, 0.0) for x in (first.x["gate"], first.x["up"], first.out)
-        )
-        for says, f in FITTED.items():
-            c = refined(
-                lambda c, f=f: float(np.square(f(g, u, c) - out).sum()), np.geomspace(0.05, 50, 60)
-            )
-            yield Guess(says.format(number(c)), lambda s, f=f, c=c: f(s.x["gate"], s.x["up"], c))
-        large = max(steps, key=lambda s: _usable(s).sum())
-        for name, other in (("gate", "up"), ("up", "gate")):
-            if _usable(large).sum() < LEAST:
-                break
-            values = (number(f) for f in _curve(large, name, other)(np.array([-1.0, 0.0, 1.0])))
-            yield Guess(
-                f"it is f({name}) · {other}, of another curve: f(-1), f(0), f(1) are "
-                + ", ".join(values),
-                lambda s, n=name, m=other: (
-                    _curve(s if _usable(s).sum() >= LEAST else large, n, m)(s.x[n]) * s.x[m]
-                ),
-                last=True,
-            )
-
-
-def _usable(s: Step) -> Array:
-    every = (s.x["gate"], s.x["up"], s.out)
-    return np.asarray(s.counts & np.isfinite(every).all(axis=0))
-
-
-def _curve(s: Step, name: str, other: str) -> Callable[[Array], Array]:
-    """Return the function f of the gate with f(gate) · up, or of up: straight between its knots."""
-    x, times, out = (a[_usable(s)] for a in (s.x[name], s.x[other], s.out))
-    knots = np.linspace(x.min(), x.max(), KNOTS)
-    hats = np.maximum(0, 1 - np.abs(x[:, None] - knots) / max(knots[1] - knots[0], 1e-30))
-    values = np.linalg.lstsq(hats * times[:, None], out, rcond=None)[0]
-    return lambda x: np.interp(x, knots, values)
-
-
-KNOTS = 33
-LEAST = 4 * KNOTS  # numbers that make a curve
-
-# Embeddings, sums, caches
-
-
-def of_embedding(steps: Sequence[Step]) -> Iterator[Guess]:
-    """Yield wrong rows of the table, and wrong scales."""
-    first = steps[0]
-    yield Guess(
-        "embedding-scaled | embeddings are multiplied by sqrt(D)",
-        lambda s: s.right * s.right.shape[-1] ** 0.5,
-    )
-    for n, says in (
-        (1, "ids are looked up one row later"),
-        (-1, "embedding-counts-from-1 | ids are looked up one row earlier"),
-    ):
-        yield Guess(says, lambda s, n=n: s.x["table"][(s.x["ids"] + n) % len(s.x["table"])])
-    if is_known(first):
-        rows = _nearest_rows(first)
-        wrong = np.argwhere((rows != first.x["ids"]) & first.counts.all(axis=-1))
-        b, t = wrong[0] if len(wrong) else (0, 0)
-        yield Guess(
-            f"other rows of the table: token id {first.x['ids'][b, t]} has row {rows[b, t]}",
-            lambda s: s.x["table"][_nearest_rows(s)],
-        )
-
-
-def _nearest_rows(s: Step) -> Array:
-    far = [np.abs(s.out[..., None, :] - row).max(axis=(-1, -2)) for row in s.x["table"]]
-    return np.asarray(np.argmin(far, axis=0))
-
-
-def of_sums(steps: Sequence[Step]) -> Iterator[Guess]:
-    """Yield sums of stages, with measured coefficients."""
-    first, stage, y = steps[0], steps[0].stage, steps[0].x["of"]
-    normed = "input_layernorm" if stage == "attention_residual" else "post_attention_layernorm"
-    yield Guess(
-        f"residual-lost | the residual is missing: {stage} is {y} alone", lambda s: s.x["y"]
-    )
-    yield Guess(f"{y} is missing: {stage} is what it was before", lambda s: s.x["x"])
-    yield Guess(
-        f"the residual is taken after the norm: {normed} + {y}",
-        lambda s: s.others[normed] + s.x["y"],
-    )
-    if not is_known(first):
-        return
-    others = [n for n in first.others if n not in ("logits", stage)]
-    for extra in ([], *([n] for n in others)):
-
-        def parts(s: Step, extra: Sequence[str] = tuple(extra)) -> Array:
-            return np.stack([s.x["x"], s.x["y"], *(s.others[n] for n in extra)])
-
-        if any(first.others[n].shape != first.out.shape for n in extra):
-            continue
-        a, out = np.where(first.counts, parts(first), 0.0), np.where(first.counts, first.out, 0.0)
-        if not np.isfinite(a).all() or not np.isfinite(out).all():
-            continue
-        c = np.linalg.lstsq(a.reshape(len(a), -1).T, out.ravel(), rcond=None)[0]
-        c = np.array([float(f"{n:.3g}") if abs(n) > 1e-4 else 0.0 for n in c])
-        terms = zip(c.tolist(), ["the residual", y, *extra], strict=True)
-        says = " + ".join(f"{number(n)} · {what}" for n, what in terms)
-        yield Guess(
-            f"{stage} is {says}", lambda s, c=c, parts=parts: np.tensordot(c, parts(s), axes=1)
-        )
-
-
-def of_caches(steps: Sequence[Step]) -> Iterator[Guess]:
-    """Yield what else may lie in the slots of a cache."""
-    first, name = steps[0], steps[0].x["name"]
-
-    def again(s: Step, times: float, neighbours: bool = False) -> Array:
-        angle = angles(s.x["positions"], s.x["theta"], s.right.shape[-1]) * times
-        at = (s.x["positions"] >= 0)[..., None, None]
-        return np.where(at, turned(s.x["tokens"], angle, neighbours), 0)
-
-    if name == "k":
-        yield Guess("keys-not-turned | keys are cached not rotated", lambda s: s.x["plain"])
-        yield Guess(
-            "cached keys are rotated twice, by their own position",
-            lambda s: again(s, 1.0),
-        )
-        yield Guess("keys are cached not rotated: rotated back", lambda s: again(s, -1.0))
-    else:
-        yield Guess("values-turned | values are rotated like keys", lambda s: again(s, 1.0))
-        yield Guess("values are rotated, as neighbours (2m, 2m + 1)", lambda s: again(s, 1.0, True))
-    for n, older in ((1, "older"), (-1, "newer")):
-        yield Guess(
-            f"slots hold the {older} neighbour's {name}", lambda s, n=n: np.roll(s.right, n, axis=1)
-        )
-
-    def some(s: Step) -> Array:
-        same = np.abs(s.out - s.right).max(axis=(2, 3), keepdims=True) <= s.limit
-        return np.where(same, s.right, 0.0)
-
-    lost = (np.abs(first.out).max(axis=(2, 3)) == 0) & (first.x["positions"] >= 0)
-    where = sorted({int(p) for p in first.x["positions"][lost]})
-    yield Guess(
-        f"slots are empty: in case {first.case}, call {first.call} those of positions "
-        f"{', '.join(map(str, where[:6]))}",
-        some,
-    )
+# Of what should come out, whatever the step is.
+ANY = """
+results are 0
+    0 * right
+results are {c} times what they should be
+    c * right
+results are {c} times what they should be, with the other sign
+    -c * right
+{c} is added to all results
+    right + c
+{c} is subtracted from all results
+    right - c
+results are clipped at {c}
+    clip(right, -c, c)
+results are capped softly at {c}: c · tanh(x / c)
+    c * tanh(right / c)
+each token has the result of the one at {n}
+    roll(right, -n, axis=1)
+all rows of the batch have the results of the first
+    right[:1] + 0 * right
+the halves of the results are exchanged
+    flat(roll(row, row.shape[-1] // 2, axis=-1))
+the order is wrong: result r is that of r {n}
+    flat(roll(row, -n, axis=-1))
+the order is wrong: results are reversed
+    flat(row[..., ::-1])
+"""
+OF_HEADS = """
+heads are in reverse order: the order is wrong
+    right[:, :, ::-1]
+numbers of a head are in the order of pairs (0, d/2, 1, ...): the order is wrong
+    right[..., to_pairs]
+numbers of a head are in the order of halves (0, 2, ..., 1, 3, ...): the order is wrong
+    right[..., to_halves]
+heads are cut with stride H: (d, H) is read as (H, d)
+    right.reshape(B, T, d, H).swapaxes(2, 3)
+"""

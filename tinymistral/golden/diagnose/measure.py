@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tinymistral.golden.compare.places import ranges
-from tinymistral.golden.diagnose.guess import NO_NUMBERS, Guess
-from tinymistral.golden.diagnose.guesses import guesses
-from tinymistral.golden.diagnose.masks import measured_mask
-from tinymistral.golden.diagnose.steps import Step, mask_of, scores_of, softmax
+from tinymistral.golden.diagnose.guesses import NO_NUMBERS, Guess, guesses
+from tinymistral.golden.diagnose.names import softmax
+from tinymistral.golden.diagnose.steps import Array, Step, compute, mask_of, scores_of
 from tinymistral.tap import STAGES
 
 SAMPLE = 6  # wrong steps of a stage on which every guess is tried
 ROUNDS = 4  # different mistakes in one stage that are told apart
 NEAR = 40  # guesses that fit a sample equally, and are tried on all wrong steps
+UNDERFLOW = 80  # exp(-80) is about the smallest number of float32
 MOST = 1 / 20  # of the error may remain unexplained, as a root mean square
 
 
@@ -47,13 +47,26 @@ def in_two(steps: Iterable[Step]) -> Iterator[Step]:
         if s.kind != "weights":
             yield s
             continue
-        mask, clear = measured_mask(s)
-        right = np.broadcast_to(mask_of(s.x)[:, None], mask.shape)
-        half = replace(s, kind="mask", out=mask.astype(np.float64), right=right.astype(np.float64))
+        mask, clear = _seen(s)
+        right = compute("mask", s.x)
+        half = replace(s, kind="mask", out=mask.astype(np.float64), right=right)
         yield replace(half, tolerance=0.5, counts=clear)
         x = {**s.x, "mask": mask}
-        w = softmax(scores_of(s.x) * s.x["q"].shape[-1] ** -0.5, mask)
-        yield replace(s, x=x, right=w)
+        yield replace(s, x=x, right=compute("weights", x))
+
+
+def _seen(s: Step) -> tuple[Array, Array]:
+    """Return which keys have a weight (B, H, T, S), and where that can be told from rounding.
+
+    Where scores may differ by more than float32 has exponents, a weight of 0 shows no mask.
+    """
+    right, seen, z = mask_of(s.x), s.out > 0, scores_of(s.x)
+    sizes = [np.linalg.norm(np.nan_to_num(s.x[n]), axis=-1) for n in "qk"]
+    most = sizes[0].swapaxes(1, 2)[..., None] * sizes[1].max(initial=0.0)
+    near = 2 * s.x["q"].shape[-1] ** -0.5 * most < UNDERFLOW
+    shown = np.maximum(softmax(z, right | seen), s.out) > s.tolerance
+    clear = ((seen == right) | shown) & (seen | near) & s.counts
+    return np.where(seen | near, seen, right), clear
 
 
 def measure(steps: Iterable[Step]) -> list[Finding]:
@@ -107,7 +120,7 @@ def _best(
     """Return the guess that explains most, and what it explains; of the nearest the simplest."""
     sample = _sample(wrong)
     tried: list[tuple[int, float, Guess]] = []
-    for guess in guesses(sample):
+    for guess in guesses(_largest(sample)):
         left = [remains(s, guess) for s in sample]
         count = sum(x <= 1 for x in left)
         if count:
@@ -142,6 +155,11 @@ def _sample(wrong: list[Step]) -> list[Step]:
     some = sorted(by_case.values(), key=lambda s: -min(s.off(s.right) / s.limit, 1e12))[:SAMPLE]
     rest = [s for s in clear if s not in some]
     return (some + rest[: SAMPLE - len(some)])[:SAMPLE]
+
+
+def _largest(sample: list[Step]) -> Step:
+    """Return the step with most wrong numbers, to measure parameters with."""
+    return max(sample, key=lambda s: (s.errors(s.right) > s.limit).sum())
 
 
 def remains(s: Step, guess: Guess) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,25 @@ Results = dict[str, np.ndarray]
 _NO_RESULT = (ValueError, IndexError, TypeError, AttributeError)
 
 
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A model's layout, configuration and weights."""
+
+    layout: str
+    config: Any
+    tensors: Inputs
+    _changed: dict[str, Inputs] = field(default_factory=dict)
+
+    def changed(self, mistake: Mistake) -> Inputs:
+        """Return the weights as a mistake leaves them when they are read."""
+        if mistake.name not in self._changed:
+            config, tensors = self.config, dict(self.tensors)
+            for change in mistake.replacing("checkpoint"):
+                config, tensors = change(self.layout, config, tensors)
+            self._changed[mistake.name] = tensors
+        return self._changed[mistake.name]
+
+
 class Predictions:
     """The results of mistakes, by mistake, case and dtype; each is computed once.
 
@@ -42,7 +62,7 @@ class Predictions:
         self._arrays: dict[str, CaseArrays] = {}
         self._models: dict[str, tuple[MistralConfig, Results]] = {}
         self.right: dict[str, Results] = {}  # by case: stages in float64, without a mistake
-        self._wide: dict[str, tuple[MistralConfig, Results]] = {}
+        self._wide: dict[str, Model] = {}
         self._found: dict[str, dict[tuple[Any, ...], Results | None]] = {}
         self._tokenizers: dict[str, MistralTokenizer | None] = {}
         self._documents: dict[tuple[str, str], Mapping[str, Any] | None] = {}
@@ -77,11 +97,12 @@ class Predictions:
                     found[key] = None
         return found[key]
 
-    def model(self, name: str) -> tuple[MistralConfig, Results]:
-        """Return a model's configuration, and its weights in float64."""
+    def model(self, name: str) -> Model:
+        """Return a model with its weights in float64."""
         if name not in self._wide:
             config, tensors = read_model(self.suite, name)
-            self._wide[name] = config, {n: x.astype(np.float64) for n, x in tensors.items()}
+            wide = {n: x.astype(np.float64) for n, x in tensors.items()}
+            self._wide[name] = Model(self.suite.manifest.models[name].layout, config, wide)
         return self._wide[name]
 
     def document(self, mistake: Mistake, case: Case) -> Mapping[str, Any] | None:

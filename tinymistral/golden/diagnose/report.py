@@ -101,7 +101,7 @@ def sentence(finding: Finding) -> str:
     step, window = finding.first, finding.first.x.get("window")
     if step.kind == "mask" and window and "W" in says:
         says += f"; W is {window} in case {step.case}"
-    return f"{name}{stages}{where}: {says} ({how_many})."
+    return f"{name}{stages}{where}: {says.rstrip('.')} ({how_many})."
 
 
 def _finding(finding: Finding, bullet: str) -> Iterator[str]:
@@ -110,10 +110,8 @@ def _finding(finding: Finding, bullet: str) -> Iterator[str]:
     worst = step.off(step.right) / step.tolerance
     at = f"call {step.call}" + (f", layer {step.layer}" if step.layer >= 0 else "")
     yield f"{indent}First in case {step.case}, {at}: off by {worst:.2g} tolerances."
-    known = _KNOWN.get(finding.name)
-    if known is not None:
-        yield f"{indent}{known.says}"
-        yield f"{indent}Fix: {known.fix}"
+    if finding.name:
+        yield f"{indent}Fix: {_KNOWN[finding.name].fix}"
 
 
 def _before(each: AnyEvidence, part: Part, stages: Stages) -> Iterator[str]:

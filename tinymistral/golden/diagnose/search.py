@@ -17,7 +17,7 @@ from tinymistral.golden.diagnose.evidence import AnyEvidence, Evidence, Fit, Sus
 from tinymistral.golden.diagnose.measure import Finding, measure
 from tinymistral.golden.diagnose.predictions import Predictions
 from tinymistral.golden.diagnose.steps import all_steps
-from tinymistral.golden.diagnose.supposed import Supposed, supposed, with_parameters
+from tinymistral.golden.diagnose.supposed import Supposed, supposed
 from tinymistral.golden.manifest import TEXT_KINDS
 from tinymistral.golden.suite import Case
 from tinymistral.mistakes import Mistake
@@ -178,8 +178,7 @@ class Search:
         pools: list[Callable[[], Iterable[Suspect]]] = [lambda: mistakes]
         of_model = isinstance(first, Evidence) and first.case.kind == "model"
         if isinstance(first, Evidence) and of_model and suppose and not first.another_length:
-            pools.append(lambda: with_parameters(first, self.predictions, LEAST))
-            pools.append(lambda: supposed(first, self.predictions))
+            pools.append(lambda: supposed(first, self.predictions, LEAST))
         near: list[Suspect] = []
         for pool in pools:
             if near and self._is_complete(near[0]):

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from tinymistral.golden.calls import at_positions
+from tinymistral.golden.calls import at_positions, calls_of
 from tinymistral.golden.compare.tensors import errors_of
 from tinymistral.golden.diagnose.evidence import Evidence
-from tinymistral.golden.diagnose.predictions import Predictions
+from tinymistral.golden.diagnose.predictions import Model, Predictions
 from tinymistral.golden.rounding import UNIT
+from tinymistral.mistakes.planting import faulty
+from tinymistral.numpy_backend import NumpyBackend
 
 Array = np.ndarray
 ROUNDINGS = 16  # as many roundoffs of the inputs are no mistake
@@ -40,7 +42,7 @@ class Step:
     tolerance: float
     unit: float  # roundoff of the candidate's dtype
     others: Mapping[str, Array] = field(default_factory=dict)  # all stages so far, by name
-    tensors: Mapping[str, Array] = field(default_factory=dict)  # weights by name
+    model: Model | None = None  # None of an operation by itself
     filled: tuple[str, ...] = ()  # inputs that the dump does not have
 
     def errors(self, guess: Array | None) -> Array:
@@ -85,96 +87,51 @@ def _noisy(x: Mapping[str, Any], unit: float) -> dict[str, Any]:
     }
 
 
-# What each kind of step should give
+# What each kind of step gives
+
+RIGHT = faulty(NumpyBackend, True)("float64")
 
 
-def angles(positions: Array, theta: float, d: int) -> Array:
-    """Return angles (B, T, 1, d/2)."""
-    frequencies = theta ** (-np.arange(0, d, 2, dtype=np.float64) / d)
-    return positions.astype(np.float64)[..., None, None] * frequencies
-
-
-def turned(x: Array, angle: Array, neighbours: bool = False) -> Array:
-    """Rotate pairs (m, m + d/2), or neighbours (2m, 2m + 1), by angles (B, T, H or 1, pairs)."""
-    n = angle.shape[-1]
-    out = np.array(x)
-    one, two = (
-        (slice(0, 2 * n, 2), slice(1, 2 * n, 2))
-        if neighbours
-        else (slice(0, n), slice(x.shape[-1] // 2, x.shape[-1] // 2 + n))
-    )
-    out[..., one] = x[..., one] * np.cos(angle) - x[..., two] * np.sin(angle)
-    out[..., two] = x[..., two] * np.cos(angle) + x[..., one] * np.sin(angle)
-    return out
-
-
-def mask_of(x: Mapping[str, Any]) -> Array:
-    """Return which keys each query sees, (B, T, S)."""
-    i, j = x["q_positions"][:, :, None], x["k_positions"][:, None, :]
-    if "mask" in x:
-        return np.asarray(x["mask"])
-    mask = (j >= 0) & (i >= 0) & (i - j >= 0)
-    return mask if x["window"] is None else mask & (i - j < x["window"])
-
-
-def scores_of(x: Mapping[str, Any], heads: Array | None = None) -> Array:
-    """Return q · k, not scaled (B, H, T, S); `heads` are the key/value heads of query heads."""
-    H, K = x["q"].shape[2], x["k"].shape[2]
-    heads = np.arange(H) // (H // K) if heads is None else heads
-    with np.errstate(all="ignore"):
-        found = x["q"].swapaxes(1, 2) @ x["k"][:, :, heads].transpose(0, 2, 3, 1)
-    return np.asarray(found)
-
-
-def softmax(scores: Array, mask: Array) -> Array:
-    """Return weights of scores (B, H, T, S); all 0 where nothing is visible."""
-    scores = np.where(mask[:, None] if mask.ndim == 3 else mask, scores, -np.inf)
-    largest = scores.max(axis=-1, keepdims=True, initial=-np.inf)
-    with np.errstate(all="ignore"):
-        exps = np.exp(scores - np.where(np.isfinite(largest), largest, 0))
-    total = exps.sum(axis=-1, keepdims=True)
-    return np.asarray(exps / np.where(total == 0, 1, total))
-
-
-def weights_of(x: Mapping[str, Any]) -> Array:
-    """Return attention weights (B, H, T, S)."""
-    return softmax(scores_of(x) * x["q"].shape[-1] ** -0.5, mask_of(x))
-
-
-def mixed(weights: Array, v: Array, heads: Array | None = None) -> Array:
-    """Return weighed values (B, T, H, d); values of weight 0 have no influence."""
-    H, K = weights.shape[1], v.shape[2]
-    heads = np.arange(H) // (H // K) if heads is None else heads
-    own = v[:, :, heads].swapaxes(1, 2)  # (B, H, S, d)
-    out = weights @ np.where(np.isfinite(own), own, 0)
-    for b, h, s, n in np.argwhere(~np.isfinite(own)):
-        out[b, h, weights[b, h, :, s] != 0, n] = np.nan
-    return np.asarray(out.swapaxes(1, 2))
-
-
-def compute(kind: str, x: Mapping[str, Any]) -> Array:
-    """Return what a step should give."""
+def compute(kind: str, x: Mapping[str, Any], b: Any = RIGHT) -> Array:
+    """Return what a step should give, or with a backend that makes a mistake what it gives."""
     if kind == "embedding":
-        found = x["table"][x["ids"]]
+        found = b.embedding(x["table"], x["ids"])
     elif kind == "norm":
-        a = x["x"]
-        found = a / np.sqrt(np.square(a).mean(axis=-1, keepdims=True) + x["eps"]) * x["weight"]
+        found = b.rms_norm(x["x"], x["weight"], x["eps"])
     elif kind == "linear":
-        found = (x["x"].reshape(*x["x"].shape[:2], -1) @ x["weight"].T).reshape(x["shape"])
+        found = b.linear(x["x"].reshape(*x["x"].shape[:2], -1), x["weight"]).reshape(x["shape"])
     elif kind == "rope":
-        found = turned(x["x"], angles(x["positions"], x["theta"], x["x"].shape[-1]))
+        found = b.rope(x["x"], b.rope_table(x["positions"], x["theta"], x["x"].shape[-1]))
+    elif kind == "mask":
+        found = b.visible(x["q_positions"][:, :, None], x["k_positions"][:, None, :], x["window"])
+        found = np.broadcast_to(found[:, None], shape_of_weights(x)).astype(np.float64)
     elif kind == "weights":
-        found = weights_of(x)
+        found = b.masked_softmax(scores_of(x, b), mask_of(x, b))
     elif kind == "mix":
-        found = mixed(x["weights"] if "weights" in x else weights_of(x), x["v"])
+        w = x["weights"] if "weights" in x else compute("weights", x, b)
+        found = b.mix(w, b.repeat(x["v"], w.shape[1]), (w != 0).any(axis=1))
     elif kind == "silu":
-        with np.errstate(over="ignore"):
-            found = x["gate"] / (1 + np.exp(-x["gate"])) * x["up"]
-    elif kind == "sum":
-        found = x["x"] + x["y"]
+        found = b.silu_mul(x["gate"], x["up"])
     else:
-        found = x["tokens"]  # of a cache
+        found = b.add(x["x"], x["y"]) if kind == "sum" else x["tokens"]  # of a cache
     return np.asarray(found)
+
+
+def shape_of_weights(x: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return (B, H, T, S)."""
+    return x["q"].shape[0], x["q"].shape[2], x["q"].shape[1], x["k"].shape[1]
+
+
+def mask_of(x: Mapping[str, Any], b: Any = RIGHT) -> Array:
+    """Return which keys each query sees, (B, H, T, S)."""
+    return np.asarray(x["mask"]) if "mask" in x else compute("mask", x, b) > 0
+
+
+def scores_of(x: Mapping[str, Any], b: Any = RIGHT) -> Array:
+    """Return the scaled scores (B, H, T, S)."""
+    H, d = x["q"].shape[2:]
+    k = b.repeat(x["k"], H).transpose(0, 2, 3, 1)
+    return np.asarray(x["q"].swapaxes(1, 2) @ k * b.scale(H, d))
 
 
 # The steps of a case
@@ -191,27 +148,18 @@ def steps_of(each: Evidence, predictions: Predictions) -> Iterator[Step]:
 
 
 def _of_operation(each: Evidence, predictions: Predictions) -> Iterator[Step]:
-    case = each.case
+    case, operation = each.case, str(each.case.operation)
     inputs = predictions.arrays(case).inputs
-    settings = case.parameters or {}
-    kind = {"rms_norm": "norm", "silu_mul": "silu"}.get(str(case.operation), str(case.operation))
+    wide = {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in inputs.items()}
+    kinds = {"rms_norm": "norm", "silu_mul": "silu", "weights": "weights", "attention": "mix"}
     for name, out in each.output.items():
-        x: dict[str, Any] = {**inputs, **settings}
-        own = kind
-        if kind == "attention":
-            own = "weights" if name == "weights" else "mix"
-            if own == "mix" and "weights" in each.output:
-                x["weights"] = each.output["weights"]
-        if kind == "linear":
-            x["shape"] = out.shape
-        x["columns"] = None
-        part, unit = each.parts[name], UNIT[each.dtype]
-        stage = {"weights": "attention_weights", "mix": "attention_mix"}.get(
-            own, str(case.operation)
-        )
-        right = compute(own, x)
-        args = (own, stage, case.id, 0, -1, x, out, right, each.counts[name], part.tolerance, unit)
-        yield Step(*args)
+        x = {**wide, **(case.parameters or {}), "shape": out.shape}
+        kind = kinds.get(name if name == "weights" else operation, operation)
+        if kind == "mix" and "weights" in each.output:
+            x["weights"] = each.output["weights"]
+        stage = {"weights": "attention_weights", "mix": "attention_mix"}.get(kind, operation)
+        limits = (each.counts[name], each.parts[name].tolerance, UNIT[each.dtype])
+        yield Step(kind, stage, case.id, 0, -1, x, out, compute(kind, x), *limits)
 
 
 class _Model:
@@ -227,18 +175,13 @@ class _Model:
         self.each, self.case, self.plant, self.touches = each, each.case, plant, touches
         self.clean, self.known = True, predictions.right.setdefault(each.case.id, {})
         self.results: dict[str, Array] = {}  # of a mistake that is planted
-        self.config, tensors = predictions.model(str(each.case.model))
-        self.tensors = tensors
+        self.model = predictions.model(str(each.case.model))
+        self.config, self.tensors = self.model.config, self.model.tensors
         self.arrays = predictions.arrays(each.case)
         self.unit = UNIT[each.dtype]
         self.values: dict[str, Array] = {}  # all stages of a call, as dumped or else computed
         self.layer, self.call = -1, 0
         self.missing: tuple[str, ...] = ()  # stages since the last that is given
-
-    def weight(self, name: str) -> Array:
-        """Return a weight of this layer, or of the model."""
-        of_layer = f"model.layers.{self.layer}.{name}.weight"
-        return self.tensors[of_layer if self.layer >= 0 else f"{name}.weight"]
 
     def step(self, kind: str, stage: str, name: str, x: dict[str, Any]) -> Iterator[Step]:
         """Yield a step if its result is given; its value is what is given, or else computed."""
@@ -257,7 +200,7 @@ class _Model:
         grown = _largest(right, counts) / max(_largest(expected, counts), 1e-30)
         limits = (counts, part.tolerance * max(1.0, grown), self.unit)
         where = (kind, stage, self.case.id, self.call, self.layer)
-        yield Step(*where, x, out, right, *limits, dict(self.values), self.tensors, self.missing)
+        yield Step(*where, x, out, right, *limits, dict(self.values), self.model, self.missing)
         self.missing = ()
 
     def _planted(self, kind: str, stage: str, full: str, x: dict[str, Any]) -> None:
@@ -268,14 +211,11 @@ class _Model:
         self.clean = self.clean and not touched
         found = self.known.get(full) if self.clean else None
         for part in touched:
-            is_mask = part == "mask"
-            right = mask_of(x)[:, None] if is_mask else compute(kind, x)
-            if is_mask:
-                right = np.repeat(right, x["q"].shape[2], axis=1).astype(np.float64)
-            every = np.ones(right.shape, dtype=bool)
-            args = (part, stage, self.case.id, self.call, self.layer, x, right, right, every)
-            found = self.plant(Step(*args, 1.0, self.unit, dict(self.values), self.tensors))
-            if is_mask and found is not None:
+            right = compute(part, x)
+            args = (part, stage, self.case.id, self.call, self.layer, x, right, right)
+            limits = (np.ones(right.shape, dtype=bool), 1.0, self.unit)
+            found = self.plant(Step(*args, *limits, dict(self.values), self.model))
+            if part == "mask" and found is not None:
                 x["mask"], found = found > 0, None
         found = compute(kind, x) if found is None else found
         if self.clean:
@@ -289,11 +229,11 @@ class _Model:
         every: list[Array] = []  # positions
         for call in range(self.case.calls):
             self.call, self.layer, self.values = call, -1, {}
-            names = ("input_ids", "positions", "key_positions", "cache_positions")
-            given = {name: inputs[f"calls.{self.call}.{name}"] for name in names}
+            given = dict(calls_of(inputs)[call])
             every.append(given["positions"])
             given["all"] = np.concatenate(every, axis=1)
-            x = {"table": self.tensors["model.embed_tokens.weight"], "ids": given["input_ids"]}
+            name = "model.embed_tokens.weight"
+            x = {"table": self.tensors[name], "ids": given["input_ids"], "name": name}
             yield from self.step("embedding", "embedding", "embedding", x)
             self.values["hidden"] = self.values["embedding"]
             for layer in range(c.num_hidden_layers):
@@ -342,8 +282,7 @@ class _Model:
         yield from self._linear("mlp_output", "silu_mul", "mlp.down_proj")
 
     def _caches(self, given: Mapping[str, Array]) -> Iterator[Step]:
-        x: dict[str, Any] = {"positions": given["cache_positions"]}
-        x["theta"] = self.config.rope_theta
+        x: dict[str, Any] = {"positions": given["cache_positions"], "theta": self.config.rope_theta}
         for name, stage in (("k", "k_rotated"), ("v", "v")):
             kept, plain = (self._kept(n, given, "cache_positions") for n in (stage, name))
             slots = {"tokens": kept, "plain": plain, "name": name, **x}
@@ -357,20 +296,28 @@ class _Model:
     def _name(self, stage: str) -> str:
         return f"layers.{self.layer}.{stage}" if self.layer >= 0 else stage
 
+    def _weight(self, name: str) -> dict[str, Any]:
+        """Return a weight of this layer, or of the model, and its name."""
+        of_layer = f"model.layers.{self.layer}.{name}.weight"
+        name = of_layer if self.layer >= 0 else f"{name}.weight"
+        return {"weight": self.tensors[name], "name": name}
+
     def _norm(self, stage: str, source: str, weight: str = "") -> Iterator[Step]:
-        x: dict[str, Any] = {"x": self.values[source], "weight": self.weight(weight or stage)}
-        x["eps"] = self.config.rms_norm_eps
+        x = {"x": self.values[source], "eps": self.config.rms_norm_eps}
+        x |= self._weight(weight or stage)
         yield from self.step("norm", stage, self._name(stage), x)
 
     def _linear(self, stage: str, source: str, weight: str, d: int = 0) -> Iterator[Step]:
         """Yield a projection; if `d` is given its result is cut into heads."""
-        x, w = self.values[source], self.weight(weight)
-        shape = (*x.shape[:2], *((len(w) // d, d) if d else (len(w),)))
-        inputs = {"x": x, "weight": w, "shape": shape}
+        x, w = self.values[source], self._weight(weight)
+        rows = len(w["weight"])
+        shape = (*x.shape[:2], *((rows // d, d) if d else (rows,)))
+        inputs = {"x": x, **w, "shape": shape, "hidden": self.values["hidden"]}
         yield from self.step("linear", stage, self._name(stage), inputs)
 
     def _sum(self, stage: str, x: str, y: str) -> Iterator[Step]:
-        inputs = {"x": self.values[x], "y": self.values[y], "of": y}
+        normed = "input_layernorm" if x == "hidden" else "post_attention_layernorm"
+        inputs = {"x": self.values[x], "y": self.values[y], "normed": self.values[normed]}
         yield from self.step("sum", stage, self._name(stage), inputs)
 
 
