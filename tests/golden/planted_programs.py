@@ -55,7 +55,7 @@ every-second-key | weights | at the distances 0, 2, 4
     if j <= i and => if (i - j) % 2 == 0 and j <= i and
 keys-2-and-3-hidden | weights | positions 2, 3 are seen by no query
     if j <= i and => if j not in (2, 3) and j <= i and
-two-heads-without-window | weights | in heads 0, 1: The window is ignored
+two-heads-without-window | weights | in heads 0, 1: the window is ignored
     W is None or => W is None or h < 2 or
 top-3-keys | weights | the 3 largest scores
     e = np.exp(s - s.max()) => e = np.exp(s - s.max()) * (s >= np.sort(s)[-3:][0])
@@ -86,7 +86,7 @@ rope-bfloat16-angles | rope | angles are in bfloat16
     angle = p * theta ** (-2 * m / d) => angle = float(bfloat16(p * theta ** (-2 * m / d)))
 rope-behind-when-decoding | rope | after the first: positions are p - 1
     angle = p * => angle = max(0, p - (call > 0)) *
-scale-1/d | weights | scale is 1/d
+scale-1/d | weights | scale is 1/d|scores-scaled-twice
     math.sqrt(d) => d
 scale-half | weights | 1/sqrt\(d/2\)
     math.sqrt(d) => math.sqrt(d / 2)
@@ -114,19 +114,19 @@ q-of-hidden | q | input is (hidden|the hidden state)|input is embedding
     linear(n, s, => linear(x[b, t] if s == "q" else n, s,
 linear-bfloat16 | q k v attention_output gate up mlp_output | rounded to bfloat16: the input \(
     w[f"{name}.weight"] @ x => w[f"{name}.weight"] @ bfloat16(x)
-eps-1e-8 | norms | epsilon is 1e-08
+eps-1e-8 | norms | epsilon is 1(\.1)?e-08
     + eps) => + F32(1e-8))
-eps-outside | norms | outside the root
+eps-outside | norms | eps-outside-the-root
     np.sqrt((x * x).mean() + eps) => (np.sqrt((x * x).mean()) + eps)
 norm-1-plus-w | norms | 1 \+ w
     eps) * w[f"{name}.weight"] => eps) * (1 + w[f"{name}.weight"])
 norm-no-root | norms | root is missing
     np.sqrt((x * x).mean() + eps) => ((x * x).mean() + eps)
-norm-bfloat16 | norms | rounded to bfloat16: the input and results|x, the normed x and its product
+norm-bfloat16 | norms | rounded to bfloat16: the input
     return x / np.sqrt => x = bfloat16(x); return bfloat16(1) * x / np.sqrt
 norm-cube-root | norms | each token's result is multiplied by a factor of its own
     np.sqrt(( => np.cbrt((
-final-norm-missing | norm | not normed: the result is x$
+final-norm-missing | norm | not normed: the result is x \(
     return x / => if stage == "norm": return x
         return x /
 quick-gelu | silu_mul | sigmoid\(1\.702 x\)

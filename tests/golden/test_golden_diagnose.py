@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cli_runner import V1, good, refused, run
-from planted_programs import ALL, dumped
+from planted_programs import PLANTED, dumped
 
 from tinymistral import DEMO
 from tinymistral.golden.calls import inputs_of
@@ -85,11 +85,10 @@ def test_a_mistake_is_named_with_its_fix_and_where_it_first_shows(tmp_path: Path
         "Of each step by itself, from its input in your output:",
     ]
     assert lines[3] == (
-        "1. rope-interleaved, in rope, q_rotated, k_rotated: neighbours (2m, 2m + 1) are rotated, "
-        "not the pairs (m, m + d/2) (9 of 9 wrong steps)."
+        f"1. rope-interleaved, in rope, q_rotated, k_rotated: {says[:-1]} (9 of 9 wrong steps)."
     )
     assert lines[4].startswith("First in case rope, call 0: off by ")
-    assert lines[5:] == [says, f"Fix: {fix}", ""]
+    assert lines[5:] == [f"Fix: {fix}", ""]
 
 
 def test_a_mistake_is_named_from_logits_alone(tmp_path: Path) -> None:
@@ -106,7 +105,7 @@ def test_a_mistake_is_named_from_logits_alone(tmp_path: Path) -> None:
 def test_a_parameter_is_found_from_logits_alone(tmp_path: Path) -> None:
     """theta 500,000 is in no list: the expected numbers are those of another program."""
     predictions = Predictions(SUITE)
-    for each in dumped(predictions, ALL["theta-500000"][0], ("plain", "four-to-one"), "logits"):
+    for each in dumped(predictions, PLANTED["theta-500000"], ("plain", "four-to-one"), "logits"):
         arrays = {name: x.astype(np.float32) for name, x in each.output.items()}
         write_arrays(tmp_path / f"{each.case.id}.safetensors", arrays)
     (diagnosis,) = diagnosed(str(tmp_path))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from tinymistral.golden.compare.verdicts import (
 from tinymistral.golden.diagnose.predictions import Predictions
 from tinymistral.golden.shapes import axes_of
 from tinymistral.golden.suite import Case, CaseArrays
+from tinymistral.mistakes import Mistake
 from tinymistral.tap import STAGES
 
 Numbers = Mapping[str, np.ndarray]
@@ -50,32 +51,6 @@ class Fit:
     def explains(self) -> bool:
         """Whether it is all explained, except for rounding."""
         return self.worst <= 1 or self.share >= self.enough
-
-
-class Suspect(Protocol):
-    """A mistake, known or supposed, that can be made in the reference."""
-
-    @property
-    def name(self) -> str:
-        """Its name in the catalogue; empty if it has none."""
-
-    @property
-    def says(self) -> str:
-        """What is wrong, in a sentence."""
-
-    @property
-    def fix(self) -> str:
-        """What to do; empty if it is not known."""
-
-    @property
-    def of_a_dtype(self) -> tuple[str, ...]:
-        """The dtypes in which it shows, if it depends on rounding."""
-
-    def results(self, each: Evidence, predictions: Predictions, dtype: str) -> Numbers | None:
-        """Return the numbers of a case with it; None if there are none."""
-
-    def answers(self, case: Case, predictions: Predictions) -> Mapping[str, Any] | None:
-        """Return the answers to a case of texts with it; None if they are unknown."""
 
 
 class Comparison:
@@ -142,7 +117,7 @@ class Evidence(Comparison):
         size = sum(x.size for x in self.output.values())
         return COSTS.index(self.case.kind), self.case.calls, size
 
-    def predicted(self, mistake: Suspect, predictions: Predictions) -> Numbers | None:
+    def predicted(self, mistake: Mistake, predictions: Predictions) -> Numbers | None:
         """Return a mistake's results, in float64 if possible; None if there are none."""
         exact = self.finite and not mistake.of_a_dtype
         found = mistake.results(self, predictions, "float64" if exact else self.dtype)
@@ -152,7 +127,7 @@ class Evidence(Comparison):
         raw = is_raw(self.case, predictions.arrays(self.case), output)
         return all_in_halves(self.case, found) if raw else found
 
-    def fit(self, mistake: Suspect, predictions: Predictions) -> Fit | None:
+    def fit(self, mistake: Mistake, predictions: Predictions) -> Fit | None:
         """Return how near a mistake's results are; None if it has none."""
         wanted = self.predicted(mistake, predictions)
         if wanted is None:
@@ -284,12 +259,12 @@ class TextEvidence(Comparison):
         """The key that sorts cases by the time they take to compute."""
         return COSTS.index(self.case.kind), 0, len(self.output)
 
-    def predicted(self, mistake: Suspect, predictions: Predictions) -> Answers | None:
+    def predicted(self, mistake: Mistake, predictions: Predictions) -> Answers | None:
         """Return a mistake's answers by name; None if there are none."""
         document = mistake.answers(self.case, predictions)
         return None if document is None else _answers(self.document, document)
 
-    def fit(self, mistake: Suspect, predictions: Predictions) -> Fit | None:
+    def fit(self, mistake: Mistake, predictions: Predictions) -> Fit | None:
         """Return how many of the wrong answers are a mistake's; None if these are unknown."""
         wanted = self.predicted(mistake, predictions)
         known = [n for n in self.output if wanted is not None and n in wanted]

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tinymistral.golden.compare.places import ranges
-from tinymistral.golden.diagnose.guesses import NO_NUMBERS, Guess, guesses
+from tinymistral.golden.diagnose.guess import NO_NUMBERS, Guess
+from tinymistral.golden.diagnose.guesses import guesses
 from tinymistral.golden.diagnose.names import softmax
 from tinymistral.golden.diagnose.steps import Array, Step, compute, mask_of, scores_of
 from tinymistral.tap import STAGES

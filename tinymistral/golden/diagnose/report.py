@@ -10,11 +10,11 @@ from tinymistral.golden.compare.places import in_order
 from tinymistral.golden.compare.tensors import DTYPES
 from tinymistral.golden.compare.texts import shown
 from tinymistral.golden.compare.verdicts import Part, finite
-from tinymistral.golden.diagnose.evidence import AnyEvidence, Suspect
+from tinymistral.golden.diagnose.evidence import AnyEvidence
 from tinymistral.golden.diagnose.measure import Finding
 from tinymistral.golden.diagnose.search import Diagnosis, Explanation
 from tinymistral.golden.manifest import Case
-from tinymistral.mistakes import MISTAKES
+from tinymistral.mistakes import MISTAKES, Mistake
 
 Stages = Mapping[str, str]
 _KNOWN = {mistake.name: mistake for mistake in MISTAKES}
@@ -171,7 +171,7 @@ def _explanation(diagnosis: Diagnosis, explanation: Explanation, bullet: str) ->
                 yield f"{indent}  Fix: {other.fix}"
 
 
-def _named(suspect: Suspect) -> str:
+def _named(suspect: Mistake) -> str:
     return f"{suspect.name}: {suspect.says}" if suspect.name else suspect.says
 
 

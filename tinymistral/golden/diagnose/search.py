@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from tinymistral.golden.compare.candidate import Candidate
 from tinymistral.golden.compare.cases import compare_case
 from tinymistral.golden.compare.verdicts import Compared
-from tinymistral.golden.diagnose.evidence import AnyEvidence, Evidence, Fit, Suspect, TextEvidence
+from tinymistral.golden.diagnose.evidence import AnyEvidence, Evidence, Fit, TextEvidence
 from tinymistral.golden.diagnose.measure import Finding, measure
 from tinymistral.golden.diagnose.predictions import Predictions
 from tinymistral.golden.diagnose.steps import all_steps
@@ -100,7 +100,7 @@ def compare_one(
 class Explanation:
     """A mistake, or several that the output does not distinguish, the nearest first."""
 
-    mistakes: tuple[Suspect, ...]
+    mistakes: tuple[Mistake, ...]
     fits: Fits  # of the first one, in the cases for which it has results
     explained: tuple[str, ...]  # the cases whose difference it explains
     broken: tuple[str, ...]  # the cases that agree, but would differ with it
@@ -162,7 +162,7 @@ class Search:
         self.predictions, self._progress = predictions, progress
         self.tried = 0
         self._fits: dict[tuple[int, str], Fit | None] = {}
-        self._kept: list[Suspect] = []  # so that no other one gets the id of one of them
+        self._kept: list[Mistake] = []  # so that no other one gets the id of one of them
 
     @staticmethod
     def _order(each: AnyEvidence) -> tuple[bool, tuple[int, int, int]]:
@@ -175,11 +175,11 @@ class Search:
         """Return those that explain most, ranked; with `suppose` also mistakes that are unknown."""
         first = next((e for e in self.differing if e.case.kind == "model"), self.differing[0])
         some = [first, *[e for e in self.differing if e is not first][:SOME], *self.agreeing[:SOME]]
-        pools: list[Callable[[], Iterable[Suspect]]] = [lambda: mistakes]
+        pools: list[Callable[[], Iterable[Mistake]]] = [lambda: mistakes]
         of_model = isinstance(first, Evidence) and first.case.kind == "model"
         if isinstance(first, Evidence) and of_model and suppose and not first.another_length:
             pools.append(lambda: supposed(first, self.predictions, LEAST))
-        near: list[Suspect] = []
+        near: list[Mistake] = []
         for pool in pools:
             if near and self._is_complete(near[0]):
                 break
@@ -190,13 +190,13 @@ class Search:
         complete = tuple(explanation for explanation in found if explanation.complete)
         return complete or found[:REPORTED]
 
-    def _is_complete(self, mistake: Suspect) -> bool:
+    def _is_complete(self, mistake: Mistake) -> bool:
         fits = [(each, self.fit(mistake, each)) for each in self.ranked]
         return all(f is None or (f.explains if e.differs else f.share) for e, f in fits)
 
     def _best(
-        self, every: Iterable[Suspect], cases: Sequence[AnyEvidence], most: int
-    ) -> list[Suspect]:
+        self, every: Iterable[Mistake], cases: Sequence[AnyEvidence], most: int
+    ) -> list[Mistake]:
         """Return those that explain most of some cases, the best first."""
         pool, ranks = list(every), []
         if len(cases) == 1:
@@ -206,7 +206,7 @@ class Search:
             self._progress(n + 1, len(pool))
         return [pool[n] for rank, n in sorted(ranks)[:most] if rank < 0]
 
-    def _rank(self, mistake: Suspect, cases: Sequence[AnyEvidence]) -> float:
+    def _rank(self, mistake: Mistake, cases: Sequence[AnyEvidence]) -> float:
         """Return the share that is explained, less the part of agreeing cases that would differ."""
         good: list[float] = []
         bad: list[float] = []
@@ -219,7 +219,7 @@ class Search:
         share = sum(good) / len(good) - (1 - sum(bad) / len(bad) if bad else 0.0)
         return round(share, 3)  # of those that are as good the first counts
 
-    def fit(self, mistake: Suspect, each: AnyEvidence) -> Fit | None:
+    def fit(self, mistake: Mistake, each: AnyEvidence) -> Fit | None:
         """Return how much of a case a mistake explains; computed once."""
         key = (id(mistake), each.case.id)
         if key not in self._fits:
@@ -227,9 +227,9 @@ class Search:
             self._fits[key] = each.fit(mistake, self.predictions)
         return self._fits[key]
 
-    def _grouped(self, found: Sequence[Suspect]) -> tuple[Explanation, ...]:
+    def _grouped(self, found: Sequence[Mistake]) -> tuple[Explanation, ...]:
         """Group mistakes that the evidence does not distinguish, in their order."""
-        groups: list[list[Suspect]] = []
+        groups: list[list[Mistake]] = []
         for mistake in found:
             for group in groups:
                 if self._same(mistake, group[0]):
@@ -239,14 +239,14 @@ class Search:
                 groups.append([mistake])
         return tuple(self._explanation(group) for group in groups)
 
-    def _same(self, one: Suspect, other: Suspect) -> bool:
+    def _same(self, one: Mistake, other: Mistake) -> bool:
         for each in (e for e in self.ranked if e.differs):
             a, b = (each.predicted(mistake, self.predictions) for mistake in (one, other))
             if a is not None and b is not None and not each.agree(a, b):
                 return False
         return True
 
-    def _explanation(self, group: Sequence[Suspect]) -> Explanation:
+    def _explanation(self, group: Sequence[Mistake]) -> Explanation:
         fits = {e.case.id: fit for e in self.evidence if (fit := self.fit(group[0], e))}
         differ = {each.case.id for each in self.differing}
         explained = tuple(n for n, fit in fits.items() if n in differ and fit.explains)

@@ -175,6 +175,7 @@ class _Model:
         self.each, self.case, self.plant, self.touches = each, each.case, plant, touches
         self.clean, self.known = True, predictions.right.setdefault(each.case.id, {})
         self.results: dict[str, Array] = {}  # of a mistake that is planted
+        self.caches = any(".cache." in name for name in each.output)
         self.model = predictions.model(str(each.case.model))
         self.config, self.tensors = self.model.config, self.model.tensors
         self.arrays = predictions.arrays(each.case)
@@ -232,6 +233,10 @@ class _Model:
             given = dict(calls_of(inputs)[call])
             every.append(given["positions"])
             given["all"] = np.concatenate(every, axis=1)
+            columns = np.broadcast_to(np.arange(given["all"].shape[1]), given["all"].shape)
+            for where in ("key_positions", "cache_positions"):
+                found = at_positions(columns, given["all"], given[where], -1)
+                given[f"columns of {where}"] = found
             name = "model.embed_tokens.weight"
             x = {"table": self.tensors[name], "ids": given["input_ids"], "name": name}
             yield from self.step("embedding", "embedding", "embedding", x)
@@ -242,7 +247,8 @@ class _Model:
                 yield from self._sum("attention_residual", "hidden", "attention_output")
                 yield from self._feed_forward()
                 yield from self._sum("output", "attention_residual", "mlp_output")
-                yield from self._caches(given)
+                if self.plant is None or self.caches:
+                    yield from self._caches(given)
                 self.values["hidden"] = self.values["output"]
             self.layer = -1
             yield from self._norm("norm", "hidden", "model.norm")
@@ -291,7 +297,9 @@ class _Model:
     def _kept(self, name: str, given: Mapping[str, Array], where: str) -> Array:
         """Return what was computed of all tokens so far at some positions, else 0."""
         every = np.concatenate(self.past[self.layer, name], axis=1)
-        return at_positions(every, given["all"], given[where], 0.0)
+        columns = given[f"columns of {where}"]
+        found = np.take_along_axis(every, columns[..., None, None], axis=1)
+        return np.where(columns[..., None, None] < 0, 0.0, found)
 
     def _name(self, stage: str) -> str:
         return f"layers.{self.layer}.{stage}" if self.layer >= 0 else stage

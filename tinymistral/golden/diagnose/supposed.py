@@ -14,9 +14,11 @@ import numpy as np
 
 from tinymistral.golden.diagnose.evidence import Evidence
 from tinymistral.golden.diagnose.formulas import GRIDS, HEADS, WHOLE
-from tinymistral.golden.diagnose.guesses import NO_NUMBERS, Guess, of_formulas, refined
+from tinymistral.golden.diagnose.guess import NO_NUMBERS, refined
+from tinymistral.golden.diagnose.guesses import of_formulas
 from tinymistral.golden.diagnose.predictions import Predictions
 from tinymistral.golden.diagnose.steps import Array, Step, results_with
+from tinymistral.mistakes import Mistake
 
 # Where a mistake may be, by its kind of step: in words, stages or all, every second layer or all.
 Place = tuple[str, tuple[str, ...], int | None]
@@ -33,25 +35,19 @@ PLACES: dict[str, list[Place]] = {
     ],
     "sum": [("both sums", (), None), *((n, (n,), None) for n in ("attention_residual", "output"))],
 }
-COARSE = {"c": 4, "theta_": 5, "eps_": 3, "slope": 4}  # of the grid, each so many is tried
+COARSE = {"c": 6, "theta_": 12, "eps_": 6, "slope": 8}  # of the grid, each so many is tried
 SMALL = 8  # of whole numbers, the first so many are tried
 
 
-@dataclass(frozen=True, eq=False)
-class Supposed:
-    """A mistake that is supposed: a sentence, and what is wrong at some place."""
+@dataclass(eq=False)
+class Supposed(Mistake):
+    """A mistake that is supposed: what is wrong at some place, in some kinds of steps."""
 
-    says: str
-    guess: Guess
-    kinds: tuple[str, ...]
-    place: Place
-    name: str = ""
-    fix: str = ""
-    of_a_dtype: tuple[str, ...] = ()
+    guess: Any = None  # always a `Guess`
+    kinds: tuple[str, ...] = ()
+    place: Place = ("", (), None)
 
-    def results(
-        self, each: Evidence, predictions: Predictions, dtype: str
-    ) -> Mapping[str, Array] | None:
+    def results(self, each: Any, predictions: Any, dtype: str) -> Mapping[str, Array] | None:
         """Return the numbers of a case with it, in float64; None if there are none."""
         if each.case.kind != "model" or each.another_length:
             return None
@@ -60,9 +56,6 @@ class Supposed:
                 return results_with(each, predictions, self.guess.make, self._touches)
             except NO_NUMBERS:
                 return None
-
-    def answers(self, case: Any, predictions: Predictions) -> None:
-        """Return None: it is not about texts."""
 
     def _touches(self, kind: str, stage: str, layer: int) -> bool:
         _, stages, parity = self.place
@@ -84,13 +77,14 @@ def supposed(each: Evidence, predictions: Predictions, least: float) -> Iterator
     for (kind, stage), step in steps.items():
         if kind == "cache":
             continue
-        for guess in of_formulas(step):
+        scaled = stage in ("embedding", "attention_output", "mlp_output", "logits")
+        for guess in of_formulas(step, scaled):
             places = PLACES.get(kind, [(stage, (stage,), None)])
             if kind == "linear" and stage == "q":
                 places = [*places, ("q, k, v", ("q", "k", "v"), None)]
-            for place in places:
+            for place in places[:1] if guess.parameter else places:
                 says = f"{place[0]}: {guess.says}" if place[0] else guess.says
-                made = Supposed(says, guess, (kind,), place, guess.name)
+                made = Supposed(guess.name, says, "", guess=guess, kinds=(kind,), place=place)
                 yield from [made] if not guess.parameter else _best(made, each, predictions, least)
                 if kind == "weights" and guess.says in HEADS:
                     yield replace(made, says=guess.says, kinds=("weights", "mix"))

@@ -1,0 +1,135 @@
+"""What is seen of the results of a wrong step, which need not be a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from tinymistral.golden.diagnose.guess import Guess, number, reading
+from tinymistral.golden.diagnose.names import names, turn
+from tinymistral.golden.diagnose.steps import Array, Step
+
+MATCHED = 2**24  # distances of columns, so that memory is limited
+
+
+def seen(first: Step) -> Iterator[Guess]:
+    """Yield what is seen of the results, which need not be a rule."""
+    at = f"in case {first.case}, call {first.call}"
+    if first.kind == "mask":
+        yield from _seen_keys(first, at)
+        return
+    if first.kind == "silu":
+        curve = _curve(first)
+        points = ", ".join(number(float(y)) for y in curve(np.array([-1.0, 0.0, 1.0])))
+        says = f"it is f(gate) · up, of another curve: f(-1), f(0), f(1) are {points}"
+        yield Guess(says, lambda s: curve(s.x["gate"]) * s.x["up"], last=True)
+    if first.kind == "rope":
+        says = "pairs are rotated by other angles: by {} for each token, it should be {}"
+        w = _frequencies(first)
+        parts = [", ".join(f"{x:.3g}" for x in a[:6]) for a in (w, names(first)["f"])]
+        yield Guess(
+            says.format(*parts),
+            lambda s: turn(s.x["x"], s.x["positions"][..., None, None] * _frequencies(s)),
+            last=True,
+        )
+    if first.kind in ("weights", "mix"):
+        K, H = first.x["k"].shape[2], first.x["q"].shape[2]
+        each = [reading(first, np.full(H, n)) for n in range(K)]
+        axis = 1 if first.kind == "weights" else 2
+        far = [np.where(first.counts, np.square(x - first.out), 0) for x in each]
+        sums = [np.nansum(x, axis=tuple({0, 1, 2, 3} - {axis})) for x in far]
+        order = np.argmin(sums, axis=0)
+        says = f"query heads 0 to {H - 1} read key/value heads {', '.join(map(str, order))}"
+        yield Guess(says, lambda s: reading(s, order))
+    columns = ", ".join(map(number, _factors(first, (0, 1)).ravel()[:6]))
+    says = f"each result of a token is multiplied by a factor of its own: {columns}, ..."
+    yield Guess(says, lambda s: s.right * _factors(s, (0, 1)), last=True)
+    ratio = number(float(_factors(first, (-1,)).ravel()[first.counts.all(axis=-1).argmax()]))
+    says = f"each token's result is multiplied by a factor of its own: {ratio} for the first, {at}"
+    yield Guess(says, lambda s: s.right * _factors(s, (-1,)), last=True)
+    rows = first.counts.all(axis=tuple(range(2, first.out.ndim)))
+    if rows.sum() > 2 and first.kind != "weights":
+        bias = number(float(np.abs(_bias(first)).max(initial=0)))
+        says = f"a bias is added, of up to {bias}"
+        yield Guess(says, lambda s: s.right + _bias(s), last=True)
+        got, want = (a[rows].reshape(int(rows.sum()), -1) for a in (first.out, first.right))
+        most = max(3, MATCHED // want.shape[1] ** 2)
+        got, want = got[:most], want[:most]
+        order = np.abs(got[:, :, None] - want[:, None, :]).max(axis=0).argmin(axis=1)
+        shown = ", ".join(map(str, order[:8]))
+        says = f"the order is permuted: results 0, 1, 2, ... are what {shown}, ... should be"
+        yield Guess(says, lambda s: names(s)["flat"](names(s)["row"][..., order]), last=True)
+
+
+def _factors(s: Step, axes: tuple[int, ...]) -> Array:
+    """Return by what results are multiplied, the same along these axes."""
+    out, right = (np.where(s.counts, x, 0.0) for x in (s.out, s.right))
+    square = np.square(right).sum(axis=axes, keepdims=True)
+    return np.asarray((out * right).sum(axis=axes, keepdims=True) / np.where(square, square, 1))
+
+
+def _bias(s: Step) -> Array:
+    """Return what is added to the results of every token."""
+    rows = s.counts.all(axis=tuple(range(2, s.out.ndim)))
+    return np.asarray(np.median((s.out - s.right)[rows], axis=0))
+
+
+def _curve(s: Step) -> Callable[[Array], Array]:
+    """Return the function of the gate whose product with up came out, by its values there."""
+    g, u, out = (a[s.counts] for a in (s.x["gate"], s.x["up"], s.out))
+    clear = np.abs(u) >= np.median(np.abs(u)) / 4
+    order = np.argsort(g[clear])
+    at, values = g[clear][order], (out[clear] / u[clear])[order]
+    return lambda x: np.interp(x, at, values)
+
+
+def _frequencies(s: Step) -> Array:
+    """Return by what angle each pair is rotated for each token, between -pi and pi."""
+    (one, two), (a, b) = (np.split(x, 2, axis=-1) for x in (s.x["x"], s.out))
+    z = ((a + 1j * b) * (one - 1j * two)).sum(axis=2)
+    every = np.asarray(s.counts.all(axis=(2, 3)))
+    z, p = np.where(every[..., None], z, 0), s.x["positions"][..., None] * 1.0
+    grid = np.linspace(-np.pi, np.pi, 4096, endpoint=False)
+    sums = [np.einsum("btm,btw->mw", z, np.exp(-1j * p * part)).real for part in np.split(grid, 16)]
+    w = grid[np.concatenate(sums, axis=1).argmax(axis=1)]
+    size = np.abs(z)
+    for _ in range(4):  # Newton's steps
+        left = np.angle(z * np.exp(-1j * p * w))
+        w = w + (size * p * left).sum((0, 1)) / np.maximum((size * p**2).sum((0, 1)), 1e-30)
+    return np.asarray(w)
+
+
+def _seen_keys(s: Step, at: str) -> Iterator[Guess]:
+    """Yield at which distances, and at which positions, keys are seen."""
+    differs = (s.out != s.right) & s.counts
+
+    def distances(s: Step) -> Array:
+        far = names(s)["distance"] + 0 * s.out
+        return np.unique(far[(s.out > 0) & s.counts]).astype(int)
+
+    says = f"a query sees keys at the distances {', '.join(map(str, distances(s)[:12]))}, {at}"
+
+    def by_distance(s: Step) -> Array:
+        x = names(s)
+        there = (x["i"] >= 0) & (x["j"] >= 0) & np.isin(x["distance"], distances(s))
+        return there + 0.0 * s.right
+
+    yield Guess(says, by_distance, last=True)
+    by = "by no query" if (_by_key(s) < s.right).any() else "by all queries"
+    keys = ", ".join(map(str, np.unique(s.x["k_positions"][differs.any(axis=(1, 2))])[:12]))
+    yield Guess(f"keys at the positions {keys} are seen {by}, {at}", _by_key, last=True)
+    b, h, t = (int(n) for n in np.argwhere(differs.any(axis=-1))[0])
+    lists = (s.x["k_positions"][b][x[b, h, t] > 0] for x in (s.out, s.right))
+    saw, right = (", ".join(map(str, sorted(row)[:12])) or "none" for row in lists)
+    p = s.x["q_positions"][b, t]
+    says = f"{at} the query at position {p} sees keys {saw}, it should see {right}"
+    yield Guess(says, lambda s: s.out, last=True)
+
+
+def _by_key(s: Step) -> Array:
+    """Let all queries see a key that all do see, and none a key that none sees."""
+    x = names(s)
+    here, saw = ((x["i"] >= 0) & (x["j"] >= 0)) & s.counts, s.out > 0
+    never, always = (y.all(axis=(1, 2), keepdims=True) for y in (~(saw & here), saw | ~here))
+    return np.where(never, 0.0, np.where(always & here, 1.0, s.right))
