@@ -29,10 +29,12 @@ def program(config: Any, w: Arrays, calls: list[Arrays]) -> dict[str, np.ndarray
         return x
 
     def norm(x, stage, name):
-        return x / np.sqrt((x * x).mean() + eps) * w[f"{name}.weight"]
+        gain = w[f"{name}.weight"]
+        return x / np.sqrt((x * x).mean() + eps) * gain
 
     def linear(x, stage, name):
-        return w[f"{name}.weight"] @ x
+        m = w[f"{name}.weight"]
+        return m @ x
 
     def rotate(x, p, stage):
         turned = x.copy()
@@ -99,7 +101,8 @@ def program(config: Any, w: Arrays, calls: list[Arrays]) -> dict[str, np.ndarray
             out[f"calls.{call}.{at}attention_weights"] = weights
         for b, t in tokens:
             n = show("norm", norm(x[b, t], "norm", "model.norm"))
-            show("logits", w.get("lm_head.weight", table) @ n)
+            head = w.get("lm_head.weight", table)
+            show("logits", head @ n)
     return out
 
 

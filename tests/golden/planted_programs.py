@@ -37,7 +37,7 @@ window-halved | weights | sees 1/2 W keys
     i - j < W => i - j < max(1, W // 2)
 window-3 | weights | sees 3 keys
     i - j < W => i - j < 3
-window-in-odd-layers | weights | in layer 0: .*window is ignored
+window-in-odd-layers | weights | in layers? 0.*window is ignored
     W is None or => W is None or layer % 2 == 0 or
 window-symmetric | weights | \|i - j\| < W
     j <= i and (W is None or i - j < W) => (j <= i if W is None else abs(i - j) < W)
@@ -98,28 +98,29 @@ tanh-cap-2 | weights | capped softly at 2:
     e = np.exp(s - s.max()) => e = np.exp(2 * np.tanh(s / 2))
 alibi | weights | as ALiBi does
     / math.sqrt(d) => / math.sqrt(d) - (i - j) * 2.0 ** (-8 * (h + 1) / H)
-heads-tiled | weights attention_mix | head h % K
+heads-tiled | weights attention_mix | tiled-heads
     h // (H // K), h // (H // K) => h % K, h % K
-heads-tiled-values-alone | attention_mix | head h % K
+heads-tiled-values-alone | attention_mix | tiled-heads
     h // (H // K), h // (H // K) => h // (H // K), h % K
-heads-reversed | weights attention_mix | heads in reverse order
+heads-reversed | weights attention_mix | heads-in-reverse
     h // (H // K), h // (H // K) => K - 1 - h // (H // K), K - 1 - h // (H // K)
 joined-transposed | attention_output | \(d, H\) rather than \(H, d\)
     mix.reshape(-1) => mix.T.reshape(-1)
 k-and-v-swapped | k v | keys-and-values-swapped
     self_attn.{s}_proj => self_attn.{dict(q='q', k='v', v='k')[s]}_proj
 q-of-layer-0 | q | that of layers\.0\.self_attn\.q_proj
-    self_attn.{s}_proj => self_attn.{s}_proj".replace(str(layer), "0" if s == "q" else str(layer)) + f"
+    m = w[f"{name}.weight"] => name = name.replace(str(layer), "0") if stage == "q" else name
+        m = w[f"{name}.weight"]
 q-of-hidden | q | input is (hidden|the hidden state)|input is embedding
     linear(n, s, => linear(x[b, t] if s == "q" else n, s,
 linear-bfloat16 | q k v attention_output gate up mlp_output | rounded to bfloat16: the input \(
-    w[f"{name}.weight"] @ x => w[f"{name}.weight"] @ bfloat16(x)
+    m @ x => m @ bfloat16(x)
 eps-1e-8 | norms | epsilon is 1(\.1)?e-08
     + eps) => + F32(1e-8))
 eps-outside | norms | eps-outside-the-root
     np.sqrt((x * x).mean() + eps) => (np.sqrt((x * x).mean()) + eps)
 norm-1-plus-w | norms | 1 \+ w
-    eps) * w[f"{name}.weight"] => eps) * (1 + w[f"{name}.weight"])
+    eps) * gain => eps) * (1 + gain)
 norm-no-root | norms | root is missing
     np.sqrt((x * x).mean() + eps) => ((x * x).mean() + eps)
 norm-bfloat16 | norms | rounded to bfloat16: the input
@@ -146,9 +147,9 @@ output-scaled | attention_residual | what is added to the residual is multiplied
 embedding-scaled | embedding | embedding-scaled
     table[ids[b, t]] => table[ids[b, t]] * F32(math.sqrt(config.hidden_size))
 logits-capped | logits | capped softly at 3:
-    w.get("lm_head.weight", table) @ n => 3 * np.tanh(w.get("lm_head.weight", table) @ n / 3)
+    head @ n => 3 * np.tanh(head @ n / 3)
 log-softmax | logits | a log_softmax of the logits
-    w.get("lm_head.weight", table) @ n => np.log(softmax(w.get("lm_head.weight", table) @ n))
+    head @ n => np.log(softmax(head @ n))
 rope-on-v | attention_mix cache.v | values are rotated like keys
     (k, v) => (k, rotate(v, i, "v"))
 cached-again | weights cache.k | keys are rotated twice
@@ -193,8 +194,7 @@ every-second-pair | rope | pair.*not rotated|other angles
 sine-alone-in-float16 | rope | float16
     math.sin(angle), m => float(np.float16(math.sin(angle))), m
 stretched-by-yarn | rope | 1\.139
-    turned[:, two] = x[:, two] * cos + x[:, one] * sin => turned[:, two] = x[:, two] * cos + x[:, one] * sin
-        turned = turned * F32(1.1386)
+    return turned => return turned * F32(1.1386)
 scale-1/8 | weights | scale is
     math.sqrt(d) => 8
 temperature-in-layer-1 | weights | in layer 1: the scale is 2 times
@@ -213,7 +213,7 @@ scores-clipped | weights | clipped at 0\.5
     e = np.exp(s - s.max()) => e = np.exp(np.clip(s, -0.5, 0.5))
 bias-of-0.1 | weights | 0\.1 for each token
     / math.sqrt(d) for => / math.sqrt(d) + 0.1 * (i - j) for
-heads-swapped-in-pairs | weights attention_mix | read key/value heads 1, 0|heads in reverse
+heads-swapped-in-pairs | weights attention_mix | read key/value heads 1, 0|heads-in-reverse
     h // (H // K), h // (H // K) => ((h // (H // K)) ^ 1) % K, ((h // (H // K)) ^ 1) % K
 values-of-head-0 | attention_mix | heads 0, 0|one-head-for-all
     h // (H // K), h // (H // K) => h // (H // K), 0
@@ -224,15 +224,16 @@ mix-in-bfloat16 | attention_mix | rounded to bfloat16
 last-head-lost | attention_output | head.*(left out|lost)|last \d+ inputs
     mix.reshape(-1) => np.concatenate([mix[:-1].reshape(-1), np.zeros(d, dtype=F32)])
 o-transposed | attention_output | transposed
-    return w[f"{name}.weight"] @ x => return (w[f"{name}.weight"].T if stage == "attention_output" and w[f"{name}.weight"].shape[0] == w[f"{name}.weight"].shape[1] else w[f"{name}.weight"]) @ x
+    return m @ x => return (m.T if stage == "attention_output" and len(m) == len(x) else m) @ x
 k-doubled | k | 2 times
-    return w[f"{name}.weight"] @ x => return w[f"{name}.weight"] @ x * (1 + (stage == "k"))
+    return m @ x => return m @ x * (1 + (stage == "k"))
 q-with-a-bias | q | bias
-    return w[f"{name}.weight"] @ x => return w[f"{name}.weight"] @ x + (stage == "q") * np.sin(np.arange(len(w[f"{name}.weight"]), dtype=F32))
+    return m @ x => return m @ x + (stage == "q") * np.sin(np.arange(len(m), dtype=F32))
 gate-for-up | up | weight is that of .*gate_proj
     mlp.up_proj => mlp.gate_proj
 down-of-4-bits | mlp_output | 4 bits
-    return w[f"{name}.weight"] @ x => m = w[f"{name}.weight"]; s = np.abs(m).max(axis=1, keepdims=True) / 7; return (np.round(m / s) * s if stage == "mlp_output" else m) @ x
+    return m @ x => s = np.abs(m).max(axis=1, keepdims=True) / 7
+        return (np.round(m / s) * s if stage == "mlp_output" else m) @ x
 v-of-the-residual | v | input is (hidden|embedding|the hidden state)
     linear(n, s, => linear(x[b, t] if s == "v" else n, s,
 silu-1.5 | silu_mul | sigmoid\(1\.5 x\)
@@ -253,26 +254,22 @@ both-outputs-halved | sums | multiplied by 0\.5
 eps-0.01 | norms | epsilon is 0\.01
     + eps) => + F32(0.01))
 weight-squared | norms | weight twice|another weight|factor of its own
-    eps) * w[f"{name}.weight"] => eps) * w[f"{name}.weight"] ** 2
+    eps) * gain => eps) * gain ** 2
 weight-of-the-next-norm | post_attention_layernorm | weight is that of
-    w[f"{name}.weight"]
-
-    def linear => w[f"{name}.weight".replace("post_attention", "input")]
-
-    def linear
+    gain = w[f"{name}.weight"] => gain = w[f"{name}.weight".replace("post_attention", "input")]
 mean-of-all-but-2 | norms | mean|averaged|factor of its own
     (x * x).mean() => (x[:-2] * x[:-2]).mean()
 final-norm-twice | norm | normed twice
-    return x / => x = x / np.sqrt((x * x).mean() + eps) * w[f"{name}.weight"] if stage == "norm" else x
+    return x / => if stage == "norm": x = x / np.sqrt((x * x).mean() + eps) * gain
         return x /
 embedding-doubled | embedding | 2 times
     table[ids[b, t]] => 2 * table[ids[b, t]]
 odd-ids-of-row-0 | embedding | row
     table[ids[b, t]] => table[ids[b, t] * (ids[b, t] % 2 == 0)]
 logits-tenth | logits | 0\.1 times
-    w.get("lm_head.weight", table) @ n => w.get("lm_head.weight", table) @ n / 10
+    head @ n => head @ n / 10
 logits-centred | logits | mean|subtracted
-    w.get("lm_head.weight", table) @ n => (w.get("lm_head.weight", table) - w.get("lm_head.weight", table).mean(axis=0)) @ n
+    head @ n => (head - head.mean(axis=0)) @ n
 values-cached-in-8-bits | attention_mix cache.v | 8 bits|rounded
     (k, v) => (k, np.round(v / np.abs(v).max() * 127) * np.abs(v).max() / 127)
 keys-and-values-swapped-in-the-cache | weights attention_mix cache.k cache.v | keys are values|values are keys

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from planted_programs import HELD_OUT, PLANTED, Planted, dumped, judged, named
 
-from tinymistral.golden.diagnose.formulas import HEADS, TABLES
+from tinymistral.golden.diagnose.formulas import TABLES
 from tinymistral.golden.diagnose.guesses import parsed
 from tinymistral.golden.diagnose.measure import measure
 from tinymistral.golden.diagnose.predictions import Predictions
@@ -25,7 +25,7 @@ SOME = {
     "scale-half": ["attention_weights: the scale is 1/sqrt(d/2) "],
     "eps-1e-8": ["input_layernorm, post_attention_layernorm, norm: epsilon is 1e-08; "],
     "rope-on-v": ["attention_mix, cache.v: values are rotated like keys "],
-    "heads-reversed": ["attention_weights, attention_mix: query heads read key/value heads in rev"],
+    "heads-reversed": ["heads-in-reverse, in attention_weights, attention_mix: Query heads read "],
     "quick-gelu": ["silu_mul: the activation is x · sigmoid(1.702 x)"],
     "joined-transposed": ["attention_output: heads are joined in another order: transposed, "],
     "output-scaled": ["attention_residual: what is added to the residual is multiplied by 0.22 "],
@@ -85,6 +85,6 @@ def test_a_step_is_unknown_if_nothing_makes_its_numbers(predictions: Predictions
 
 def test_every_name_is_of_the_catalogue() -> None:
     """Names are looked up for what to do; one that is misspelled would be none."""
-    used = {name for table in (HEADS, *TABLES.values()) for name, *_ in parsed(table)} - {""}
+    used = {name for table in TABLES.values() for name, *_ in parsed(table)} - {""}
     assert used - {mistake.name for mistake in MISTAKES} == set()
     assert len(used) > 5

@@ -33,6 +33,13 @@ def one_head_for_all(self, _, x, H):
     return np.repeat(x[:, :, :1], H, axis=2)
 
 
+@mistake("repeat", law=HEADS)
+def heads_in_reverse(self, _, x, H):
+    """Query heads read the key/value heads in reverse order: K - 1 - h // (H/K).
+    Fix: Query head h reads key/value head h // (H/K)."""
+    return np.repeat(x[:, :, ::-1], H // x.shape[2], axis=2)
+
+
 # Scores
 
 

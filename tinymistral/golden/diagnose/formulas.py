@@ -56,11 +56,7 @@ only the {size} largest scores of a query are kept
     causal & (z >= sort(where(causal, z, -inf), axis=3)[..., -min(size, S) :][..., :1])
 """
 
-# Of scaled scores z and the mask; heads are the key/value heads that query heads h read.
-HEADS = """
-tiled-heads | query head h reads key/value head h % K, not h // (H/K) :: h % K
-query heads read key/value heads in reverse order: K - 1 - h // (H/K) :: K - 1 - h // (H // K)
-"""
+# Of scaled scores z and the mask.
 WEIGHTS = """
 the scale is 1/sqrt(d/2) :: softmax(z * 2**0.5, mask)
 the scale is 1/sqrt(D), of the hidden size :: softmax(z * (d / D) ** 0.5, mask)

@@ -11,9 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from tinymistral.golden.diagnose.names import names, softmax
-from tinymistral.golden.diagnose.steps import Array, Step
-
 # What a guess raises for a step of which it is no guess: such as other heads or stages.
 NO_NUMBERS = (
     ArithmeticError, AttributeError, LookupError, NameError, TypeError, ValueError,
@@ -36,14 +33,6 @@ class Guess:
         n = self.parameter
         says = self.says.replace(f"{{{n}}}", shown(n, value))
         return replace(self, says=says, make=partial(self.make, **{n: value}), parameter="")
-
-
-def reading(s: Step, heads: Array) -> Array:
-    """Return what a step gives if query heads read these key/value heads."""
-    x = names(s)
-    if s.kind == "mix":
-        return np.asarray(x["mix"](s.x["v"], heads))
-    return softmax(x["scores"](s.x["q"], s.x["k"], heads), x["mask"])
 
 
 def refined(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tinymistral.golden.diagnose import formulas
-from tinymistral.golden.diagnose.guess import NO_NUMBERS, Guess, reading, refined
+from tinymistral.golden.diagnose.guess import NO_NUMBERS, Guess, refined
 from tinymistral.golden.diagnose.names import FUNCTIONS, HALVES, names, rounded
 from tinymistral.golden.diagnose.seen import seen
 from tinymistral.golden.diagnose.steps import Array, Step, compute
@@ -124,9 +124,6 @@ def of_table(table: str) -> Iterator[Guess]:
 
 def of_formulas(first: Step, any_too: bool = True) -> Iterator[Guess]:
     """Yield the formulas of a step, then other inputs of it, then what may be of any step."""
-    if first.kind in ("weights", "mix"):
-        for name, says, _, code in parsed(formulas.HEADS):
-            yield Guess(says, lambda s, c=code: reading(s, eval(c, FUNCTIONS, names(s))), name)
     for table in tables_of(first):
         yield from of_table(table)
     if first.kind == "mix" and "weights" not in first.x:

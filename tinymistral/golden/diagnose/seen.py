@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from tinymistral.golden.diagnose.guess import Guess, number, reading
-from tinymistral.golden.diagnose.names import names, turn
+from tinymistral.golden.diagnose.guess import Guess, number
+from tinymistral.golden.diagnose.names import names, softmax, turn
 from tinymistral.golden.diagnose.steps import Array, Step
 
 MATCHED = 2**24  # distances of columns, so that memory is limited
@@ -35,13 +35,13 @@ def seen(first: Step) -> Iterator[Guess]:
         )
     if first.kind in ("weights", "mix"):
         K, H = first.x["k"].shape[2], first.x["q"].shape[2]
-        each = [reading(first, np.full(H, n)) for n in range(K)]
+        each = [_reading(first, np.full(H, n)) for n in range(K)]
         axis = 1 if first.kind == "weights" else 2
         far = [np.where(first.counts, np.square(x - first.out), 0) for x in each]
         sums = [np.nansum(x, axis=tuple({0, 1, 2, 3} - {axis})) for x in far]
         order = np.argmin(sums, axis=0)
         says = f"query heads 0 to {H - 1} read key/value heads {', '.join(map(str, order))}"
-        yield Guess(says, lambda s: reading(s, order))
+        yield Guess(says, lambda s: _reading(s, order))
     columns = ", ".join(map(number, _factors(first, (0, 1)).ravel()[:6]))
     says = f"each result of a token is multiplied by a factor of its own: {columns}, ..."
     yield Guess(says, lambda s: s.right * _factors(s, (0, 1)), last=True)
@@ -60,6 +60,14 @@ def seen(first: Step) -> Iterator[Guess]:
         shown = ", ".join(map(str, order[:8]))
         says = f"the order is permuted: results 0, 1, 2, ... are what {shown}, ... should be"
         yield Guess(says, lambda s: names(s)["flat"](names(s)["row"][..., order]), last=True)
+
+
+def _reading(s: Step, heads: Array) -> Array:
+    """Return what a step gives if query heads read these key/value heads."""
+    x = names(s)
+    if s.kind == "mix":
+        return np.asarray(x["mix"](s.x["v"], heads))
+    return softmax(x["scores"](s.x["q"], s.x["k"], heads), x["mask"])
 
 
 def _factors(s: Step, axes: tuple[int, ...]) -> Array:

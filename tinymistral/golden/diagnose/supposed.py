@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tinymistral.golden.diagnose.evidence import Evidence
-from tinymistral.golden.diagnose.formulas import GRIDS, HEADS, WHOLE
+from tinymistral.golden.diagnose.formulas import GRIDS, WHOLE
 from tinymistral.golden.diagnose.guess import NO_NUMBERS, refined
 from tinymistral.golden.diagnose.guesses import of_formulas
 from tinymistral.golden.diagnose.predictions import Predictions
@@ -41,10 +41,10 @@ SMALL = 8  # of whole numbers, the first so many are tried
 
 @dataclass(eq=False)
 class Supposed(Mistake):
-    """A mistake that is supposed: what is wrong at some place, in some kinds of steps."""
+    """A mistake that is supposed: what is wrong at some place, in a kind of steps."""
 
     guess: Any = None  # always a `Guess`
-    kinds: tuple[str, ...] = ()
+    kind: str = ""
     place: Place = ("", (), None)
 
     def results(self, each: Any, predictions: Any, dtype: str) -> Mapping[str, Array] | None:
@@ -59,7 +59,7 @@ class Supposed(Mistake):
 
     def _touches(self, kind: str, stage: str, layer: int) -> bool:
         _, stages, parity = self.place
-        here = kind in self.kinds and (not stages or stage in stages)
+        here = kind == self.kind and (not stages or stage in stages)
         return here and (parity is None or layer % 2 == parity)
 
 
@@ -84,10 +84,8 @@ def supposed(each: Evidence, predictions: Predictions, least: float) -> Iterator
                 places = [*places, ("q, k, v", ("q", "k", "v"), None)]
             for place in places[:1] if guess.parameter else places:
                 says = f"{place[0]}: {guess.says}" if place[0] else guess.says
-                made = Supposed(guess.name, says, "", guess=guess, kinds=(kind,), place=place)
+                made = Supposed(guess.name, says, "", guess=guess, kind=kind, place=place)
                 yield from [made] if not guess.parameter else _best(made, each, predictions, least)
-                if kind == "weights" and guess.says in HEADS:
-                    yield replace(made, says=guess.says, kinds=("weights", "mix"))
 
 
 def _best(
