@@ -173,13 +173,13 @@ window-doubled | weights | sees 2 W keys
     i - j < W => i - j < 2 * W
 window-less-4 | weights | W - 4
     i - j < W => i - j < max(1, W - 4)
-future-of-2 | weights | future|2 later|j <= i \+ 2
+future-of-2 | weights | distances -2, -1, 0
     j <= i and => j <= i + 2 and
 ntk-8 | rope | theta
     theta ** => (theta * 8 ** (d / max(1, d - 2))) **
 positions-from-100 | rope | p \+ 100|100 larger
     angle = p * => angle = (p + 100) *
-positions-halved | rope | positions.*(// 2|halved)
+positions-halved | rope | rotated as if at 0, 0, 1, 1
     angle = p * => angle = p // 2 *
 angles-times-2-pi | rope | times 6\.283
     angle = p * => angle = 2 * math.pi * p *
@@ -272,7 +272,7 @@ logits-centred | logits | mean|subtracted
     head @ n => (head - head.mean(axis=0)) @ n
 values-cached-in-8-bits | attention_mix cache.v | 8 bits|rounded
     (k, v) => (k, np.round(v / np.abs(v).max() * 127) * np.abs(v).max() / 127)
-keys-and-values-swapped-in-the-cache | weights attention_mix cache.k cache.v | keys are values|values are keys
+swapped-in-the-cache | weights attention_mix cache.k cache.v | keys are values|values are keys
     (k, v) => (v, k)
 every-fourth-key-0 | weights cache.k | .
     (k, v) => (k * (i % 4 != 0), v)

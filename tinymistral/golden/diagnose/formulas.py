@@ -28,9 +28,9 @@ WHOLE = ("few", "n", "size", "part")  # these are not searched between the value
 # Of the positions i of queries and j of keys; W is huge if there is no window.
 MASK = """
 no-window | the window is ignored: a query sees all earlier keys :: j <= i
-a query sees {size} keys, whatever the window is :: (j <= i) & ((W == FAR) | (i - j < size))
 a query sees W {few} keys :: (j <= i) & (i - j < W + few)
 a query sees {part} W keys :: (j <= i) & (i - j < maximum(1, W * part // 1))
+a query sees {size} keys, whatever the window is :: (j <= i) & ((W == FAR) | (i - j < size))
 a query sees W {n} keys :: (j <= i) & (i - j < W + n)
 keys of the future are visible on both sides of the query, |i - j| < W
     where(W < FAR, abs(i - j) < W, j <= i)
@@ -136,6 +136,7 @@ rope-in-16-bits | cosines and sines are rounded to float16 :: turn(x, p * f, to=
 # Of x, the weight w and epsilon; mean and rms are over the last axis.
 NORM = """
 epsilon is {eps_}; the configuration has another :: x / rms(x, eps_) * w
+eps-forgotten | there is no epsilon :: x / rms(x, 0) * w
 it is not normed: the result is x :: x
 it is not normed: the result is x · weight :: x * w
 the root is missing: x / (mean of squares + eps) :: x / rms(x, eps) ** 2 * w

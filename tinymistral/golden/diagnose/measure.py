@@ -183,7 +183,7 @@ def _where(group: Sequence[Step], steps: Sequence[Step], guess: Guess | None) ->
     """Return in which layers, calls or cases it is, where it could be in others but is not."""
     inside = {id(s) for s in steps}
     others = [s for s in group if id(s) not in inside]
-    if guess is not None:  # those in which it would show
+    if guess is not None and not guess.last:  # those in which it would show
         others = [s for s in others if _shows(s, guess)]
     if not others:
         return ""

@@ -33,6 +33,11 @@ def seen(first: Step) -> Iterator[Guess]:
             lambda s: turn(s.x["x"], s.x["positions"][..., None, None] * _frequencies(s)),
             last=True,
         )
+        tokens = (a[:1] for a in (first.x["positions"], _tokens(first)))
+        right, found = (", ".join(map(str, row[row >= 0][:8])) for row in tokens)
+        says = f"tokens at the positions {right} are rotated as if at {found}, {at}"
+        angle = lambda s: _tokens(s)[..., None, None] * names(s)["f"]  # noqa: E731
+        yield Guess(says, lambda s: turn(s.x["x"], angle(s)), last=True)
     if first.kind in ("weights", "mix"):
         K, H = first.x["k"].shape[2], first.x["q"].shape[2]
         each = [_reading(first, np.full(H, n)) for n in range(K)]
@@ -92,12 +97,24 @@ def _curve(s: Step) -> Callable[[Array], Array]:
     return lambda x: np.interp(x, at, values)
 
 
+def _turns(s: Step) -> Array:
+    """Return what came out times what went in, conjugate, as complex pairs (B, T, d/2)."""
+    (one, two), (a, b) = (np.split(x, 2, axis=-1) for x in (s.x["x"], s.out))
+    every = np.asarray(s.counts.all(axis=(2, 3)))
+    return np.where(every[..., None], ((a + 1j * b) * (one - 1j * two)).sum(axis=2), 0)
+
+
+def _tokens(s: Step) -> Array:
+    """Return the positions (B, T) by which tokens are rotated, up to some more than the last."""
+    every = np.arange(int(s.x["positions"].max(initial=0)) % 2**12 + 64)
+    turns = np.exp(-1j * every[:, None] * names(s)["f"])
+    found = np.einsum("btm,nm->btn", _turns(s), turns).real.argmax(axis=-1)
+    return np.where(s.x["positions"] >= 0, found, -1)
+
+
 def _frequencies(s: Step) -> Array:
     """Return by what angle each pair is rotated for each token, between -pi and pi."""
-    (one, two), (a, b) = (np.split(x, 2, axis=-1) for x in (s.x["x"], s.out))
-    z = ((a + 1j * b) * (one - 1j * two)).sum(axis=2)
-    every = np.asarray(s.counts.all(axis=(2, 3)))
-    z, p = np.where(every[..., None], z, 0), s.x["positions"][..., None] * 1.0
+    z, p = _turns(s), s.x["positions"][..., None] * 1.0
     grid = np.linspace(-np.pi, np.pi, 4096, endpoint=False)
     sums = [np.einsum("btm,btw->mw", z, np.exp(-1j * p * part)).real for part in np.split(grid, 16)]
     w = grid[np.concatenate(sums, axis=1).argmax(axis=1)]

@@ -18,7 +18,7 @@ from tinymistral.golden.diagnose.guess import NO_NUMBERS, refined
 from tinymistral.golden.diagnose.guesses import of_formulas
 from tinymistral.golden.diagnose.predictions import Predictions
 from tinymistral.golden.diagnose.steps import Array, Step, results_with
-from tinymistral.mistakes import Mistake
+from tinymistral.mistakes import MISTAKES, Mistake
 
 # Where a mistake may be, by its kind of step: in words, stages or all, every second layer or all.
 Place = tuple[str, tuple[str, ...], int | None]
@@ -35,6 +35,7 @@ PLACES: dict[str, list[Place]] = {
     ],
     "sum": [("both sums", (), None), *((n, (n,), None) for n in ("attention_residual", "output"))],
 }
+_FIX = {mistake.name: mistake.fix for mistake in MISTAKES}
 COARSE = {"c": 6, "theta_": 12, "eps_": 6, "slope": 8}  # of the grid, each so many is tried
 SMALL = 8  # of whole numbers, the first so many are tried
 
@@ -84,7 +85,8 @@ def supposed(each: Evidence, predictions: Predictions, least: float) -> Iterator
                 places = [*places, ("q, k, v", ("q", "k", "v"), None)]
             for place in places[:1] if guess.parameter else places:
                 says = f"{place[0]}: {guess.says}" if place[0] else guess.says
-                made = Supposed(guess.name, says, "", guess=guess, kind=kind, place=place)
+                fix = _FIX.get(guess.name, "")
+                made = Supposed(guess.name, says, fix, guess=guess, kind=kind, place=place)
                 yield from [made] if not guess.parameter else _best(made, each, predictions, least)
 
 
