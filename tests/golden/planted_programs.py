@@ -115,7 +115,7 @@ q-of-hidden | q | input is (hidden|the hidden state)|input is embedding
     linear(n, s, => linear(x[b, t] if s == "q" else n, s,
 linear-bfloat16 | q k v attention_output gate up mlp_output | rounded to bfloat16: the input \(
     m @ x => m @ bfloat16(x)
-eps-1e-8 | norms | epsilon is 1(\.1)?e-08
+eps-1e-8 | norms | epsilon is 1e-08
     + eps) => + F32(1e-8))
 eps-outside | norms | eps-outside-the-root
     np.sqrt((x * x).mean() + eps) => (np.sqrt((x * x).mean()) + eps)

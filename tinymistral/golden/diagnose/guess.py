@@ -64,9 +64,11 @@ def refined(
             b = low + golden * (high - low)
             fb = f(b)
     found = back(a if fa < fb else b)
-    nice = float(f"{found:.2g}")  # what somebody would have written, if it is as near
-    near = abs(nice - found) <= 0.01 * abs(found)
-    return nice if near and error(nice) <= 1.5 * error(found) + 1e-12 else found
+    for digits, near in ((1, 0.2), (2, 0.01)):  # what somebody would have written, if it is as near
+        nice = float(f"{found:.{digits}g}")
+        if abs(nice - found) <= near * abs(found) and error(nice) <= 1.5 * error(found) + 1e-12:
+            return nice
+    return found
 
 
 def number(x: float) -> str:
