@@ -223,8 +223,6 @@ mix-in-bfloat16 | attention_mix | rounded to bfloat16
     mix[h] += F32(e) * cached[j][1][vh] => mix[h] = bfloat16(mix[h] + F32(e) * cached[j][1][vh])
 last-head-lost | attention_output | head.*(left out|lost)|last \d+ inputs
     mix.reshape(-1) => np.concatenate([mix[:-1].reshape(-1), np.zeros(d, dtype=F32)])
-o-transposed | attention_output | transposed
-    return m @ x => return (m.T if stage == "attention_output" and len(m) == len(x) else m) @ x
 k-doubled | k | 2 times
     return m @ x => return m @ x * (1 + (stage == "k"))
 q-with-a-bias | q | bias
@@ -246,8 +244,6 @@ silu-less-half | silu_mul | another curve
     g / (1 + np.exp(-g)) => (g / (1 + np.exp(-g)) - F32(0.5))
 mlp-missing | output | nothing is added
     middle + y => middle
-mlp-of-the-input | output | .
-    middle + y => x[b, t] + y
 both-outputs-halved | sums | multiplied by 0\.5
     x[b, t] + o => x[b, t] + o / 2
     middle + y => middle + y / 2
@@ -274,8 +270,6 @@ values-cached-in-8-bits | attention_mix cache.v | 8 bits|rounded
     (k, v) => (k, np.round(v / np.abs(v).max() * 127) * np.abs(v).max() / 127)
 swapped-in-the-cache | weights attention_mix cache.k cache.v | keys are values|values are keys
     (k, v) => (v, k)
-every-fourth-key-0 | weights cache.k | .
-    (k, v) => (k * (i % 4 != 0), v)
 """
 
 STAGES = {
