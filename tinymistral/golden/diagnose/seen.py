@@ -25,28 +25,9 @@ def seen(first: Step) -> Iterator[Guess]:
         says = f"it is f(gate) · up, of another curve: f(-1), f(0), f(1) are {points}"
         yield Guess(says, lambda s: curve(s.x["gate"]) * s.x["up"], last=True)
     if first.kind == "rope":
-        says = "pairs are rotated by other angles: by {} for each token, it should be {}"
-        w = _frequencies(first)
-        parts = [", ".join(f"{x:.3g}" for x in a[:6]) for a in (w, names(first)["f"])]
-        yield Guess(
-            says.format(*parts),
-            lambda s: turn(s.x["x"], s.x["positions"][..., None, None] * _frequencies(s)),
-            last=True,
-        )
-        tokens = (a[:1] for a in (first.x["positions"], _tokens(first)))
-        right, found = (", ".join(map(str, row[row >= 0][:8])) for row in tokens)
-        says = f"tokens at the positions {right} are rotated as if at {found}, {at}"
-        angle = lambda s: _tokens(s)[..., None, None] * names(s)["f"]  # noqa: E731
-        yield Guess(says, lambda s: turn(s.x["x"], angle(s)), last=True)
+        yield from _angles(first, at)
     if first.kind in ("weights", "mix"):
-        K, H = first.x["k"].shape[2], first.x["q"].shape[2]
-        each = [_reading(first, np.full(H, n)) for n in range(K)]
-        axis = 1 if first.kind == "weights" else 2
-        far = [np.where(first.counts, np.square(x - first.out), 0) for x in each]
-        sums = [np.nansum(x, axis=tuple({0, 1, 2, 3} - {axis})) for x in far]
-        order = np.argmin(sums, axis=0)
-        says = f"query heads 0 to {H - 1} read key/value heads {', '.join(map(str, order))}"
-        yield Guess(says, lambda s: _reading(s, order))
+        yield _heads(first)
     columns = ", ".join(map(number, _factors(first, (0, 1)).ravel()[:6]))
     says = f"each result of a token is multiplied by a factor of its own: {columns}, ..."
     yield Guess(says, lambda s: s.right * _factors(s, (0, 1)), last=True)
@@ -58,13 +39,48 @@ def seen(first: Step) -> Iterator[Guess]:
         bias = number(float(np.abs(_bias(first)).max(initial=0)))
         says = f"a bias is added, of up to {bias}"
         yield Guess(says, lambda s: s.right + _bias(s), last=True)
-        got, want = (a[rows].reshape(int(rows.sum()), -1) for a in (first.out, first.right))
-        most = max(3, MATCHED // want.shape[1] ** 2)
-        got, want = got[:most], want[:most]
-        order = np.abs(got[:, :, None] - want[:, None, :]).max(axis=0).argmin(axis=1)
-        shown = ", ".join(map(str, order[:8]))
-        says = f"the order is permuted: results 0, 1, 2, ... are what {shown}, ... should be"
-        yield Guess(says, lambda s: names(s)["flat"](names(s)["row"][..., order]), last=True)
+        yield from _permuted(first, rows)
+
+
+def _permuted(first: Step, rows: Array) -> Iterator[Guess]:
+    """Match the columns of what came out with those that should."""
+    got, want = (a[rows].reshape(int(rows.sum()), -1) for a in (first.out, first.right))
+    most = MATCHED // want.shape[1] ** 2
+    if most < 3:
+        return
+    order = np.abs(got[:most, :, None] - want[:most, None, :]).max(axis=0).argmin(axis=1)
+    shown = ", ".join(map(str, order[:8]))
+    says = f"the order is permuted: results 0, 1, 2, ... are what {shown}, ... should be"
+    yield Guess(says, lambda s: names(s)["flat"](names(s)["row"][..., order]), last=True)
+
+
+def _angles(first: Step, at: str) -> Iterator[Guess]:
+    """Yield the angles by which pairs are rotated, and the positions by which tokens are."""
+    says = "pairs are rotated by other angles: by {} for each token, it should be {}"
+    w = _frequencies(first)
+    parts = [", ".join(f"{x:.3g}" for x in a[:6]) for a in (w, names(first)["f"])]
+    yield Guess(
+        says.format(*parts),
+        lambda s: turn(s.x["x"], s.x["positions"][..., None, None] * _frequencies(s)),
+        last=True,
+    )
+    tokens = (a[:1] for a in (first.x["positions"], _tokens(first)))
+    right, found = (", ".join(map(str, row[row >= 0][:8])) for row in tokens)
+    says = f"tokens at the positions {right} are rotated as if at {found}, {at}"
+    angle = lambda s: _tokens(s)[..., None, None] * names(s)["f"]  # noqa: E731
+    yield Guess(says, lambda s: turn(s.x["x"], angle(s)), last=True)
+
+
+def _heads(first: Step) -> Guess:
+    """Return which key/value heads are read."""
+    K, H = first.x["k"].shape[2], first.x["q"].shape[2]
+    each = [_reading(first, np.full(H, n)) for n in range(K)]
+    axis = 1 if first.kind == "weights" else 2
+    far = [np.where(first.counts, np.square(x - first.out), 0) for x in each]
+    sums = [np.nansum(x, axis=tuple({0, 1, 2, 3} - {axis})) for x in far]
+    heads = np.argmin(sums, axis=0)
+    says = f"query heads 0 to {H - 1} read key/value heads {', '.join(map(str, heads))}"
+    return Guess(says, lambda s: _reading(s, heads))
 
 
 def _reading(s: Step, heads: Array) -> Array:
@@ -85,7 +101,8 @@ def _factors(s: Step, axes: tuple[int, ...]) -> Array:
 def _bias(s: Step) -> Array:
     """Return what is added to the results of every token."""
     rows = s.counts.all(axis=tuple(range(2, s.out.ndim)))
-    return np.asarray(np.median((s.out - s.right)[rows], axis=0))
+    added = (s.out - s.right)[rows]
+    return np.median(added, axis=0) if len(added) else np.zeros(s.out.shape[2:])
 
 
 def _curve(s: Step) -> Callable[[Array], Array]:
