@@ -158,7 +158,7 @@ cached-bfloat16 | weights attention_mix cache.k cache.v | rounded to bfloat16
     (k, v) => (bfloat16(k), bfloat16(v))
 """
 
-# Those that were written down after the diagnosis. Of 53 that show, the wrong step was right in all;
+# Those that were written down after the diagnosis. Of 53 that show the wrong step was right in all;
 # what it did in 35 at first sight, in 41 after general measurements were repaired or added. No
 # formula was written for one of them.
 OTHERS = r"""
