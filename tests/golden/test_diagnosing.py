@@ -30,7 +30,7 @@ def names(diagnosis: Diagnosis) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype, step", [("float32", 2), ("bfloat16", 4)])
+@pytest.mark.parametrize("dtype, step", [("float32", 4), ("bfloat16", 8)])
 def test_mistakes_are_found_from_all_stages(
     predictions: Predictions, dtype: str, step: int
 ) -> None:
@@ -47,19 +47,19 @@ def test_mistakes_are_found_from_all_stages(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype, most_lost", [("float32", 3), ("bfloat16", 6)])
+@pytest.mark.parametrize("dtype, most_lost", [("float32", 2), ("bfloat16", 4)])
 def test_mistakes_are_found_from_logits_alone(
     predictions: Predictions, dtype: str, most_lost: int
 ) -> None:
-    """Every sixth of those that show."""
+    """Every eighth of those that show."""
     lost, shown = [], 0
-    for mistake in FORWARD[::6]:
+    for mistake in FORWARD[::8]:
         evidence = candidate(predictions, mistake, dtype, True) if dtype in mistake.shows_in else []
         if any(each.differs for each in evidence):
             shown += 1
             if mistake.name not in names(diagnose(evidence, FORWARD, predictions)):
                 lost.append(mistake.name)
-    assert shown > 12
+    assert shown >= 8
     assert len(lost) <= most_lost, lost
 
 
