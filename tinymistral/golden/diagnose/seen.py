@@ -34,7 +34,7 @@ def seen(first: Step) -> Iterator[Guess]:
     ratio = number(float(_factors(first, (-1,)).ravel()[first.counts.all(axis=-1).argmax()]))
     says = f"each token's result is multiplied by a factor of its own: {ratio} for the first, {at}"
     yield Guess(says, lambda s: s.right * _factors(s, (-1,)), last=True)
-    rows = first.counts.all(axis=tuple(range(2, first.out.ndim)))
+    rows = np.asarray(first.counts.all(axis=tuple(range(2, first.out.ndim))))
     if rows.sum() > 2 and first.kind != "weights":
         bias = number(float(np.abs(_bias(first)).max(initial=0)))
         says = f"a bias is added, of up to {bias}"
