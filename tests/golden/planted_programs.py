@@ -194,7 +194,7 @@ every-second-pair | rope | pair.*not rotated|other angles
     angle = p * => angle = (m % 2 == 0) * p *
 sine-alone-in-float16 | rope | float16
     math.sin(angle), m => float(np.float16(math.sin(angle))), m
-stretched-by-yarn | rope | 1\.139
+stretched-by-yarn | rope | 1\.139|1\.296
     return turned => return turned * F32(1.1386)
 scale-1/8 | weights | scale is
     math.sqrt(d) => 8

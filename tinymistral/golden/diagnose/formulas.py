@@ -17,7 +17,7 @@ GRIDS: dict[str, Grid] = {
     "c": np.geomspace(1 / 100, 100, 81).tolist(),
     "theta_": np.geomspace(1, 1e9, 181).tolist(),
     "eps_": [0.0, *np.geomspace(1e-12, 1, 73)],
-    "slope": np.linspace(-2, 2, 81).tolist(),
+    "slope": [*(-np.geomspace(2, 0.01, 25)).tolist(), *np.geomspace(0.01, 2, 25).tolist()],
     "few": _INTEGERS[:4],
     "n": _INTEGERS,
     "size": [*range(1, 17), 32, 64, 128, 256, 512, 1024, 2048, 4096],
@@ -103,6 +103,7 @@ values are those of the token before :: mix(roll(v, 1, axis=1))
 # Of x, positions p, the frequency f of each pair m, and theta; t are columns.
 ROPE = """
 nothing-turned | it is not rotated :: x
+rope-backwards | it is rotated the other way: the sign of the sine is wrong :: turn(x, -p * f)
 it is rotated twice: by 2 times its angle :: turn(x, 2 * p * f)
 positions are p {n}, not p :: turn(x, (p + n) * f)
 positions begin at 0 in each call, {n} :: turn(x, (t + n) * f)

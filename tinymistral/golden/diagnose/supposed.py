@@ -36,7 +36,7 @@ PLACES: dict[str, list[Place]] = {
     "sum": [("both sums", (), None), *((n, (n,), None) for n in ("attention_residual", "output"))],
 }
 _FIX = {mistake.name: mistake.fix for mistake in MISTAKES}
-COARSE = {"c": 6, "theta_": 12, "eps_": 6, "slope": 8}  # of the grid, each so many is tried
+COARSE = {"c": 6, "theta_": 12, "eps_": 6, "slope": 4}  # of the grid, each so many is tried
 SMALL = 8  # of whole numbers, the first so many are tried
 
 
@@ -83,7 +83,7 @@ def supposed(each: Evidence, predictions: Predictions, least: float) -> Iterator
             places = PLACES.get(kind, [(stage, (stage,), None)])
             if kind == "linear" and stage == "q":
                 places = [*places, ("q, k, v", ("q", "k", "v"), None)]
-            for place in places[:1] if guess.parameter else places:
+            for place in places if kind == "rope" or not guess.parameter else places[:1]:
                 says = f"{place[0]}: {guess.says}" if place[0] else guess.says
                 fix = _FIX.get(guess.name, "")
                 made = Supposed(guess.name, says, fix, guess=guess, kind=kind, place=place)
