@@ -139,9 +139,9 @@ class Evidence(Comparison):
             worst = max(worst, float(left.max(initial=0.0)))
             if self.parts[name].verdict == DIFFERS:
                 before = self._units(name, x, expected)
-                same = name in wanted and wanted[name].shape == x.shape
-                if same and not self.parts[name].tolerance:  # ids, also in 16 bits
-                    left, before = (1.0 * (x != y[name]) for y in (wanted, expected))
+                ids = [y[name] for y in (wanted, expected) if np.shape(y.get(name)) == x.shape]
+                if len(ids) == 2 and not self.parts[name].tolerance:  # also in 16 bits
+                    left, before = (1.0 * (x != y) for y in ids)
                 squares = float(np.square(before).sum())
                 shares.append(1 - float(np.square(left).sum()) / squares if squares else 1.0)
         if not shares or self.another_length:  # then errors are as large as can be
