@@ -139,7 +139,9 @@ class Evidence(Comparison):
             worst = max(worst, float(left.max(initial=0.0)))
             if self.parts[name].verdict == DIFFERS:
                 before = self._units(name, x, expected)
-                ids = [y[name] for y in (wanted, expected) if np.shape(y.get(name)) == x.shape]
+                ids = [
+                    y[name] for y in (wanted, expected) if name in y and y[name].shape == x.shape
+                ]
                 if len(ids) == 2 and not self.parts[name].tolerance:  # also in 16 bits
                     left, before = (1.0 * (x != y) for y in ids)
                 squares = float(np.square(before).sum())
