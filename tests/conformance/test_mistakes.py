@@ -30,7 +30,13 @@ OF_ATTENTION = [
 ]
 
 # Stop at the first example that fails, without shrinking it.
-QUICK = settings(SETTINGS, phases=[Phase.generate], report_multiple_bugs=False, database=None)
+QUICK = settings(
+    SETTINGS,
+    max_examples=settings.get_profile("ci").max_examples,
+    phases=[Phase.generate],
+    report_multiple_bugs=False,
+    database=None,
+)
 
 
 def check(law: str, backend: Backend, examples: int = QUICK.max_examples) -> None:
