@@ -57,7 +57,7 @@ for word in ("▁he", "▁soup", "▁three", "▁red", "▁fox"):
     print(f"{word:8} is near  {'   '.join(names)}")
 
 # %% [markdown]
-# Words that can stand in the same place in a sentence are neighbours. The model never saw a
+# Words of one kind are neighbours: pronouns, food, numbers, colours, animals. The model never saw a
 # dictionary; it learned this from predicting the next token.
 #
 # ## The stream
@@ -191,8 +191,9 @@ picture(
 # %% [markdown]
 # And this is how the stream's size changes from the embedding to the last layer, and how large the
 # contributions are that are added on the way (the mean over all tokens but `<s>`, which is no part
-# of the text). The sizes do not add up: two vectors of RMS 1 have a sum of RMS 2 only if they are
-# the same, and a sum of RMS √2 if their directions have nothing to do with each other.
+# of the text; a few are far larger than the others). The sizes do not add up: two vectors of RMS 1
+# have a sum of RMS 2 only if they are the same, and a sum of RMS √2 if their directions have
+# nothing to do with each other.
 
 # %% tags=["remove-input"]
 names = [f"layers.{n}.{step}" for n in layers for step in ("attention", "mlp")]

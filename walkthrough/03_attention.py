@@ -186,10 +186,12 @@ picture(
 # %% tags=["remove-input"]
 row = every[far_head][-1]
 most = int(row.argmax())
+close = every[near_head][i - j <= 2].sum() / T
 say(f"""
 Each row is one query, and its weights add up to 1: the darker a cell, the more of that token's
 value is taken. On the left, {before[near_head]:.0%} of the weight is on the token just before, on
-average: this head mostly reads close by. On the right, the last token,
+average, and {close:.0%} on the token itself and the two before: this head reads close by. On the
+right, the last token,
 `{names[-1]}`, reads `{names[most]}` at position {most} most, with weight {row[most]:.2f}: what
 followed the first `{names[-1]}`. So the model can say again what it has read, and
 `{names[most]}` is what it says next. Nobody told a head what to look for: training found that

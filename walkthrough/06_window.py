@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from tinymistral import DEMO, MistralForCausalLM, MistralTokenizer
 from tinymistral.operations import visible
-from tinymistral.training.documents import held_out_stories
+from tinymistral.training.documents import graded_stories
 from tinymistral.training.grading import places_of, read
 
 # %% tags=["remove-input"]
@@ -113,7 +113,7 @@ picture(figure, "06_cone", "A cone of dots: the last token above, ten tokens tha
 model = MistralForCausalLM.from_pretrained(DEMO, dtype="float64")
 tokenizer = MistralTokenizer.from_pretrained(DEMO)
 layers, own = model.config.num_hidden_layers, model.config.sliding_window
-text = " ".join(each.text for each in held_out_stories(20))
+text = " ".join(each.text for each in graded_stories(20))
 
 
 def with_window(window: int, dtype: str = "float64") -> MistralForCausalLM:
@@ -194,12 +194,12 @@ assert change[1] > 0.1 and change[reach] < 1e-6 and (change[reach + 1 :] == 0).a
 # ## Experiment: remembering a name
 #
 # The stories of this package tell something early, a name, a colour, a number, and come back to it
-# later. We let the model read stories that it was not trained on, up to each such place. Is the
-# right word the likeliest of its kind? The distance is counted from the last time that it was said.
+# later. We let the model read stories that are new to it, up to each such place. Is the right
+# word the likeliest of its kind? The distance is counted from the last time that it was said.
 # We ask twice: with the model's own window, and with half of it.
 
 # %%
-stories = held_out_stories(60)
+stories = graded_stories(60)
 rows = [np.array(tokenizer.encode(each.text)) for each in stories]
 places = [places_of(each, row, tokenizer) for each, row in zip(stories, rows, strict=True)]
 distances = np.array([place.distance for of_story in places for place in of_story])

@@ -89,10 +89,10 @@ Most of this chapter is about these two rows of {logits.shape[1]:,} numbers.
 # ## Greedy, or drawn at random
 #
 # The simplest choice is the highest logit. This is *greedy* generation. It gives the same text each
-# time, and it tends to be dull and to repeat itself. The other choice is *sampling*: draw a token
-# at random, each with its probability. Then unlikely tokens come too. Each of them is rare, but
-# there are so many that one comes quite often, and the text goes astray. The options below are ways
-# between the two.
+# time, and with many models that text soon goes in circles. The other choice is *sampling*: draw a
+# token at random, each with its probability. Then unlikely tokens come too. Each of them is rare,
+# but there are so many that one comes quite often, and the text goes astray. The options below are
+# ways between the two.
 #
 # ## Temperature
 #
@@ -214,7 +214,7 @@ counts tokens, whatever their probabilities.
 # tokens, and first of all the *repetition penalty*. It makes the tokens that the row already
 # contains less likely: a positive logit is divided by the penalty, a negative one is multiplied by
 # it. (So here the zero of the scale does count, though it means nothing. The rule is crude, and it
-# works.)
+# works.) The stories of this model hardly repeat themselves, so here it only leads to another one:
 
 # %%
 contained = np.array([[True, True, False]])

@@ -34,7 +34,8 @@ decode            new tokens a second, from the first on
 of products       of the time to the first token, the share that the float32
                   products of the same matrices take by themselves
 of reading        of the time of a new token, the share that takes to read the
-                  weights once, with as many threads
+                  weights once, with as many threads; both shares can exceed
+                  1, since a limit is measured by itself, at another moment
 ratio             how many times as long the other program takes: above 1
                   where this one is faster; the median of the rounds' ratios
 
