@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +16,22 @@ from test_cli_process import MAIN, WITH_CTRL_C, finish, posix, read_terminal, st
 from tinymistral import MistralForCausalLM, MistralTokenizer
 from tinymistral.checkpoint import read_tensors
 from tinymistral.files.safetensors import read_file, write_file
-from tinymistral.threads import VARIABLES
+from tinymistral.threads import VARIABLES, threads
 from tinymistral.training import run as runs
 
 TEXTS = [f"{a} saw a {b} ball.\nIt was {b}." for a in ("Mia", "Tom") for b in ("red", "blue")]
 FAST = ("--batch-tokens", "40", "--length", "32", "--vocabulary", "290")
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
     """NumPy has started before the command could ask for one thread."""
-    for name in VARIABLES:
-        monkeypatch.setenv(name, "1")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in VARIABLES:
+            patch.setenv(name, "1")
+        threads.cache_clear()
+        yield
+    threads.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +45,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
 def trained(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three steps."""
     out = tmp_path_factory.mktemp("trained") / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        for name in VARIABLES:
-            patch.setenv(name, "1")
-        code, _, err = run("train", str(out), "--corpus", corpus, "--steps", "3", *FAST)
+    code, _, err = run("train", str(out), "--corpus", corpus, "--steps", "3", *FAST)
     assert code == 0, err
     return out
 
@@ -307,7 +309,7 @@ def test_linear_algebra_has_one_thread(corpus: str, tmp_path: Path) -> None:
     code = """
 import os
 from tinymistral.cli import main
-from tinymistral.threads import VARIABLES
+from tinymistral.threads import VARIABLES, threads
 main()
 print(*(os.environ[name] for name in VARIABLES))
 """
