@@ -13,6 +13,8 @@ from unittest.mock import patch
 import pytest
 from hypothesis import settings
 
+from tinymistral import threads
+
 settings.register_profile("default", max_examples=25, derandomize=True, deadline=None)
 settings.register_profile("ci", settings.get_profile("default"), max_examples=50)
 settings.register_profile(
@@ -43,6 +45,17 @@ def no_waiting_for_the_disk() -> Iterator[None]:
     """
     with patch("os.fsync", lambda handle: None), patch("gettext.find", lambda *_, **__: None):
         yield
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Let `train`, which asks for one thread, find that NumPy has started with one."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in threads.VARIABLES:
+            patch.setenv(name, "1")
+        threads.threads.cache_clear()
+        yield
+    threads.threads.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -175,9 +175,8 @@ def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
     ],
 )
 def test_another_model_is_named_before_anything_about_its_tokenizer(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, tmp_path: Path, one_thread: None
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which `train` sets before NumPy is imported
     model = copy_of_demo(tmp_path / "model", model_type="mixtral")
     words = [*command.format(tmp_path / "out").split(), model]
     (tmp_path / "model" / "tokenizer.model").unlink()

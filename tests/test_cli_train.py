@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,22 +15,11 @@ from test_cli_process import MAIN, WITH_CTRL_C, finish, posix, read_terminal, st
 from tinymistral import MistralForCausalLM, MistralTokenizer
 from tinymistral.checkpoint import read_tensors
 from tinymistral.files.safetensors import read_file, write_file
-from tinymistral.threads import VARIABLES, threads
 from tinymistral.training import run as runs
 
 TEXTS = [f"{a} saw a {b} ball.\nIt was {b}." for a in ("Mia", "Tom") for b in ("red", "blue")]
 FAST = ("--batch-tokens", "40", "--length", "32", "--vocabulary", "290")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """NumPy has started before the command could ask for one thread."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in VARIABLES:
-            patch.setenv(name, "1")
-        threads.cache_clear()
-        yield
-    threads.cache_clear()
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
