@@ -27,7 +27,7 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 PARTS = {"bfloat16": 1, "float16": 2, "float32": 3}
 
 # A product is done by several threads if it has at least so many weights to read, or products of
-# numbers. Less takes some 0.1 ms, as long as to wake a thread.
+# numbers. Less takes a core with these units 0.2 ms, not much more than to wake a thread.
 WEIGHTS_IN_PARALLEL = 1 << 20
 PRODUCTS_IN_PARALLEL = 1 << 26
 
@@ -59,8 +59,8 @@ class MklBackend(NumpyBackend):
         if "BF16" in processor:
             return f"MKL {version} with AVX-512 BF16" + " and AMX" * ("AMX" in processor)
         return (
-            f"MKL {version} uses no bfloat16 units on this processor: single tokens, and "
-            "everything in float32, are slower than with numpy"
+            f"MKL {version} uses no bfloat16 units (AVX-512 BF16, AMX) on this processor: numpy is "
+            "faster, in float32 about three times"
         )
 
     def linear(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -106,6 +106,7 @@ class MklBackend(NumpyBackend):
         return out.reshape(*x.shape[:-1], m)
 
 
+@np.errstate(invalid="ignore")  # inf - inf, and any use of a signalling NaN
 def split(x: np.ndarray, count: int) -> np.ndarray:
     """Split numbers (N, n) into bfloat16 numbers (count, N, n) whose sum they are, largest first.
 
@@ -127,8 +128,7 @@ def split(x: np.ndarray, count: int) -> np.ndarray:
         upper = rest.view(np.uint32) >> 16
         part[...] = upper
         upper <<= 16
-        with np.errstate(invalid="ignore"):  # inf - inf
-            rest -= upper.view(np.float32)
+        rest -= upper.view(np.float32)
     parts = parts.view(BFLOAT16)
     strange = ~np.isfinite(x)
     if strange.any():
