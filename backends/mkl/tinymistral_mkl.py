@@ -21,10 +21,10 @@ from tinymistral.threads import in_parallel, threads
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
-# By the dtype of activations, how many bfloat16 numbers they are the sum of (`split`). What is not
-# here goes to NumPy: float64, and every weight that is not bfloat16. For float32 weights MKL would
-# use the same units of the processor as NumPy does.
-PARTS = {"bfloat16": 1, "float16": 2, "float32": 3}
+# By the dtype of activations, how many bfloat16 numbers each is the sum of (`split`). What is not
+# here goes to NumPy, and every weight that is not bfloat16: for float32 weights MKL would use the
+# same units of the processor as NumPy does, and a model in float16 has float16 weights.
+PARTS = {"bfloat16": 1, "float32": 3}
 
 # A product is done by several threads if it has at least so many weights to read, or products of
 # numbers. Less takes a core with these units 0.2 ms, not much more than to wake a thread.
@@ -75,14 +75,13 @@ class MklBackend(NumpyBackend):
         """
         m, n = weight.shape
         if (
-            self.dtype == "float64"
-            or x.dtype.name not in PARTS
+            self.dtype not in PARTS
             or weight.dtype != BFLOAT16
             or not (weight.flags.c_contiguous and weight.flags.aligned)
-            or not (x.size and weight.size)
+            or not x.size
         ):
             return super().linear(x, weight)
-        parts = split(x.reshape(-1, n), PARTS[x.dtype.name])
+        parts = split(x.reshape(-1, n), PARTS[self.dtype])  # (1 or 3, N, n)
         rows = parts.reshape(-1, n)
         out = np.empty((parts.shape[1], m), dtype=self.activation_dtype)
 
@@ -90,7 +89,7 @@ class MklBackend(NumpyBackend):
             *larger, total = product(rows, weight[block]).reshape(*parts.shape[:2], -1)
             for part in reversed(larger):
                 total += part
-            out[:, block] = self.round(total)
+            out[:, block] = total
 
         large = (
             weight.size >= WEIGHTS_IN_PARALLEL or len(rows) * weight.size >= PRODUCTS_IN_PARALLEL
@@ -110,20 +109,20 @@ class MklBackend(NumpyBackend):
 def split(x: np.ndarray, count: int) -> np.ndarray:
     """Split numbers (N, n) into bfloat16 numbers (count, N, n) whose sum they are, largest first.
 
-    The upper half of a float32's bits is a bfloat16, of the 8 first of its 24 significant bits:
-    that is the first part. The rest has 16 significant bits and no smaller step, so it is a float32
-    too, and the subtraction is exact. Its upper half is the next part, of its first 8 bits; the 8
-    that are left, or less, are the third. In the same way two parts are any float16, of 11 bits.
-    Nothing is rounded up, so nothing overflows, and every part has the sign of the number.
+    Those of float32 are x = x1 + x2 + x3, exactly. The upper half of a float32's bits is a bfloat16
+    with the first 8 of its 24 significant bits, the other 16 cut off: x1. So x - x1 has at most
+    these 16 bits; it is a float32, and the subtraction is exact. x2 is the upper half of x - x1,
+    its first 8 significant bits. At most 8 are left, which are a bfloat16 as they are: x3. Bits are
+    cut off, not rounded, so that nothing overflows, and each part has the sign of x or is 0.
 
-    A bfloat16 has no smaller step than 2^-133. So a number below 2^-110, whose last bit may be
-    smaller, is off by less than 2^-133. MKL's units take a part below 2^-126 as 0, and with it
-    less than 2^-126. Where a number is not finite, the first part is it, and the others are 0.
+    But a bfloat16 has no smaller step than 2^-133. The last bit of a number below 2^-110 may be
+    smaller, and the sum is off by less than 2^-133. MKL's units take a part below 2^-126 as 0, and
+    lose less than that. Where x is not finite, x1 is x, and the others are 0.
     """
-    if x.dtype == BFLOAT16:
+    if count == 1:
         return np.ascontiguousarray(x)[None]
     parts = np.empty((count, *x.shape), dtype=np.uint16)
-    rest = x.astype(np.float32)  # a copy
+    rest = x.copy()
     for part in parts:
         upper = rest.view(np.uint32) >> 16
         part[...] = upper

@@ -23,7 +23,7 @@ from tinymistral.conformance.test_operations import test_linear_is_dot_products 
 from tinymistral.numpy_backend import NumpyBackend
 from tinymistral_mkl import BFLOAT16, MklBackend, split
 
-NARROW = pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+NARROW = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 
 
 # The parts of a number, in exact arithmetic
@@ -59,14 +59,6 @@ def test_three_parts_are_a_float32(bits):
     else:
         with np.errstate(invalid="ignore"):  # a NaN that signals
             np.testing.assert_array_equal(numbers, [x[0, 0], 0, 0])
-
-
-def test_two_parts_are_a_float16():
-    """Every one; their sums have at most 11 bits, so float32 adds them exactly."""
-    x = np.arange(2**16, dtype=np.uint16).view(np.float16).reshape(256, 256)
-    with np.errstate(invalid="ignore"):  # the NaN among them that signal
-        first, second = split(x, 2).astype(np.float32)
-        np.testing.assert_array_equal(first + second, x.astype(np.float32))
 
 
 @pytest.mark.parametrize("number", [np.inf, -np.inf, np.nan])
@@ -143,10 +135,10 @@ def weights() -> np.ndarray:
         ("float64", "float64", weights()),
         ("float32", "float32", weights().astype(np.float32)),
         ("float32", "float32", weights().astype(np.float16)),
+        ("float16", "float16", weights()),
         ("bfloat16", BFLOAT16, weights().astype(np.float32)),
         ("float32", "float32", unaligned(weights())),
         ("float32", "float32", weights()[:, ::2]),
-        ("float32", "float32", weights()[:0]),
     ],
 )
 def test_numpy_computes_what_mkl_cannot(dtype, x_dtype, weight, monkeypatch):
@@ -155,6 +147,11 @@ def test_numpy_computes_what_mkl_cannot(dtype, x_dtype, weight, monkeypatch):
     out = MklBackend(dtype).linear(x, weight)
     np.testing.assert_array_equal(out, NumpyBackend(dtype).linear(x, weight))
     assert out.dtype == x.dtype
+
+
+def test_of_no_tokens_there_are_no_products():
+    x = np.empty((2, 0, 30), dtype=np.float32)
+    assert MklBackend("float32").linear(x, weights()).shape == (2, 0, 40)
 
 
 def test_weights_are_read_where_they_lie_by_as_many_threads_as_there_are(monkeypatch):
