@@ -163,10 +163,10 @@ def library() -> ctypes.CDLL:
             "take numpy",
         ) from None
     try:
-        [path] = [file.locate() for file in files if re.match(r"(lib)?mkl_rt\.", file.name)]
-        mkl = ctypes.CDLL(str(path))
+        named = (file.locate() for file in files if re.match(r"(lib)?mkl_rt\.", file.name))
+        mkl = ctypes.CDLL(str(next(named, "mkl_rt")))
         call = mkl.cblas_gemm_bf16bf16f32
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, AttributeError) as error:
         raise BackendUnavailable(
             f"MKL cannot be loaded: {error}", 'pip install --force-reinstall "mkl>=2026"'
         ) from error

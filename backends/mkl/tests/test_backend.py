@@ -254,14 +254,13 @@ def test_without_mkl_the_remedy_is_named(not_loaded, monkeypatch):
         MklBackend.device()
 
 
-@pytest.mark.parametrize("text", [None, "no library"])
-def test_a_broken_installation_is_named(text, not_loaded, monkeypatch, tmp_path):
-    path = tmp_path / "libmkl_rt.so.3"
-    if text:
-        path.write_text(text, "utf-8")
-    file = metadata.PackagePath("libmkl_rt.so.3")
-    file.dist = metadata.PathDistribution(tmp_path / "mkl.dist-info")
-    monkeypatch.setattr(metadata, "files", lambda name: [file])
+@pytest.mark.parametrize("files", [[], ["libmkl_rt.so.3"], ["libmkl_core.so.3"]])
+def test_a_broken_installation_is_named(files, not_loaded, monkeypatch, tmp_path):
+    (tmp_path / "libmkl_rt.so.3").write_text("no library", "utf-8")
+    files = [metadata.PackagePath(name) for name in files]
+    for file in files:
+        file.dist = metadata.PathDistribution(tmp_path / "mkl.dist-info")
+    monkeypatch.setattr(metadata, "files", lambda name: files)
     with pytest.raises(BackendUnavailable, match=r"^MKL cannot be loaded: .*; pip install --force"):
         MklBackend.device()
 
