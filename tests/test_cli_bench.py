@@ -112,7 +112,7 @@ def test_the_picture_has_a_line_for_the_window_and_one_without(tmp_path: Path) -
         (("--lengths", "3,x"), "argument --lengths: expected such as 64,1024, got '3,x'"),
         (("--lengths", "0"), "--lengths: expected 1 to"),
         (("--new-tokens", "1"), "--new-tokens: expected 2 to"),
-        (("--against", "llama"), "argument --against: unknown 'llama'"),
+        (("--against", "transformers,llama.cpp"), "unknown 'llama.cpp'; did you mean llama-cpp?"),
         (("--plot", "a.txt"), "expected a name that ends with .svg or .png"),
     ],
 )

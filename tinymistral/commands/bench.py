@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from tinymistral.commands import arguments
 from tinymistral.commands.console import Progress, interruptible, print_json, write
 from tinymistral.commands.generate import peak_memory
-from tinymistral.text import table
+from tinymistral.text import did_you_mean, table
 
 if TYPE_CHECKING:
     from tinymistral.bench import Limits, Speed
@@ -49,7 +49,7 @@ seconds of all rounds: `first` to the first new token, `each` of another one,
 """
 
 PRESETS = ("mistral-7b-v0.1", "smollm2-135m", "125m")
-PEERS = ("transformers",)
+PEERS = ("transformers", "llama-cpp")
 OURS = "tinymistral"
 NO_WINDOW = "tinymistral, no window"
 LIMITS = {
@@ -78,8 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--new-tokens", type=whole, default=32, metavar="N", help=text)
     add("--batch", type=whole, default=1, metavar="N", help="prompts at once (default: 1)")
     add("--rounds", type=whole, default=5, metavar="N", help="rounds that count (default: 5)")
-    text = "a program to compare with: transformers"
-    add("--against", choices=PEERS, metavar="PROGRAM", help=text)
+    text = f"programs to compare with, which take turns: {', '.join(PEERS)} (without a window)"
+    names = arguments.checked(lambda text: text.split(","))
+    add("--against", type=names, default=[], metavar="NAME,...", help=text)
     text = "draw the time to the first token by length, .svg or .png; needs matplotlib"
     add("--plot", type=Path, metavar="FILE", help=text)
     arguments.add_computation(parser)
@@ -89,8 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Measure, and print a table or one JSON object."""
     check(options)
-    from tinymistral.bench import limits_of, measure, ours, with_window
-    from tinymistral.bench.peers import transformers
+    from tinymistral.bench import limits_of, measure, ours, peers, with_window
     from tinymistral.bench.presets import checkpoint
     from tinymistral.files.hub import find_checkpoint
     from tinymistral.heads import MistralForCausalLM
@@ -117,8 +117,8 @@ def run(options: argparse.Namespace) -> None:
         programs = {OURS: ours(model)}
         if options.plot is not None and model.config.sliding_window is not None:
             programs[NO_WINDOW] = ours(with_window(model, None))
-        if options.against is not None:
-            programs[options.against] = transformers(folder, model, threads())
+        for name in options.against:
+            programs[name] = peers.PEERS[name](folder, model, threads())
         with Progress("round {} of {}") as progress:
             speeds, limits = measure(
                 programs,
@@ -172,6 +172,10 @@ def check(options: argparse.Namespace) -> None:
             arguments.check_range(f"--{name.replace('_', '-')}", value, least, most)
     for length in options.lengths:
         arguments.check_range("--lengths", length, 1, 2**31 - 1)
+    for name in options.against:
+        if name not in PEERS:
+            hint = did_you_mean(name, PEERS) or f"; expected {', '.join(PEERS)}"
+            raise ValueError(f"--against: unknown {name!r}{hint}")
     for name in ("layers", "weights"):
         if options.preset is None and getattr(options, name) is not None:
             raise ValueError(f"--{name} is of random weights; give --preset too")
