@@ -10,7 +10,7 @@ at the top of `model.py`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -183,6 +183,26 @@ class Backend(ABC):
         (After an interrupt a cache still has the old array; if the backend destroys it, that cache
         cannot be continued.)
         """
+
+    # Comes for free.
+
+    def run_piece(
+        self,
+        forward: Callable[..., Array],
+        ids: np.ndarray,
+        weights: Any,
+        positions: np.ndarray,
+        cache: Any,
+        config: MistralConfig,
+    ) -> Array:
+        """Embed ids (B, T), and run them through all layers by `model.forward` -> (B, T, D).
+
+        May be overridden where a piece, such as a token of each row, is computed faster as a whole.
+        The result and the cache are then the same, but for the rounding of other sums; the result
+        is a new array, which no later call changes. Not called where stages are shown to a tap.
+        """
+        x = self.embedding(weights.embed_tokens.weight, ids)
+        return forward(x, weights, positions, cache, config, self)
 
     # Optional, declared by `has_attention_weights`.
 

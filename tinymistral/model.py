@@ -14,7 +14,8 @@ each layer writes a piece's keys and values into a ring (`cache.py`), then atten
 No mask is passed: `backend.attention` finds from positions alone which keys are visible to a query.
 What a model computes for padding (position -1) means nothing, and nobody reads it.
 The operations are the backend's; `operations.py` has each of them in plain NumPy. `pretrained.py`
-makes x from token ids and calls `forward`; `heads.py` makes logits of the result.
+calls `forward`, for token ids by the backend's `run_piece`, which makes x of them; `heads.py` makes
+logits of the result.
 """
 
 from __future__ import annotations

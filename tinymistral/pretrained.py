@@ -182,11 +182,11 @@ class PreTrainedModel(Declared, Generic[AnyOutput]):
         cache.reserve(T)
         for start in range(0, T, cache.chunk):
             part = slice(start, start + cache.chunk)
+            rest = (self.base, inputs.positions[:, part], cache, self.config)
             if inputs.embeds is not None:
-                x = inputs.embeds[:, part]
+                yield forward(inputs.embeds[:, part], *rest, backend)
             else:
-                x = backend.embedding(self.base.embed_tokens.weight, inputs.ids[:, part])
-            yield forward(x, self.base, inputs.positions[:, part], cache, self.config, backend)
+                yield backend.run_piece(forward, inputs.ids[:, part], *rest)
 
     @classmethod
     def from_pretrained(

@@ -75,6 +75,8 @@ class Tapped:
         self._states: dict[str, list[np.ndarray]] = {}  # by stage: its pieces
         self._attentions: list[np.ndarray] = []
 
+    run_piece = Backend.run_piece  # by the operations below
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
