@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from functools import reduce
+from collections.abc import Callable
+from functools import partial, reduce
 from math import prod
 from typing import Any, NoReturn
 
 import ml_dtypes
 import numpy as np
 
-from cuda_emulator.cupy_stand_in._card import STREAM
-from cuda_emulator.cupy_stand_in.cuda.memory import MemoryPointer, alloc
+from cuda_emulator.cupy_stand_in._card import CARD, COPIES, WORK
+from cuda_emulator.cupy_stand_in.cuda.memory import MemoryPointer, MemoryPool, alloc
 
 FLOATS = tuple(map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16, np.float64)))
 DTYPES = (*FLOATS, np.dtype(np.int32), np.dtype(np.int64))
@@ -41,11 +42,21 @@ class ndarray:  # noqa: N801, cupy's name
         return out
 
     @classmethod
-    def _copy(cls, host: np.ndarray) -> ndarray:
-        """Return a new array with the numbers of one on the host."""
+    def _of(cls, host: np.ndarray) -> ndarray:
+        """Return a new array with the numbers of one on the host, which waits for the copy."""
+        WORK.refuse("a copy from the host")
         out = cls(host.shape, dtype=host.dtype)
         out._host[...] = host
         return out
+
+    def _finder(self) -> Callable[[], np.ndarray]:
+        """Return what finds its numbers by address, also when this object is gone."""
+        if WORK.captured is None or self.size == 0:
+            return lambda: self._host
+        if not self.flags.c_contiguous:
+            raise NotImplementedError("the stand-in captures no arrays with gaps")
+        address, nbytes, dtype, shape = self.data.ptr, self.nbytes, self.dtype, self.shape
+        return lambda: CARD.memory.bytes(address, nbytes).view(dtype).reshape(shape)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -97,7 +108,7 @@ class ndarray:  # noqa: N801, cupy's name
         shape = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
         host = self._host.reshape(shape)
         viewed = host.size == 0 or np.may_share_memory(host, self._host)
-        return self._slice(host) if viewed else self._copy(host)
+        return self._slice(host) if viewed else ascontiguousarray(self).reshape(shape)
 
     def __getitem__(self, slices: Any) -> ndarray:
         """Return a view; only basic slices are taken."""
@@ -112,11 +123,12 @@ class ndarray:  # noqa: N801, cupy's name
             return NotImplemented
         if self.dtype != other.dtype or self.dtype not in FLOATS:
             raise TypeError(f"{self.dtype} + {other.dtype}: expected floats of one dtype")
-        return self._copy(self._host + other._host)
+        shape = np.broadcast_shapes(self.shape, other.shape)
+        return _made("add", np.add, shape, self, other)
 
     def get(self) -> np.ndarray:
         """Wait for all copies so far, and return a copy on the host."""
-        STREAM.wait()
+        COPIES.wait()
         return self._host.copy()
 
     def set(self, arr: np.ndarray) -> None:
@@ -129,7 +141,7 @@ class ndarray:  # noqa: N801, cupy's name
             raise ValueError(f"Shape mismatch. Old shape: {self.shape}, new shape: {arr.shape}")
         if not self.flags.c_contiguous:
             raise RuntimeError("Cannot set to non-contiguous array")
-        STREAM.copy(self._host, arr)
+        COPIES.copy(self._host, arr)
 
     def __array__(self, *_: Any, **__: Any) -> NoReturn:
         """Refuse, as cupy does."""
@@ -154,6 +166,23 @@ def _own(*arrays: Any) -> None:
             raise TypeError(f"Unsupported type {type(array)}: expected an array on the card")
 
 
+def _run(kernel: str, function: Callable[..., Any], out: ndarray, *arrays: ndarray) -> None:
+    """Let one of CuPy's own kernels write function(*arrays) to an array."""
+    to, *from_ = (array._finder() for array in (out, *arrays))
+
+    def work() -> None:
+        to()[...] = function(*(find() for find in from_))
+
+    WORK.do((kernel, out.dtype, *(array.ndim for array in arrays)), work)
+
+
+def _made(kernel: str, function: Callable[..., Any], shape: Any, *arrays: ndarray) -> ndarray:
+    """Return function(*arrays) as a new array, of the first one's dtype."""
+    out = ndarray(shape, arrays[0].dtype)
+    _run(kernel, function, out, *arrays)
+    return out
+
+
 def empty(shape: Any, dtype: Any = float) -> ndarray:
     """Return an array with garbage in it."""
     return ndarray(shape, dtype)
@@ -162,7 +191,7 @@ def empty(shape: Any, dtype: Any = float) -> ndarray:
 def zeros(shape: Any, dtype: Any = float) -> ndarray:
     """Return an array of zeros."""
     out = ndarray(shape, dtype)
-    out._host[...] = 0
+    _run("zeros", lambda: 0, out)
     return out
 
 
@@ -170,13 +199,13 @@ def asarray(a: np.ndarray, dtype: Any = None) -> ndarray:
     """Copy a NumPy array to the card, rounded to a dtype where one is given."""
     if not isinstance(a, np.ndarray):
         raise TypeError(f"Unsupported type {type(a)}: expected a NumPy array")
-    return ndarray._copy(a if dtype is None else a.astype(dtype, copy=False))
+    return ndarray._of(a if dtype is None else a.astype(dtype, copy=False))
 
 
 def ascontiguousarray(a: ndarray) -> ndarray:
     """Return the array itself, or a copy where it has gaps."""
     _own(a)
-    return a if a.flags.c_contiguous else ndarray._copy(a._host)
+    return a if a.flags.c_contiguous else _made("copy", np.copy, a.shape, a)
 
 
 def copyto(dst: ndarray, src: ndarray) -> None:
@@ -184,7 +213,7 @@ def copyto(dst: ndarray, src: ndarray) -> None:
     _own(dst, src)
     if dst.shape != src.shape or dst.dtype != src.dtype:
         raise ValueError(f"{src.dtype} {src.shape} is not copied to {dst.dtype} {dst.shape}")
-    dst._host[...] = src._host
+    _run("copy", np.copy, dst, src)
 
 
 def take(a: ndarray, indices: ndarray, axis: int) -> ndarray:
@@ -192,7 +221,9 @@ def take(a: ndarray, indices: ndarray, axis: int) -> ndarray:
     _own(a, indices)
     if indices.dtype != np.int64:
         raise TypeError(f"indices are {indices.dtype}, expected int64")
-    return ndarray._copy(np.take(a._host, indices._host, axis=axis))
+    axis %= a.ndim
+    shape = (*a.shape[:axis], *indices.shape, *a.shape[axis + 1 :])
+    return _made("take", partial(np.take, axis=axis), shape, a, indices)
 
 
 def matmul(x1: ndarray, x2: ndarray, /) -> ndarray:
@@ -201,28 +232,18 @@ def matmul(x1: ndarray, x2: ndarray, /) -> ndarray:
     A single dot product is summed in its own dtype, as in cupy's `_tensordot_core_mul_sum`.
     """
     _own(x1, x2)
+    WORK.refuse("calling cuBLAS", NotImplementedError)
     if x1.ndim != 2 or x2.ndim != 2:
         raise ValueError(f"matmul of {x1.ndim} and {x2.ndim} dimensions: expected 2 and 2")
     if x1.dtype != x2.dtype or x1.dtype not in FLOATS[:3]:
         raise TypeError(f"matmul of {x1.dtype} and {x2.dtype}: expected one dtype of {FLOATS[:3]}")
     a, b, dtype = x1._host, x2._host, x1.dtype
     if len(a) == b.shape[1] == 1 and a.size:
-        return ndarray._copy(np.asarray(reduce(np.add, (a[0] * b[:, 0]))).reshape(1, 1))
+        return ndarray._of(np.asarray(reduce(np.add, (a[0] * b[:, 0]))).reshape(1, 1))
     product = np.matmul(a.astype(np.float32, copy=False), b.astype(np.float32, copy=False))
-    return ndarray._copy(product.astype(dtype, copy=False))
-
-
-class MemoryPool:
-    """CuPy's pool of freed memory; here none is kept."""
-
-    def free_bytes(self) -> int:
-        """Return how many unused bytes it holds: none."""
-        return 0
-
-    def free_all_blocks(self) -> None:
-        """Give back to the card what is unused: nothing."""
+    return ndarray._of(product.astype(dtype, copy=False))
 
 
 def get_default_memory_pool() -> MemoryPool:
-    """Return the pool."""
+    """Return a pool of freed memory; by default none is kept."""
     return MemoryPool()

@@ -1,9 +1,10 @@
-"""The emulated card: its architecture, its memory, and its one stream of copies."""
+"""The emulated card: its architecture, its memory, its copies, and what a stream captures."""
 
 from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,7 +96,7 @@ class Block:
     """An allocation: its `address`, its `size`, and its `bytes` on the host; freed when it dies."""
 
     def __init__(self, card: Card, nbytes: int):
-        """Allocate; the caller has checked that there is room."""
+        """Allocate; the caller has checked that there is room, and that no stream captures."""
         self.size = nbytes
         card.allocations += 1
         if nbytes == 0:  # as on a GPU: no memory, and the address 0
@@ -103,15 +104,20 @@ class Block:
             return
         self.address = card.memory.allocate(nbytes)
         self.bytes = card.memory.bytes(self.address, nbytes)
-        self.bytes[: nbytes // 2 * 2].view(np.uint16)[:] = GARBAGE
+        self.soil()
         card.used += nbytes
         weakref.finalize(self, card.free, self.address, nbytes).atexit = False
+
+    def soil(self) -> None:
+        """Fill it with garbage."""
+        self.bytes[: self.size // 2 * 2].view(np.uint16)[:] = GARBAGE
 
 
 CARD = Card(total=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
-# The one stream: copies that may still be under way while the host goes on
+# Copies that may still be under way while the host goes on. Streams are not told apart: all work is
+# done in the order in which it is given.
 #
 # A copy from pinned memory is under way until the host has waited for it: by an event that was
 # recorded after it, or by fetching an array after it. Here it is made at once, but its source must
@@ -126,7 +132,7 @@ class PinnedMemory(bytearray):
     """Host memory from which copies run while the host goes on."""
 
 
-class Stream:
+class Copies:
     """The copies in order: how many were started, and which may still be under way."""
 
     def __init__(self) -> None:
@@ -135,6 +141,7 @@ class Stream:
 
     def copy(self, target: np.ndarray, source: np.ndarray) -> None:
         """Copy from the host; a copy from pinned memory then counts as under way."""
+        WORK.refuse("a copy from the host")
         self.check()
         target[...] = source
         self.begun += 1
@@ -143,6 +150,7 @@ class Stream:
 
     def wait(self, number: int | None = None) -> None:
         """Wait for the first `number` copies, or all; raise Overwritten as `check` does."""
+        WORK.refuse("waiting")
         self.check()
         last = self.begun if number is None else number
         self._under_way = [copy for copy in self._under_way if copy[0] > last]
@@ -164,4 +172,38 @@ def _pinned(array: np.ndarray) -> bool:
     return isinstance(base.obj if isinstance(base, memoryview) else base, PinnedMemory)
 
 
-STREAM = Stream()
+COPIES = Copies()
+
+
+# Work on the card: done at once, or kept for a graph while a stream captures
+
+
+class Work:
+    """What kernels do; `captured` is the list of a capture under way, which nothing else disturbs.
+
+    What is captured must have run before: then all kernels are loaded, and the pool has the memory.
+    Each piece of work finds its arrays by address. So one whose memory was freed since is noticed.
+    """
+
+    def __init__(self) -> None:
+        self.captured: list[Callable[[], None]] | None = None
+        self.stream = 0  # the current one's address; 0 is the default stream
+        self._loaded: set[Hashable] = set()
+
+    def do(self, kernel: Hashable, work: Callable[[], None]) -> None:
+        """Do the work of a kernel, or keep it."""
+        if kernel not in self._loaded:
+            self.refuse(f"loading a kernel, {kernel}")
+            self._loaded.add(kernel)
+        if self.captured is None:
+            work()
+        else:
+            self.captured.append(work)
+
+    def refuse(self, what: str, error: type[Exception] = RuntimeError) -> None:
+        """Raise an error if a stream captures."""
+        if self.captured is not None:
+            raise error(f"the current stream is capturing, which {what} would end")
+
+
+WORK = Work()

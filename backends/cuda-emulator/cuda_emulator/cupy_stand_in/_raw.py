@@ -100,7 +100,11 @@ class RawKernel:
         if prod(block) > _card.MOST_THREADS or block[2] > 64:
             raise ValueError(f"a block of {block} threads; expected at most {_card.MOST_THREADS}")
         arguments = [_argument(n, value) for n, value in enumerate(args)]
-        launch(self._kernel, grid, block, arguments, _card.CARD.memory, shared_mem)
+        memory = _card.CARD.memory
+        _card.WORK.do(
+            (self._kernel.name, id(self._kernel)),
+            lambda: launch(self._kernel, grid, block, arguments, memory, shared_mem),
+        )
 
 
 def _three(size: Any) -> tuple[int, int, int]:
