@@ -21,14 +21,14 @@ from uses import uses_of_cupy
 
 import tinymistral_cupy
 from cuda_emulator import cupy_stand_in
-from cuda_emulator.cupy_stand_in import _array, _raw
+from cuda_emulator.cupy_stand_in import _raw
 
 cupy = pytest.importorskip("cupy", reason="CuPy, whose names are checked, is not installed")
 
 PACKAGE = Path(tinymistral_cupy.__file__)
 SOURCES = [
     PACKAGE.with_name(f"{name}.py")
-    for name in ("backend", "bench", "card", "compiling", "kernels", "uploads")
+    for name in ("backend", "bench", "card", "compiling", "cublas", "graphs", "kernels", "uploads")
 ]
 
 
@@ -112,7 +112,8 @@ def test_attributes_of_a_device_are_cudas():
 OPERATORS = ("__call__", "__getitem__", "__add__")
 HANDED_OUT = [  # classes that functions return objects of
     ("RawKernel", _raw.RawKernel, cupy.RawKernel),
-    ("MemoryPool", _array.MemoryPool, cupy.cuda.MemoryPool),
+    ("Graph", cupy_stand_in.cuda.Graph, cupy.cuda.Graph),
+    ("MemoryPool", cupy_stand_in.cuda.MemoryPool, cupy.cuda.MemoryPool),
 ]
 
 

@@ -2,11 +2,13 @@
 
 CuPy computes matrix products (by cuBLAS), gathers and additions; each other operation is a kernel
 of `mistral.cu`. Weights are on the card in the backend's dtype. Arrays are CuPy's and stay on the
-card; positions, slots and ids come from the host by `Upload`.
+card; positions, slots and ids come from the host by `Upload`. All operations of a step of decoding
+are launched at once, see `graphs.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -14,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from tinymistral.backend import Array, Backend, BackendUnavailable
+from tinymistral.cache import RollingCache
 from tinymistral.config import MistralConfig
 from tinymistral_cupy.card import (
     INSTALL,
@@ -24,6 +27,8 @@ from tinymistral_cupy.card import (
     first_line,
     import_cupy,
 )
+from tinymistral_cupy.cublas import library
+from tinymistral_cupy.graphs import Graphs
 from tinymistral_cupy.kernels import TENSOR_CAPABILITY, TENSOR_WIDTHS, Kernels
 from tinymistral_cupy.uploads import Upload
 
@@ -57,6 +62,11 @@ class CupyBackend(Backend):
         return import_cupy()
 
     @classmethod
+    def cublas(cls) -> Any:
+        """Return the functions of cuBLAS, or their stand-in; raise OSError where they are not."""
+        return library(cls.module())
+
+    @classmethod
     def device(cls) -> str:
         return check_card(cls.module())
 
@@ -77,6 +87,7 @@ class CupyBackend(Backend):
         self._memory = OutOfMemoryInOneLine(cp)
         self._ids, self._indices, self._slots = Upload(cp), Upload(cp), Upload(cp)
         self._q_positions, self._k_positions = Upload(cp), Upload(cp)
+        self.graphs = Graphs()
 
     def prepare(self, config: MistralConfig) -> None:
         self._kernels.prepare(config)
@@ -118,10 +129,13 @@ class CupyBackend(Backend):
             if rows == m == 1:
                 # CuPy sums a single dot product in its dtype, but several in float32.
                 twice = self._cp.take(flat, self._indices(np.zeros(2, dtype=np.int64)), axis=0)
-                out = self._cp.matmul(twice, weight.T)[:1]
+                out = self._product(twice, weight)[:1]
             else:
-                out = self._cp.matmul(flat, weight.T)
+                out = self._product(flat, weight)
             return out.reshape(*x.shape[:-1], m)
+
+    def _product(self, x: Array, weight: Array) -> Array:
+        return self._cp.matmul(x, weight.T)
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         with self._memory:
@@ -134,14 +148,12 @@ class CupyBackend(Backend):
     # Its position
 
     def rope_table(self, positions: np.ndarray, theta: float, d: int) -> Table:
-        frequencies = theta ** (-np.arange(0, d, 2, dtype=np.float64) / d)
-        angles = positions[:, :, None] * frequencies
-        # New memory each time, since the caller may keep it; in one array, for one copy.
-        table = np.empty((2, *angles.shape), dtype=np.float32)
-        table[0], table[1] = np.cos(angles), np.sin(angles)
         with self._memory:
-            cos_sin = self._cp.asarray(table)
+            cos_sin = self._angles(angles(positions, theta, d))
         return cos_sin[0], cos_sin[1]
+
+    def _angles(self, table: np.ndarray) -> Array:
+        return self._cp.asarray(table)  # new memory each time, since the caller may keep it
 
     def rope(self, x: Array, table: Table) -> Array:
         with self._memory:
@@ -172,6 +184,26 @@ class CupyBackend(Backend):
             self._kernels.scatter(cache, self._slots(slots), self._whole(new))
             return cache
 
+    # All of them
+
+    def run_piece(
+        self,
+        forward: Callable[..., Array],
+        ids: np.ndarray,
+        weights: Any,
+        positions: np.ndarray,
+        cache: RollingCache,
+        config: MistralConfig,
+    ) -> Array:
+        if ids.size and ids.shape[1] == 1:
+            with self._memory:
+                cache.reserve(1)
+                step = self.graphs.step(self, forward, weights, cache, config)
+                if step is not None:
+                    table = angles(positions, config.rope_theta, config.head_dim)
+                    return step(ids, positions, cache, table)
+        return super().run_piece(forward, ids, weights, positions, cache, config)
+
     def _whole(self, array: Array) -> Array:
         """Return the array if it is contiguous, as kernels need it, else a copy."""
         return self._cp.ascontiguousarray(array)
@@ -196,6 +228,22 @@ class EmulatedBackend(CupyBackend):
         except cuda_emulator.Unavailable as error:
             raise BackendUnavailable(error.reason, error.remedy) from None
         return cupy_stand_in
+
+    @classmethod
+    def cublas(cls) -> Any:
+        """Return the emulator's stand-in for cuBLAS."""
+        from cuda_emulator.cublas import Library
+
+        return Library()
+
+
+def angles(positions: np.ndarray, theta: float, d: int) -> np.ndarray:
+    """Return the cosines and sines of `rope_table`, in one array for one copy (2, B, T, d/2)."""
+    frequencies = theta ** (-np.arange(0, d, 2, dtype=np.float64) / d)
+    angles = positions[:, :, None] * frequencies
+    table = np.empty((2, *angles.shape), dtype=np.float32)
+    table[0], table[1] = np.cos(angles), np.sin(angles)
+    return table
 
 
 def _rows_are_whole(array: Array) -> bool:

@@ -6,6 +6,7 @@ The module `cp` is cupy or its stand-in. The letters B, T, S, ... are explained 
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
@@ -158,6 +159,12 @@ class Kernels:
     def _most(self) -> int:
         """The most numbers that are loaded at once."""
         return VECTOR_BYTES // self._dtype.itemsize
+
+    def with_own_scratch(self) -> Kernels:
+        """Return the same kernels, with scratch memory that nobody else uses."""
+        new = copy.copy(self)
+        new._scratch, new._spans = self._cp.empty(0, dtype=np.float32), (None, None)
+        return new
 
     def prepare(self, config: MistralConfig) -> None:
         """Begin to compile what a model needs, side by side, and return at once."""
