@@ -196,3 +196,30 @@ def streams(
     steps = st.tuples(*[sizes(chunk).flatmap(step) for _ in range(draw(sizes(most_steps)))])
     few = st.sampled_from([1, 2, 3, 5, None])
     return Stream(draw(tinies(backend, layers, few)), chunk, draw(steps))
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Prompts of these lengths, padded on the left, and `steps` tokens of each row after them.
+
+    Before step `leaves`, if there is one, the first of several rows leaves the batch.
+    """
+
+    tiny: Tiny
+    chunk: int
+    lengths: tuple[int, ...]
+    steps: int
+    leaves: int
+
+
+def decodings(backend: Backend) -> st.SearchStrategy[Decoding]:
+    """Draw a decoding during which storage grows, and the ring wraps in some cases."""
+    few = st.sampled_from([1, 2, 3, 5, None])
+    return st.builds(
+        Decoding,
+        tiny=tinies(backend, st.integers(1, 2), few, sharpness=0.5),
+        chunk=sizes(4),
+        lengths=sizes(3).flatmap(lambda rows: st.tuples(*[sizes(4)] * rows)),
+        steps=sizes(9),
+        leaves=st.integers(0, 9),
+    )

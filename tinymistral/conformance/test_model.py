@@ -11,9 +11,19 @@ from tinymistral.conformance import oracle
 from tinymistral.conformance.bounds import within
 from tinymistral.conformance.cases import sizes
 from tinymistral.conformance.law import law
-from tinymistral.conformance.models import Step, Stream, Tiny, masks, streams, tinies
+from tinymistral.conformance.models import (
+    Decoding,
+    Step,
+    Stream,
+    Tiny,
+    decodings,
+    masks,
+    streams,
+    tinies,
+)
 from tinymistral.conformance.propagation import logits_error
 from tinymistral.conformance.stagewise import ExpectedCache, StageChecker
+from tinymistral.model import forward
 
 WIDE = ("float32", "float64")  # in 16 bits a bound on a whole pass is too wide
 one_layer = st.just(1)
@@ -75,6 +85,32 @@ def test_each_row_of_a_padded_batch_is_the_row_alone(
         if real.any():
             exact, error = bounds(tiny, backend, ids[row : row + 1, real])
             within(logits[row, real], exact[0], error[0])
+
+
+@law(decodings, dtypes=WIDE)
+def test_steps_of_one_token_give_the_logits_of_the_whole_text(
+    backend: Backend, case: Decoding
+) -> None:
+    """As a cache grows, wraps, has padding, and loses rows; no step changes an earlier result."""
+    model, width, lengths = case.tiny.model(backend), max(case.lengths), np.array(case.lengths)
+    ids, first = case.tiny.ids(len(lengths), width + case.steps), width - lengths
+    mask = np.arange(width) >= first[:, None]
+    rows, cache = np.arange(len(lengths)), model.new_cache(len(lengths), case.chunk)
+    model(ids[:, :width], mask, past_key_values=cache)
+    results = []
+    for t in range(width, width + case.steps):
+        if t == width + case.leaves and len(rows) > 1:
+            rows, cache = rows[1:], cache.select(np.arange(1, len(rows)))
+        call = cache.begin()
+        rest = (model.base, cache.last[:, None] + 1, call, model.config)
+        results.append((t, rows, backend.run_piece(forward, ids[rows, t : t + 1], *rest)))
+        call.commit()
+    whole = [bounds(case.tiny, backend, ids[n : n + 1, start:]) for n, start in enumerate(first)]
+    for t, rows, hidden in results:
+        logits = backend.to_numpy(model.logits(hidden))
+        for row, got in zip(rows, logits, strict=True):
+            exact, error = (array[0, t - first[row]] for array in whole[row])
+            within(got[0], exact, error)
 
 
 @law(
