@@ -37,7 +37,7 @@ MOST_GRAPHS = 4
 NORMS = ("input_layernorm", "post_attention_layernorm")
 MATRICES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 MATRICES += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-ADDRESSES = attrgetter(*(f"{name}.weight.data.ptr" for name in NORMS + MATRICES))  # of a layer
+OF_A_LAYER = attrgetter(*(f"{name}.weight.data.ptr" for name in NORMS + MATRICES))
 
 
 class Numbers:
@@ -142,15 +142,14 @@ class Step:
             cublas.use(stream)
             run()  # which loads the kernels, and has the pool take the memory from the card
             stream.synchronize()
-            stream.begin_capture()
             try:
+                stream.begin_capture()
                 self._hidden = run()
+                self._graph = stream.end_capture()
             except BaseException:
                 with suppress(Exception):  # the first error says more
                     stream.end_capture()
                 raise
-            self._graph = stream.end_capture()
-        self._kernels = captured._kernels  # whose scratch memory the graph uses
 
     def __call__(
         self, ids: np.ndarray, positions: np.ndarray, cache: RollingCache, angles: np.ndarray
@@ -192,11 +191,10 @@ class Graphs:
         """
         if not self.enabled:
             return None
-        what = (forward, config, cache.positions.shape, addresses(weights, cache))
-        found = [step for other, step in self._steps if other == what]
-        others = [(other, step) for other, step in self._steps if other != what]
-        step = found[0] if found else None
-        if found and step is None:
+        what = (forward, config, *addresses(weights, cache))
+        n = next((n for n, (other, _) in enumerate(self._steps) if other == what), None)
+        step = None if n is None else self._steps.pop(n)[1]
+        if n is not None and step is None:
             try:
                 if self._cublas is None:
                     self._cublas = Cublas(backend.module(), backend.cublas(), backend.dtype)
@@ -209,14 +207,18 @@ class Graphs:
                     stacklevel=caller(),
                 )
                 return None
-        if len(others) >= MOST_GRAPHS:  # the last one goes, unless it still computes
-            backend.module().cuda.get_current_stream().synchronize()
-        self._steps = [(what, step), *others[: MOST_GRAPHS - 1]]
+        if len(self._steps) >= MOST_GRAPHS:
+            backend.module().cuda.get_current_stream().synchronize()  # the last may still compute
+        self._steps = [(what, step), *self._steps[: MOST_GRAPHS - 1]]
         return step
 
 
 def addresses(weights: Any, cache: RollingCache) -> tuple[Any, ...]:
-    """Return where the weights and the cache lie: only there a captured step reads and writes."""
-    layers = [ADDRESSES(layer) for layer in weights.layers]
+    """Return where the weights and the cache lie: only there a captured step reads and writes.
+
+    Nothing is kept alive by that: other arrays may come to lie there, and are then used.
+    """
+    layers = [OF_A_LAYER(layer) for layer in weights.layers]
     ends = (weights.embed_tokens.weight.data.ptr, weights.norm.weight.data.ptr)
-    return (*ends, layers, [(array.data.ptr, array.shape) for array in (*cache.k, *cache.v)])
+    storage = [(array.data.ptr, array.shape) for array in (*cache.k, *cache.v)]
+    return (ends, layers, storage)

@@ -179,16 +179,21 @@ COPIES = Copies()
 
 
 class Work:
-    """What kernels do; `captured` is the list of a capture under way, which nothing else disturbs.
+    """What kernels do: at once, or by a graph later if the current stream captures.
 
     What is captured must have run before: then all kernels are loaded, and the pool has the memory.
     Each piece of work finds its arrays by address. So one whose memory was freed since is noticed.
     """
 
     def __init__(self) -> None:
-        self.captured: list[Callable[[], None]] | None = None
         self.stream = 0  # the current one's address; 0 is the default stream
+        self.captures: dict[int, list[Callable[[], None]]] = {}  # by the address of the stream
         self._loaded: set[Hashable] = set()
+
+    @property
+    def captured(self) -> list[Callable[[], None]] | None:
+        """What the current stream has captured so far; None if it does not capture."""
+        return self.captures.get(self.stream)
 
     def do(self, kernel: Hashable, work: Callable[[], None]) -> None:
         """Do the work of a kernel, or keep it."""

@@ -143,14 +143,13 @@ class Stream:
         WORK.refuse("another capture")
         if WORK.stream != self.ptr:
             raise RuntimeError("the stand-in captures only the current stream")
-        WORK.captured = []
+        WORK.captures[self.ptr] = []
 
     def end_capture(self) -> Graph:
         """Return what was launched since `begin_capture`, to be done later and again."""
-        if WORK.captured is None:
+        if self.ptr not in WORK.captures:
             raise runtime.CUDARuntimeError(ILLEGAL_STATE)
-        works, WORK.captured = WORK.captured, None
-        return Graph(*works)
+        return Graph(*WORK.captures.pop(self.ptr))
 
 
 def get_current_stream() -> Stream:
