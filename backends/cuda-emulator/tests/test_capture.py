@@ -117,7 +117,6 @@ def test_another_stream_goes_on(add):
 
 host = np.ones((2, 3), dtype=np.float32)
 card, other = cp.asarray(host), cp.asarray(host)
-integers = cp.zeros(2, np.int64)
 event = cp.cuda.Event()
 REFUSED = {  # and what cupy or CUDA says: an error of its class
     "a product by cuBLAS": (NotImplementedError, lambda: cp.matmul(card, card.T)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -78,9 +79,30 @@ def test_what_is_measured_and_the_least_of_it(measured):
         "first prompt of the process, 64": None,
         "prompt of 7": pytest.approx(2 * 7 * (matrices + norms) / 1e6 + 2 * attention(7)),
         "a token of 1": pytest.approx(2 * (matrices + norms) / 1e3),
+        "a token of 1, without a graph": pytest.approx(2 * (matrices + norms) / 1e3),
         "a token of 2": pytest.approx(2 * (matrices + norms) / 1e3),
+        "a token of 2, without a graph": pytest.approx(2 * (matrices + norms) / 1e3),
     }
     assert all(row.seconds > 0 for row in whole.rows)
+
+
+def test_a_token_is_measured_with_a_graph_and_without(float16, monkeypatch):
+    """Three steps before the clock runs: the second captures, and the third is like the rest."""
+    monkeypatch.setattr(Bench, "_rates", lambda self: Rates(1.0, 1.0))
+    measured, wall = [], bench.wall
+
+    def noted(call, calls, warm=1):
+        if calls == 20:
+            call()
+            call()
+            measured.append((warm, float16.graphs._steps[0][1] is not None, float16.graphs.enabled))
+        return wall(call, 1, 0)
+
+    monkeypatch.setattr(bench, "wall", noted)
+    whole = Bench(float16, dataclasses.replace(small(), batches=(1,)), lambda what: None)
+    whole.model(Peer())
+    assert measured == [(3, True, True), (1, True, False)]
+    assert float16.graphs.enabled
 
 
 def test_peers_are_asked_for_the_same_and_why_one_fails_is_said_once(measured):
@@ -151,7 +173,7 @@ def test_json_of_the_program(monkeypatch, capsys):
     assert (out["dtype"], out["layers"]) == ("float16", 2)
     assert out["versions"]["tinymistral-cupy"]
     assert min(out["bandwidth"], out["operations"]) > 0
-    assert len(out["rows"]) == 12
+    assert len(out["rows"]) == 14
     assert out["rows"][0].keys() == {"what", "seconds", "least", "peers"}
 
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from statistics import median
 from typing import Any
@@ -179,10 +180,16 @@ class Bench:
             self.progress(what)
             cache, token = model.new_cache(B), self._ids(B, 1)
             model(self._ids(B, 64), past_key_values=cache, logits_to_keep=1)
-            took = wall(lambda: model(token, past_key_values=cache), calls=20)  # noqa: B023
             nbytes = matrices * DTYPES[self.backend.dtype].itemsize
-            self._add(what, took, nbytes / self.rates.bandwidth)
+            step = partial(model, token, past_key_values=cache)
+            # The second step captures a graph, unless that is turned off.
+            self._add(what, wall(step, calls=20, warm=3), nbytes / self.rates.bandwidth)
             out.append((self.rows[-1], Transformers.token, B))
+            if self.backend.graphs.enabled:
+                self.backend.graphs.enabled = False
+                took = wall(step, calls=20)
+                self.backend.graphs.enabled = True
+                self._add(f"{what}, without a graph", took, self.rows[-1].least)
         return out
 
     @staticmethod
