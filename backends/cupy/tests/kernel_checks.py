@@ -21,6 +21,7 @@ from tinymistral.conformance import oracle
 from tinymistral.conformance.bounds import (
     agree,
     attention_error,
+    linear_error,
     rms_norm_error,
     rope_error,
     silu_mul_error,
@@ -76,6 +77,19 @@ def norms(kernels: Kernels, dtype: str, rows: int, D: int, offset: int = 0) -> N
         exact = oracle.rms_norm(x, weight, eps)
         out = kernels.rms_norm(at_offset(x, offset), at_offset(weight, offset), eps).get()
         agree(out, exact, rms_norm_error(exact, dtype), dtype)
+
+
+def products(kernels: Kernels, dtype: str, m: int, n: int, offset: int = 0) -> None:
+    """x @ weight.T of one row, summed in float32, whatever the sizes are."""
+    for scale in (1, 2**-7, 2**8):
+        x = drawn(dtype, 1, n, seed=1) * NUMPY_DTYPES[dtype].type(scale)
+        weight = drawn(dtype, m, n, seed=2)
+        out = kernels.linear(at_offset(x, offset), at_offset(weight, offset)).get()
+        agree(out, oracle.linear(x, weight), linear_error(x, weight, dtype), dtype)
+    x, ones = np.ones((2, n), dtype=NUMPY_DTYPES[dtype])[:1], np.ones((m, n), NUMPY_DTYPES[dtype])
+    x[0, 0] = 256 if dtype == "bfloat16" else 2048  # to which 1 cannot be added in 16 bits
+    expected = np.full((1, m), float(x[0, 0]) + n - 1).astype(x.dtype)
+    np.testing.assert_array_equal(kernels.linear(cp.asarray(x), cp.asarray(ones)).get(), expected)
 
 
 def roundings(kernels: Kernels, dtype: str) -> None:

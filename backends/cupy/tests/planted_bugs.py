@@ -36,6 +36,10 @@ def only_the_last_key_of_a_tile(kernels: Kernels, dtype: str, T: int) -> None:
 
 CHECKS: dict[str, Callable[[Kernels, str], None]] = {
     "norms": lambda kernels, dtype: check.norms(kernels, dtype, 3, 4104),
+    "products": lambda kernels, dtype: check.products(kernels, dtype, 17, 2056),
+    "products at an odd address": lambda kernels, dtype: check.products(
+        kernels, dtype, 33, 40, offset=1
+    ),
     "roundings": check.roundings,
     "silu": lambda kernels, dtype: check.silu(kernels, dtype, 1000),
     "rope": lambda kernels, dtype: check.rotations(kernels, dtype, 3, 3, 12),
@@ -342,6 +346,28 @@ BUGS = [
                 "tensor, at an odd address",
             ),
         )
+    ),
+    *(
+        Bug(f"one row: {name}", old, new, "products")
+        for name, old, new in (
+            ("packs past the end", "min(begin + p * STEP, n - VECTOR)", "begin + p * STEP"),
+            ("packs past the end count", "if (column >= n) continue;", ""),
+            ("rows past the last", "min(first + r, m - 1)", "(first + r)"),
+            ("rows past the last are stored", "lane == 0 && first + r < m", "lane == 0"),
+            ("some packs twice", "begin += AT_ONCE * STEP", "begin += 4 * STEP"),
+            (
+                "the sum of a lane",
+                "const float all = lanes_sum(sum[r])",
+                "const float all = sum[r]",
+            ),
+        )
+    ),
+    Bug(
+        "one row: addresses are not looked at",
+        "self._vector(n, x, weight)",
+        "self._vector(n)",
+        "products at an odd address",
+        "kernels.py",
     ),
     # The mask
     *(

@@ -16,8 +16,6 @@ from cuda_emulator.cupy_stand_in import _card
 from tinymistral_cupy import EmulatedBackend, graphs
 from tinymistral_cupy.graphs import MOST_GRAPHS, Step
 
-EVERY_DTYPE = ("ring_wraps", "a_width_is_1")  # of the checks
-
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_a_captured_step_has_the_bits_of_its_kernels(float16, name):
@@ -26,9 +24,8 @@ def test_a_captured_step_has_the_bits_of_its_kernels(float16, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", EVERY_DTYPE)
-def test_in_other_dtypes_too(dtype, name):
-    CHECKS[name](EmulatedBackend(dtype))
+def test_in_other_dtypes_too(dtype):
+    graph_checks.ring_wraps(EmulatedBackend(dtype))
 
 
 @pytest.fixture
@@ -156,7 +153,7 @@ def test_what_fails_is_said_once_and_kernels_are_launched_one_at_a_time(where, m
     backend = fresh()
     model = small(backend)
     holder = backend if where == "cublas" else backend.module().cuda.Stream
-    cache, other = prefilled(model, 1), prefilled(model, 1)
+    cache, other = prefilled(model, 2), prefilled(model, 2)
     with without_graphs(backend):
         expected = list(decoded(model, other, 5))
     with monkeypatch.context() as patch:
@@ -172,7 +169,7 @@ def test_what_fails_is_said_once_and_kernels_are_launched_one_at_a_time(where, m
 def test_no_memory_for_a_capture_is_no_error(monkeypatch):
     backend = fresh()
     model = small(backend)
-    cache = prefilled(model, 1)
+    cache = prefilled(model, 2)
     list(decoded(model, cache, 1))
     with monkeypatch.context() as patch:
         patch.setattr(_card.CARD, "total", _card.CARD.used + 100_000)  # not for cuBLAS's workspace

@@ -98,13 +98,14 @@ def test_accesses_are_coalesced_and_free_of_conflicts(monkeypatch, launches, dty
     monkeypatch.setattr(Kernels, "has_tensor_cores", lambda *_: False)  # see test_tensor_cores.py
     kernels = kernels_for(dtype)
     check.norms(kernels, dtype, 2, 512)
+    check.products(kernels, dtype, 6, 1024)
     check.silu(kernels, dtype, 1024)
     check.rotations(kernels, dtype, 2, 4, 128)
     check.writes(kernels, dtype, 5, 9, 4, 128)
     for case in (SPLIT[0], TILES[0]):
         check.mixes(kernels, dtype, case)
     assert {launch.kernel for launch in launches} == {
-        *("rms_norm", "silu_mul", "rope", "scatter"),
+        *("rms_norm", "linear", "silu_mul", "rope", "scatter"),
         *("attention", "attention_split_4", "attention_combine"),
     }
     for launch in launches:

@@ -26,6 +26,12 @@ def test_rms_norm(dtype, D):
 
 
 @every_dtype
+@pytest.mark.parametrize("m, n", [(1, 1), (3, 6), (33, 40), (2, 257), (17, 2056), (5, 4104)])
+def test_linear_of_one_row(dtype, m, n):
+    check.products(kernels_for(dtype), dtype, m, n)
+
+
+@every_dtype
 def test_rounding_is_to_the_nearest_even(dtype):
     check.roundings(kernels_for(dtype), dtype)
 

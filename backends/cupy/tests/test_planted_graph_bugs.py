@@ -175,12 +175,6 @@ BUGS = [
             "        _ = n",
             "a_step_has_padding",
         ),
-        (
-            "indices of the host",
-            "        captured._indices = lambda _: n",
-            "        _ = n",
-            "a_width_is_1",
-        ),
         # Calls of cuBLAS
         (
             "no workspace",

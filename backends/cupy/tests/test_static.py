@@ -173,6 +173,7 @@ def test_numbers_are_loaded_16_bytes_at_a_time(case: Case) -> None:
     whole, with_integers = {"LDG.E.128"}, {"LDG.E.128", "LDG.E.64"}
     assert widths == {
         "rms_norm": whole,
+        "linear": whole,
         "silu_mul": whole,
         "rope": whole,
         "scatter": with_integers,

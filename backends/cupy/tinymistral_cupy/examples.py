@@ -57,6 +57,7 @@ class Example:
 
 EXAMPLES: dict[str, Callable[[Example], Any]] = {
     "rms_norm": lambda e: e.kernels.rms_norm(e.floats(B, T, D), e.floats(D), 1e-5),
+    "linear": lambda e: e.kernels.linear(e.floats(1, D), e.floats(D, D)),
     "silu_mul": lambda e: e.kernels.silu_mul(e.floats(B, T, D), e.floats(B, T, D)),
     "rope": lambda e: e.kernels.rope(e.floats(B, T, H, d), *e.table(T)),
     "scatter": lambda e: e.kernels.scatter(

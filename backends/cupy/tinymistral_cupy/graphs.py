@@ -44,13 +44,13 @@ class Numbers:
     """The numbers that change from step to step: in pinned memory, and on the card.
 
     On the host they are NumPy arrays: `ids`, `positions` and `slots` (B, 1), `k_positions` (B, S),
-    and `angles`, the cosines and sines (2, B, 1, d/2) in float32. `pair` has two zeros, always.
+    and `angles`, the cosines and sines (2, B, 1, d/2) in float32.
     """
 
     def __init__(self, cp: Any, B: int, S: int, d: int):
         """Make room for them, with those of a step that writes nothing."""
         end = B * d // 2  # of what is given out below, in numbers of 8 bytes
-        total = end + 3 * B + B * S + 2
+        total = end + 3 * B + B * S
         pinned = cp.cuda.alloc_pinned_memory(8 * total)
         self._host = np.frombuffer(pinned, dtype=np.int64, count=total)
         self._device = cp.empty(total, dtype=np.int64)
@@ -70,7 +70,7 @@ class Numbers:
 
         self.angles[...] = 0
         self.ids, self.positions, self.slots = part(0, B, 1), part(-1, B, 1), part(-1, B, 1)
-        self.k_positions, self.pair = part(-1, B, S), part(0, 2)
+        self.k_positions = part(-1, B, S)
         self.send()
 
     def __call__(self, array: np.ndarray) -> Array:
@@ -113,7 +113,7 @@ class Step:
     def __init__(
         self,
         backend: Any,
-        cublas: Cublas,
+        cublas: Cublas | None,
         forward: Callable[..., Array],
         weights: Any,
         cache: RollingCache,
@@ -125,9 +125,9 @@ class Step:
         self._numbers = numbers = Numbers(cp, B, S, d)
         captured = copy.copy(backend)
         captured._ids = captured._slots = captured._q_positions = captured._k_positions = numbers
-        captured._indices = lambda _: numbers(numbers.pair)
         captured._angles = lambda _: numbers(numbers.angles)
-        captured._product = cublas.product
+        if cublas is not None:
+            captured._product = cublas.product
         where = (numbers.positions, Slots(cache, numbers, captured), config)
 
         def run() -> Array:
@@ -139,7 +139,8 @@ class Step:
         stream = cp.cuda.Stream(non_blocking=True)
         cp.cuda.get_current_stream().synchronize()  # where the numbers and the weights are written
         with cp.cuda.using_allocator(self._pool.malloc), stream:
-            cublas.use(stream)
+            if cublas is not None:
+                cublas.use(stream)
             run()  # which loads the kernels, and has the pool take the memory from the card
             stream.synchronize()
             try:
@@ -196,7 +197,7 @@ class Graphs:
         step = None if n is None else self._steps.pop(n)[1]
         if n is not None and step is None:
             try:
-                if self._cublas is None:
+                if self._cublas is None and len(cache.count) > 1:  # of one row all is kernels
                     self._cublas = Cublas(backend.module(), backend.cublas(), backend.dtype)
                 step = Step(backend, self._cublas, forward, weights, cache, config)
             except Exception as error:  # none of it has run on every card

@@ -32,6 +32,7 @@ LANES = 32  # of a warp
 KEYS = LANES  # of a tile
 VECTOR_BYTES = 16  # the most that a thread loads at once
 THREADS = 256  # of a block, at most, in kernels on single tokens
+LINEAR_ROWS = 2  # of a matrix, that a warp of `linear` takes
 # Of a block of `attention_split_4` and `_8`; the other where the card is nearly full of blocks
 # without any split: at batch 32 two splits of 2 warps took an H100 241 µs, one of 4 took 317.
 SPLIT_WARPS = 4
@@ -114,6 +115,7 @@ class Occupancy:
 
 OCCUPANCY = {
     "rms_norm": Occupancy(THREADS, 64, 128, blocks=4, blocks_sm_75=4),
+    "linear": Occupancy(THREADS, 128, 0, blocks=2, blocks_sm_75=2),
     "silu_mul": Occupancy(THREADS, 64, 0, blocks=4, blocks_sm_75=4),
     "rope": Occupancy(THREADS, 64, 0, blocks=4, blocks_sm_75=4),
     "scatter": Occupancy(THREADS, 64, 0, blocks=4, blocks_sm_75=4),
@@ -186,6 +188,20 @@ class Kernels:
             vector = self._vector(D, x, weight)
             args = (x, weight, out, np.int32(D), np.float32(eps))
             self._launch("rms_norm", vector, (x.size // D,), _threads(D // vector), args)
+        return out
+
+    def linear(self, x: Array, weight: Array) -> Array:
+        """Return x (1, n) times weight (m, n) transposed -> (1, m); a warp for LINEAR_ROWS of m."""
+        self._check(x=x, weight=weight)
+        m, n = weight.shape
+        out = self._cp.empty((1, m), dtype=x.dtype)
+        if m:
+            vector = self._vector(n, x, weight)
+            threads = _threads(_ceil(m, LINEAR_ROWS) * LANES)
+            grid = (_ceil(m, LINEAR_ROWS * threads // LANES),)
+            self._launch(
+                "linear", vector, grid, threads, (x, weight, out, np.int32(n), np.int32(m))
+            )
         return out
 
     def silu_mul(self, gate: Array, up: Array) -> Array:

@@ -1,4 +1,5 @@
-// The CUDA kernels of Mistral: all but matrix products, gathers and additions. Read from the top.
+// The CUDA kernels of Mistral: all but gathers, additions, and products of matrices. Read from the
+// top.
 //
 // The letters are those of tinymistral's model.py:
 //
@@ -182,6 +183,45 @@ extern "C" __global__ void rms_norm(const storage* x, const storage* weight, sto
         load(w, weight + column);
         for (int n = 0; n < VECTOR; n++) a[n] = a[n] * scale * w[n];
         store(out + row + column, a);
+    }
+}
+
+// One token, alone: out (m) = weight (m, n) · x (n). What takes time is to read the matrix, each row
+// once. A warp takes LINEAR_ROWS rows; of each, its lanes ask for AT_ONCE packs before they use the
+// first. Past the end of a row, or of the matrix, they ask for the last pack or row again.
+constexpr int LINEAR_ROWS = 2;
+
+extern "C" __global__ void __launch_bounds__(256, 2)
+linear(const storage* x, const storage* weight, storage* out, int n, int m)
+{
+    constexpr int STEP = LANES * VECTOR, AT_ONCE = 8;
+    typedef Pack<storage, VECTOR> Numbers;
+    const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
+    const int first = (blockIdx.x * (blockDim.x / LANES) + warp) * LINEAR_ROWS;
+    if (first >= m) return;
+
+    float sum[LINEAR_ROWS] = {};
+    for (int begin = lane * VECTOR; begin < n; begin += AT_ONCE * STEP) {
+        Numbers pack[AT_ONCE][LINEAR_ROWS];
+        UNROLL for (int p = 0; p < AT_ONCE; p++)
+            UNROLL for (int r = 0; r < LINEAR_ROWS; r++) {
+                const int64 row = (int64)min(first + r, m - 1) * n;
+                const int column = min(begin + p * STEP, n - VECTOR);
+                reinterpret_cast<Whole<sizeof(Numbers)>&>(pack[p][r]) =
+                    whole<sizeof(Numbers)>(weight + row + column);
+            }
+        UNROLL for (int p = 0; p < AT_ONCE; p++) {
+            const int column = begin + p * STEP;
+            if (column >= n) continue;
+            float y[VECTOR];
+            load(y, x + column);
+            UNROLL for (int r = 0; r < LINEAR_ROWS; r++)
+                for (int i = 0; i < VECTOR; i++) sum[r] += widen(pack[p][r].at[i]) * y[i];
+        }
+    }
+    UNROLL for (int r = 0; r < LINEAR_ROWS; r++) {
+        const float all = lanes_sum(sum[r]);
+        if (lane == 0 && first + r < m) out[first + r] = narrow(all);
     }
 }
 
