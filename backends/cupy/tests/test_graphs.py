@@ -46,6 +46,32 @@ def fresh() -> EmulatedBackend:
     return EmulatedBackend("float16")
 
 
+def test_a_step_is_one_copy_and_one_launch(monkeypatch):
+    """And a copy of the result on the card, and the product of the head.
+
+    Without a graph a step of one layer launches more than 15 kernels.
+    """
+    done: list[str] = []
+
+    def noted(holder: Any, name: str) -> None:
+        replaced = getattr(holder, name)
+        monkeypatch.setattr(holder, name, lambda *a: (done.append(name), replaced(*a))[1])
+
+    backend = fresh()
+    model = small(backend)
+    cache = prefilled(model, 1)
+    list(decoded(model, cache, 2))
+    noted(_card.Copies, "copy")
+    noted(backend.module().cuda.Graph, "launch")
+    noted(_card.Work, "do")
+    list(decoded(model, cache, 1))
+    assert done == ["copy", "launch", "do", "do"]
+    done.clear()
+    with without_graphs(backend):
+        list(decoded(model, cache, 1))
+    assert done.count("do") > 15
+
+
 # When
 
 
