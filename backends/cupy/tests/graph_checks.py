@@ -17,11 +17,11 @@ from tiny import ids, tiny_config, tiny_model
 from tinymistral import MistralForCausalLM
 from tinymistral.cache import RollingCache
 from tinymistral.model import forward
-from tinymistral_cupy import EmulatedBackend
+from tinymistral_cupy import CupyBackend
 
 
 @contextmanager
-def without_graphs(backend: EmulatedBackend) -> Iterator[None]:
+def without_graphs(backend: CupyBackend) -> Iterator[None]:
     """Return a context in which the backend captures nothing."""
     before, backend.graphs.enabled = backend.graphs.enabled, False
     try:
@@ -30,7 +30,7 @@ def without_graphs(backend: EmulatedBackend) -> Iterator[None]:
         backend.graphs.enabled = before
 
 
-def steps_are_the_same(backend: EmulatedBackend, act: Callable[[], Iterator[np.ndarray]]) -> None:
+def steps_are_the_same(backend: CupyBackend, act: Callable[[], Iterator[np.ndarray]]) -> None:
     """Check that `act` yields the same arrays with graphs, of which it uses one, and without."""
     backend.graphs._steps.clear()
     got = list(act())
@@ -43,11 +43,11 @@ def steps_are_the_same(backend: EmulatedBackend, act: Callable[[], Iterator[np.n
         np.testing.assert_array_equal(one, other, f"array {n}")
 
 
-def small(backend: EmulatedBackend, **changes: Any) -> Any:
+def small(backend: CupyBackend, **changes: Any) -> Any:
     return tiny_model(backend, **{"num_hidden_layers": 1, **changes})
 
 
-def other_weights(backend: EmulatedBackend) -> Any:
+def other_weights(backend: CupyBackend) -> Any:
     config = tiny_config(num_hidden_layers=1)
     return MistralForCausalLM(config, seed=4, backend=backend)
 
@@ -76,7 +76,7 @@ def contents(cache: RollingCache) -> Iterator[np.ndarray]:
 # The checks
 
 
-def storage_doubles(backend: EmulatedBackend) -> None:
+def storage_doubles(backend: CupyBackend) -> None:
     """From 3 slots to 6 and 12, each captured."""
 
     def act() -> Iterator[np.ndarray]:
@@ -90,7 +90,7 @@ def storage_doubles(backend: EmulatedBackend) -> None:
     assert sizes == [12, 6]
 
 
-def ring_wraps(backend: EmulatedBackend) -> None:
+def ring_wraps(backend: CupyBackend) -> None:
     """A ring of 8 slots, with rows of other lengths, in two layers."""
 
     def act() -> Iterator[np.ndarray]:
@@ -102,7 +102,7 @@ def ring_wraps(backend: EmulatedBackend) -> None:
     steps_are_the_same(backend, act)
 
 
-def a_step_has_padding(backend: EmulatedBackend) -> None:
+def a_step_has_padding(backend: CupyBackend) -> None:
     def act() -> Iterator[np.ndarray]:
         model = small(backend)
         cache = prefilled(model, 2)
@@ -115,7 +115,7 @@ def a_step_has_padding(backend: EmulatedBackend) -> None:
     steps_are_the_same(backend, act)
 
 
-def rows_leave(backend: EmulatedBackend) -> None:
+def rows_leave(backend: CupyBackend) -> None:
     """From a batch of 3 in turn; greedy, until rows end by one of some tokens."""
 
     def act() -> Iterator[np.ndarray]:
@@ -129,7 +129,7 @@ def rows_leave(backend: EmulatedBackend) -> None:
     steps_are_the_same(backend, act)
 
 
-def a_batch_lies_where_another_lay(backend: EmulatedBackend) -> None:
+def a_batch_lies_where_another_lay(backend: CupyBackend) -> None:
     """The cache of one row has the memory of one of two rows, as memory that is freed is reused."""
 
     def act() -> Iterator[np.ndarray]:
@@ -144,7 +144,7 @@ def a_batch_lies_where_another_lay(backend: EmulatedBackend) -> None:
     steps_are_the_same(backend, act)
 
 
-def a_cache_is_copied(backend: EmulatedBackend) -> None:
+def a_cache_is_copied(backend: CupyBackend) -> None:
     """A cache, its copy, and one of its rows go on in turn."""
 
     def act() -> Iterator[np.ndarray]:
@@ -161,7 +161,7 @@ def a_cache_is_copied(backend: EmulatedBackend) -> None:
     steps_are_the_same(backend, act)
 
 
-def two_models_take_turns(backend: EmulatedBackend) -> None:
+def two_models_take_turns(backend: CupyBackend) -> None:
     """With two caches of the same size each, and with one cache."""
 
     def act() -> Iterator[np.ndarray]:
@@ -176,7 +176,7 @@ def two_models_take_turns(backend: EmulatedBackend) -> None:
     steps_are_the_same(backend, act)
 
 
-def a_config_changes(backend: EmulatedBackend) -> None:
+def a_config_changes(backend: CupyBackend) -> None:
     """A model gets another epsilon, then another theta."""
 
     def act() -> Iterator[np.ndarray]:
@@ -189,7 +189,7 @@ def a_config_changes(backend: EmulatedBackend) -> None:
     steps_are_the_same(backend, act)
 
 
-def weights_are_replaced(backend: EmulatedBackend) -> None:
+def weights_are_replaced(backend: CupyBackend) -> None:
     def act() -> Iterator[np.ndarray]:
         model, other = small(backend), other_weights(backend)
         cache = prefilled(model, 1)
@@ -200,7 +200,7 @@ def weights_are_replaced(backend: EmulatedBackend) -> None:
     steps_are_the_same(backend, act)
 
 
-def a_row_goes_back(backend: EmulatedBackend) -> None:
+def a_row_goes_back(backend: CupyBackend) -> None:
     """A slot then gets a position below the one that it had."""
 
     def act() -> Iterator[np.ndarray]:
@@ -215,7 +215,7 @@ def a_row_goes_back(backend: EmulatedBackend) -> None:
     steps_are_the_same(backend, act)
 
 
-def other_pieces_come_between(backend: EmulatedBackend) -> None:
+def other_pieces_come_between(backend: CupyBackend) -> None:
     """Of several tokens, and with more rows, which need more scratch memory."""
 
     def act() -> Iterator[np.ndarray]:
@@ -232,7 +232,7 @@ def other_pieces_come_between(backend: EmulatedBackend) -> None:
     steps_are_the_same(backend, act)
 
 
-def results_are_kept(backend: EmulatedBackend) -> None:
+def results_are_kept(backend: CupyBackend) -> None:
     """A result on the card is fetched when later steps are done."""
 
     def act() -> Iterator[np.ndarray]:
@@ -246,7 +246,7 @@ def results_are_kept(backend: EmulatedBackend) -> None:
     steps_are_the_same(backend, act)
 
 
-def heads_share_many_queries(backend: EmulatedBackend) -> None:
+def heads_share_many_queries(backend: CupyBackend) -> None:
     """40 heads of queries to one of keys, which go to the kernels for prompts."""
 
     def act() -> Iterator[np.ndarray]:

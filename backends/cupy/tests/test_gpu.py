@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from graph_checks import CHECKS
 
 from tinymistral import DEMO, MistralForCausalLM, MistralTokenizer
 from tinymistral.backend import BackendUnavailable
@@ -62,6 +63,14 @@ def test_the_demo_generates_the_same_text(dtype):
     same = (texts[0] == texts[1]).all(axis=0)
     print(f"\n{dtype}: the same for {np.argmin([*same, False])} of {len(same)} tokens")
     assert same[: 200 if dtype == "float32" else 5].all()
+
+
+@needs_gpu
+@pytest.mark.gpu
+@every_dtype
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_captured_step_has_the_bits_of_its_kernels(dtype, name):
+    CHECKS[name](CupyBackend(dtype))
 
 
 @needs_gpu
