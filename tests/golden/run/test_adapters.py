@@ -7,7 +7,6 @@ import dataclasses
 import inspect
 import json
 import os
-import re
 import shlex
 import signal
 import sys
@@ -15,7 +14,6 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-import ml_dtypes
 import numpy as np
 import pytest
 from cli_runner import V1 as VOCABULARY
@@ -24,10 +22,7 @@ from goldens import FIXTURES
 from safetensors.numpy import load_file
 
 from tinymistral.commands.golden.run import PEERS
-from tinymistral.files.safetensors import read_file
 from tinymistral.golden.calls import at_positions
-from tinymistral.golden.compare.candidate import open_candidate
-from tinymistral.golden.files import write_arrays
 from tinymistral.golden.run import (
     CannotRun,
     Results,
@@ -89,15 +84,6 @@ def test_tinymistral_agrees_in_every_kind_of_case(tmp_path: Path, dtype: str) ->
     assert "6 OK, 0 differ" in good("golden", "check", "v1", str(out))
 
 
-@pytest.mark.slow
-def test_tinymistral_agrees_in_all_cases(tmp_path: Path) -> None:
-    vocabularies = [v for n in (1,) for v in ("--vocabulary", str(VOCABULARY))]
-    code, text, _ = run("golden", "run", "tinymistral", "-o", str(tmp_path), *vocabularies)
-    assert code == 0
-    assert "not run: chat-v2" in text
-    assert " 0 differ" in good("golden", "check", "v1", str(tmp_path))
-
-
 def test_only_what_is_expected_is_written(tmp_path: Path) -> None:
     good("golden", "run", "tinymistral", *only("plain"), "-o", str(tmp_path))
     found = load_file(tmp_path / "plain.safetensors")
@@ -117,17 +103,6 @@ def test_a_missing_vocabulary_is_requested(tmp_path: Path) -> None:
 
 
 # a command of one's own
-
-
-@pytest.mark.slow
-def test_a_command_is_run_for_every_case(tmp_path: Path) -> None:
-    out = tmp_path / "dump"
-    command = program(tmp_path, PROGRAM)
-    text = good("golden", "run", "--command", command, "-o", str(out))
-    norms = [n for n, case in SUITE.manifest.cases.items() if case.operation == "rms_norm"]
-    assert {path.stem for path in out.iterdir()} == {*norms, "silu-mul", "silu-mul-of-large-gates"}
-    assert "the command wrote no results.safetensors" in text
-    assert f"{len(norms) + 2} OK, 0 differ" in good("golden", "check", "v1", str(out))
 
 
 def test_a_command_of_another_program(tmp_path: Path) -> None:
@@ -170,14 +145,6 @@ def test_texts_are_passed_without_their_answers(tmp_path: Path) -> None:
     whole = SUITE.document(SUITE.case("tokenizer-demo"))
     assert [set(entry) for entry in asked["strings"]] == [{"text"}] * len(whole["strings"])
     assert [set(entry) for entry in asked["decodings"]] == [{"ids"}] * len(whole["decodings"])
-
-
-def test_a_bfloat16_array_is_recognized(tmp_path: Path) -> None:
-    code = PROGRAM.replace("result.astype(np.float32)", "result.astype(ml_dtypes.bfloat16)")
-    command = program(tmp_path, code.replace("import json", "import ml_dtypes, json", 1))
-    good("golden", "run", "--command", command, *only("rms-norm"), "-o", str(tmp_path / "dump"))
-    given = open_candidate(tmp_path / "dump", SUITE).read(SUITE.case("rms-norm"))
-    assert str(given.arrays["out"].dtype) == "bfloat16"
 
 
 FAILING = (
@@ -261,46 +228,6 @@ def is_running(pid: int) -> bool:
         return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def huge(descr: str, shape: str) -> str:
-    """A header of an array that is not there."""
-    return f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}}}"
-
-
-@pytest.mark.parametrize(
-    ("header", "says"),
-    [
-        (huge("<f8", f"({5 * 10**17},)"), "it is 147 bytes long, its header calls for 40000000"),
-        ("{'descr': <", "it is not an array as np.save writes it: "),
-        (huge("|O", "(1,)"), "it holds Python objects"),
-        (huge("<f4", "(-1, -16)"), "its shape is (-1, -16)"),
-        (None, "it is no regular file"),
-    ],
-)
-def test_broken_results_are_reported_in_one_line(
-    tmp_path: Path, header: str | None, says: str
-) -> None:
-    path = tmp_path / "out.npy"
-    if header is None:
-        path.mkdir()
-    else:
-        text = header.encode() + b"\n"
-        path.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(64))
-    with pytest.raises(ValueError, match=rf"^out\.npy: {re.escape(says)}") as error:
-        template.read_results(SUITE.case("rms-norm"), tmp_path)
-    assert "\n" not in str(error.value)
-
-
-def test_arrays_of_any_shape_and_dtype_are_passed_on(tmp_path: Path) -> None:
-    """`golden check` says what is wrong with them."""
-    arrays = {"a": np.arange(6).reshape(2, 3), "b": np.ones((2, 2), ml_dtypes.bfloat16)}
-    arrays |= {"c": np.asfortranarray(np.arange(6.0).reshape(3, 2)), "d": np.float32(2.5)}
-    for name, x in arrays.items():
-        np.save(tmp_path / f"{name}.npy", x)
-    found = template.read_results(SUITE.case("rms-norm"), tmp_path)
-    for name, x in arrays.items():
-        np.testing.assert_array_equal(found[name], x)
 
 
 def test_other_cases_run_after_one_that_fails(tmp_path: Path) -> None:
@@ -456,23 +383,6 @@ def test_transformers_does_not_count_past_2_24() -> None:
 
 
 # writing arrays
-
-
-def test_arrays_of_every_dtype_are_read_back_by_safetensors(tmp_path: Path) -> None:
-    arrays = {
-        "odd": np.arange(3, dtype=np.float16),
-        "ids": np.arange(6, dtype=np.int64).reshape(2, 3)[:, ::-1],
-        "none": np.empty((0, 4), dtype=np.float32),
-        "big": np.arange(4, dtype=">f8"),
-        "scalar": np.array(2.5, dtype=np.float32),
-    }
-    write_arrays(tmp_path / "a.safetensors", arrays)
-    found = load_file(tmp_path / "a.safetensors")
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(found[name], array)
-        assert found[name].dtype == array.dtype.newbyteorder("=")
-    write_arrays(tmp_path / "b.safetensors", {"b": arrays["odd"].astype(ml_dtypes.bfloat16)})
-    assert read_file(tmp_path / "b.safetensors")["b"].tolist() == [0, 1, 2]
 
 
 def test_the_models_of_a_case_are_checkpoints(tmp_path: Path) -> None:
