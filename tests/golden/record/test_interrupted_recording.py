@@ -113,19 +113,6 @@ def test_a_second_recording_into_the_folder_is_refused(
     assert files(tmp_path) == whole
 
 
-@pytest.mark.slow
-def test_killed_again_and_again(tmp_path: Path, whole: dict[str, bytes]) -> None:
-    """Each run gets four files further; nothing that is done is done twice."""
-    runs = 0
-    while subprocess.run(
-        [sys.executable, "-c", KILLED.format(n=5, after=True), *command(tmp_path)],
-        capture_output=True,
-    ).returncode:
-        runs += 1
-        assert runs < RENAMED
-    assert files(tmp_path) == whole
-
-
 class Stop(BaseException):
     """The signals of Ctrl-C and of a terminal that closes."""
 
