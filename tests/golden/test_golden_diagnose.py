@@ -11,7 +11,6 @@ import pytest
 from cli_runner import V1, good, refused, run
 from planted_programs import PLANTED, dumped
 
-from tinymistral import DEMO
 from tinymistral.golden.calls import inputs_of
 from tinymistral.golden.compare.texts import compare_texts
 from tinymistral.golden.diagnose.evidence import TextEvidence
@@ -232,22 +231,6 @@ def test_mistakes_in_decoding_are_named_without_the_vocabulary(
     assert names(diagnosis) == [name]
 
 
-def test_eos_after_the_users_turns_is_named(tmp_path: Path) -> None:
-    """After the last turn, or after each: [/INST] has an id of its own from v2 on, which is 4."""
-
-    def last(entry: dict[str, Any]) -> list[int]:
-        return [*entry["ids"], 2] if entry["ids"][-1] == 4 else entry["ids"]
-
-    def every(entry: dict[str, Any]) -> list[int]:
-        return [each for token in entry["ids"] for each in ((4, 2) if token == 4 else (token,))]
-
-    vocabulary = next(V1.parent.glob("mistral_instruct_tokenizer_*.model.v2"))
-    for name, change in (("eos-after-the-prompt", last), ("eos-after-every-turn", every)):
-        written(tmp_path, "chat-v2", change, "conversations")
-        (diagnosis,) = diagnosed(str(tmp_path), "--vocabulary", str(vocabulary))
-        assert names(diagnosis) == [name]
-
-
 def test_spaces_of_the_hub_are_named_with_the_vocabulary(tmp_path: Path) -> None:
     """Without it, the output asks for it."""
     tokenizer = MistralTokenizer(V1)
@@ -263,21 +246,6 @@ def test_spaces_of_the_hub_are_named_with_the_vocabulary(tmp_path: Path) -> None
     code, out, _ = run("golden", "diagnose", "v1", str(tmp_path))
     assert code == 1
     assert out.endswith("--vocabulary FILE, the path of tokenizer.model.v1\n")
-
-
-def test_spaces_of_the_hub_are_named_without_a_vocabulary_if_tinymistral_has_it(
-    tmp_path: Path,
-) -> None:
-    tokenizer = MistralTokenizer(DEMO / "tokenizer.model")
-
-    def ids(entry: dict[str, Any]) -> list[int] | None:
-        if entry["messages"][0]["role"] == "system":
-            return None
-        return tokenizer.apply_chat_template(entry["messages"], format="hf")
-
-    written(tmp_path, "chat-demo", ids, "conversations")
-    (diagnosis,) = diagnosed(str(tmp_path))
-    assert names(diagnosis) == ["hf-spaces"]
 
 
 # results of a text of another length
@@ -360,8 +328,3 @@ def test_a_file_that_is_no_vocabulary_of_the_suite_is_refused(tmp_path: Path) ->
     other.write_bytes(b"other")
     err = refused("golden", "diagnose", "v1", str(tmp_path), "--vocabulary", str(other))
     assert "is not what any case of the suite is made with" in err
-
-
-def test_help_says_what_is_hidden() -> None:
-    out = " ".join(good("golden", "diagnose", "--help").split())
-    assert "a position that begins at 1 changes `q_rotated`, `k_rotated` and what is cached" in out
