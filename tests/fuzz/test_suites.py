@@ -225,23 +225,3 @@ def test_a_changed_dump(
             (folder / source.name).write_bytes(save(arrays))
     ends("check", suite, str(folder), "--json", "--dtype", "bfloat16")
     ends("check", suite, str(folder), "--verbose", "--layout", "raw")
-
-
-NUMBERS_OF_A_MODEL = {
-    "model": "some model",
-    "config": {"vocab_size": 5},
-    "logits": {"ids": [1, 2], "mean": [0.5, 1.5], "first": [0.5, 0.25, 1], "tolerance": 0.01},
-    "greedy": [
-        {"id": "a", "prompt": [["a", 1], [" b", 2]], "ids": [[[1, 2], 1]], "new": 2, "text": "c"},
-        {"id": "b", "long": True, "ids": [[[1, 2], 1]], "new": 2, "end": [4]},
-    ],
-}
-
-
-@no_reset
-@given(numbers=changed_tree(NUMBERS_OF_A_MODEL))
-def test_changed_published_numbers(tmp_path: Path, numbers: Any) -> None:
-    (tmp_path / "numbers.json").write_text(json.dumps(numbers), "utf-8")
-    np.save(tmp_path / "logits.npy", np.ones((2, 5), dtype=np.float32))
-    numbers_file, logits = tmp_path / "numbers.json", tmp_path / "logits.npy"
-    ends("published", "--numbers", str(numbers_file), "--logits", str(logits))

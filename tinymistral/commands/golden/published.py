@@ -35,7 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", metavar="FOLDER", help="the checkpoint, or its name on the Hugging Face hub")
     add("--logits", type=Path, metavar="FILE", help="logits that a program of yours computed")
     add("--long", action="store_true", help="with --model: texts past the window of 4096 too")
-    add("--numbers", type=Path, metavar="FILE", help="of another model; see golden/published/")
     arguments.add_computation(parser)
 
 
@@ -43,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     """Compare a model, or logits of another program, with published numbers; 1 if they differ."""
     from tinymistral.golden.published_numbers import check_logits, check_model, read_published
 
-    numbers = read_published(options.numbers) if options.numbers else read_published()
+    numbers = read_published()
     if (options.model is None) == (options.logits is None):
         raise ValueError(
             "expected either --model, the checkpoint's folder, or --logits, a .npy file with the "
