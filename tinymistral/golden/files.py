@@ -8,7 +8,7 @@ import json
 import math
 import tokenize
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +37,14 @@ _HEADER_ERRORS = (
 )
 
 
-def sha256_of(path: Path, progress: Callable[[int], None] | None = None) -> str:
-    """Return the sha256 of a regular file of any size; ValueError in one line if it is unreadable.
-
-    `progress(size)` is called with the number of bytes read since the call before.
-    """
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a regular file of any size; ValueError if it is unreadable."""
     digest = hashlib.sha256()
     try:
         check_is_file(path)
         with path.open("rb") as file:
             while block := file.read(HASHED_AT_ONCE):
                 digest.update(block)
-                if progress is not None:
-                    progress(len(block))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{path}: cannot be read: {reason}") from None

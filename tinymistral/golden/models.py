@@ -7,15 +7,15 @@ A manifest identifies weights that are not in the suite:
 
 The fingerprint is the sha256 of every tensor's name, dtype and shape, sorted by name in Hugging
 Face's layout, each followed by 16 samples of 256 bytes. So it takes no longer for 14 GB than for
-one, and is the same for one file, shards or a raw checkpoint. A file's own sha256 is present where
-it was requested; it is for people, and not verified here.
+one, and is the same for one file, shards or a raw checkpoint. A file's entry may have a sha256,
+for people; it is not verified here.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from tinymistral.config import MistralConfig
 from tinymistral.files import read_json
 from tinymistral.files.consolidated import PARAMS_FILE, PTH_FILE, SAFETENSORS_FILE
 from tinymistral.files.safetensors import INDEX_FILE, SINGLE_FILE
-from tinymistral.golden.files import Arrays, sha256_of
+from tinymistral.golden.files import Arrays
 from tinymistral.golden.suite import Model, Suite
 from tinymistral.heads import MistralForCausalLM
 
@@ -115,29 +115,12 @@ def fingerprint(tensors: Arrays) -> str:
     return digest.hexdigest()
 
 
-def describe(
-    folder: Path, tensors: Arrays, progress: Callable[[int, int], None] | None = None
-) -> dict[str, Any]:
-    """Return a manifest's entry for a checkpoint's weights.
-
-    With `progress(done, total)`, called with bytes, every file is read and hashed too.
-    """
-    paths = [folder / name for name in files_of(folder)]
-    files: list[dict[str, Any]] = [{"name": p.name, "size": p.stat().st_size} for p in paths]
-    if progress is not None:
-        total, done = sum(entry["size"] for entry in files), 0
-
-        def count(size: int) -> None:
-            nonlocal done
-            done += size
-            progress(done, total)
-
-        for entry, path in zip(files, paths, strict=True):
-            entry["sha256"] = sha256_of(path, count)
+def describe(folder: Path, tensors: Arrays) -> dict[str, Any]:
+    """Return a manifest's entry for a checkpoint's weights."""
     return {
         "fingerprint": fingerprint(tensors),
         "parameters": sum(tensor.size for tensor in tensors.values()),
-        "files": files,
+        "files": [{"name": n, "size": (folder / n).stat().st_size} for n in files_of(folder)],
     }
 
 

@@ -56,7 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=("float64", "float32"), default="float64", help=text)
     text = "ways of measuring tolerances (default: 20, with more than 50 million weights 6)"
     add("--ways", type=arguments.integer, metavar="N", help=text)
-    add("--hash-files", action="store_true", help="note the sha256 of the checkpoint's files too")
     arguments.add_threads(parser)
 
 
@@ -84,5 +83,5 @@ def run(options: argparse.Namespace) -> None:
         options.ways,
     )
     with interruptible(), Progress("{}: {:,} of {:,}") as progress:
-        cases = record(options.out, options.model, request, options.hash_files, progress)
+        cases = record(options.out, options.model, request, progress)
     write(f"{options.out}: {', '.join(cases)}\n")

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -81,17 +81,13 @@ class RecordedSuite:
                 "--ways, or record into another folder"
             )
 
-    def add_model(self, entry: dict[str, Any], weights: Callable[[bool], dict[str, Any]]) -> None:
-        """Add a model, or check that the suite has the same one.
-
-        `weights(complete)` returns their entry in the manifest; with the sha256 of files only if
-        `complete`.
-        """
-        found = weights(False)
+    def add_model(self, entry: dict[str, Any]) -> None:
+        """Add a model, or check that the suite has the same one."""
         known = next((m for m in self.fields["models"] if m["id"] == entry["id"]), None)
         if known is None:
-            self.fields["models"].append({**entry, "weights": weights(True)})
-        elif known.get("weights", {}).get("fingerprint") != found["fingerprint"]:
+            self.fields["models"].append(entry)
+            self.write()
+        elif known.get("weights", {}).get("fingerprint") != entry["weights"]["fingerprint"]:
             raise ValueError(
                 f"{self.folder}: model {entry['id']!r} there was recorded from another checkpoint; "
                 "record into another folder"
@@ -101,9 +97,6 @@ class RecordedSuite:
                 f"{self.folder}: model {entry['id']!r} there has another configuration; record "
                 "into another folder"
             )
-        elif "sha256" not in known["weights"]["files"][0]:
-            known["weights"] = weights(True)
-        self.write()
 
     def has(
         self, entry: Mapping[str, Any], inputs: Mapping[str, np.ndarray], expected: set[str]

@@ -53,13 +53,10 @@ class Request:
     ways: int | None = None  # variants in each dtype; None: MANY or FEW, by the model's size
 
 
-def record(
-    out: Path, checkpoint: str | Path, request: Request, hashed: bool, progress: Progress
-) -> list[str]:
+def record(out: Path, checkpoint: str | Path, request: Request, progress: Progress) -> list[str]:
     """Add to the suite in `out`, or begin one; return the ids of the cases of the request.
 
-    `hashed`: read all of the checkpoint's files for their sha256. Raises ValueError, also if
-    another process is recording into `out`.
+    Raises ValueError, also if another process is recording into `out`.
     """
     folder = find_checkpoint(checkpoint)
     config, tensors = load_checkpoint(folder)
@@ -67,10 +64,6 @@ def record(
     weights = sum(tensor.size for tensor in tensors.values())
     ways = request.ways if request.ways is not None else MANY if weights <= SMALL else FEW
     name = slug(folder.resolve().name if Path(checkpoint).is_dir() else str(checkpoint))
-
-    def count(done: int, total: int) -> None:
-        progress("bytes hashed", done, total)
-
     make_folder(out)
     with only_writer(out):
         suite = RecordedSuite(out, HOW.format(ways=ways, dtype=request.dtype))
@@ -81,8 +74,8 @@ def record(
                 "config": config.to_dict() | {"architectures": ["MistralForCausalLM"]},
                 "layout": "hf",
                 "dtype": stored_dtype(tensors),
-            },
-            lambda complete: describe(folder, tensors, count if hashed and complete else None),
+                "weights": describe(folder, tensors),
+            }
         )
         return Recorder(suite, name, config, tensors, request, ways, progress).run()
 
