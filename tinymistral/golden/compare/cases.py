@@ -6,7 +6,7 @@ nearest to the mistake.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -35,12 +35,14 @@ def check(
     only: Sequence[str] = (),
     dtype: str | None = None,
     complete: bool = False,
+    keep: Callable[[Compared, CaseDump], Compared] = lambda compared, given: compared,
 ) -> Iterator[Compared]:
     """Compare a candidate with the cases of a suite, or with `only` these, one after the other.
 
     `dtype` says whose tolerances apply: float32 (also for float64), float16 or bfloat16; by default
     those of the dtype that each tensor has. Raises ValueError if a case in `only` is not given,
-    unless absent cases are to be reported: `complete`.
+    unless absent cases are to be reported: `complete`. `keep` is shown each comparison with what
+    was given, and returns what counts.
     """
     for name in only:
         if suite.case(name).id not in candidate.cases and not complete:
@@ -59,7 +61,7 @@ def check(
         except ValueError as error:
             yield Compared(case, names=names, problem=one_line(error, 500))
             continue
-        yield compare_case(suite, case, given, dtype, arrays)
+        yield keep(compare_case(suite, case, given, dtype, arrays), given)
 
 
 def compare_case(

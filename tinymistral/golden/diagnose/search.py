@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from tinymistral.golden.compare.candidate import Candidate
-from tinymistral.golden.compare.cases import compare_case
+from tinymistral.golden.compare.candidate import Candidate, CaseDump
+from tinymistral.golden.compare.cases import check
 from tinymistral.golden.compare.verdicts import Compared
 from tinymistral.golden.diagnose.evidence import AnyEvidence, Evidence, Fit, TextEvidence
 from tinymistral.golden.diagnose.measure import Finding, measure
@@ -19,9 +19,7 @@ from tinymistral.golden.diagnose.predictions import Predictions
 from tinymistral.golden.diagnose.steps import all_steps
 from tinymistral.golden.diagnose.supposed import Supposed, supposed
 from tinymistral.golden.manifest import TEXT_KINDS
-from tinymistral.golden.suite import Case
 from tinymistral.mistakes import Mistake
-from tinymistral.text import one_line
 
 LARGEST = 20_000_000  # weights of a model that can be diagnosed
 
@@ -53,47 +51,24 @@ def gather(
                 f"case {case.id}: its model has {size} weights and would be run many "
                 f"hundred times; up to {LARGEST} can be diagnosed: dump and diagnose v1 instead"
             )
-    for name in only:
-        if suite.case(name).id not in candidate.cases:
-            there = one_line(", ".join(candidate.cases), 400)
-            raise ValueError(f"{candidate.path}: no output of case {name}, only of {there}")
     evidence: list[AnyEvidence] = []
-    results: list[Compared] = []
-    for name in only or candidate.cases:
-        case = suite.case(name)
-        try:
-            results.append(compare_one(candidate, predictions, case, dtype, evidence))
-        except ValueError as error:
-            problem = one_line(error, 500)
-            results.append(Compared(case, names=tuple(case.expected or ()), problem=problem))
-    return evidence, results
 
+    def keep(compared: Compared, given: CaseDump) -> Compared:
+        case = compared.case
+        found: AnyEvidence | None
+        if case.kind in TEXT_KINDS:
+            found = TextEvidence.of(compared, suite.document(case))
+        else:
+            arrays, every = predictions.arrays(case), {**given.arrays, **given.longer}
+            raw = given.layout == "raw"
+            found = Evidence.of(compared, every, arrays, dtype, suite.manifest.stages, raw)
+            if found is not None and found.another_length:
+                rest = (part for part in compared.parts if part.name not in found.parts)
+                compared = replace(compared, parts=(*found.parts.values(), *rest))
+        evidence.extend([] if found is None else [found])
+        return compared
 
-def compare_one(
-    candidate: Candidate,
-    predictions: Predictions,
-    case: Case,
-    dtype: str | None,
-    evidence: list[AnyEvidence],
-) -> Compared:
-    """Compare one case, and if anything can be compared add it to the evidence."""
-    suite = candidate.suite
-    found: AnyEvidence | None
-    if case.kind in TEXT_KINDS:
-        given = candidate.read(case)
-        compared = compare_case(suite, case, given)
-        found = TextEvidence.of(compared, suite.document(case))
-    else:
-        arrays = predictions.arrays(case)
-        given = candidate.read(case, arrays)
-        compared = compare_case(suite, case, given, dtype, arrays)
-        every, raw = {**given.arrays, **given.longer}, given.layout == "raw"
-        found = Evidence.of(compared, every, arrays, dtype, suite.manifest.stages, raw)
-        if found is not None and found.another_length:
-            rest = (part for part in compared.parts if part.name not in found.parts)
-            compared = replace(compared, parts=(*found.parts.values(), *rest))
-    evidence += [] if found is None else [found]
-    return compared
+    return evidence, list(check(suite, candidate, only, dtype, keep=keep))
 
 
 @dataclass(frozen=True)
