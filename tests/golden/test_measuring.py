@@ -50,7 +50,7 @@ def test_what_a_step_did_is_measured(predictions: Predictions, name: str) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mistakes, least", [(PLANTED, 0.95), (HELD_OUT, 0.7)])
+@pytest.mark.parametrize("mistakes, least", [(PLANTED, 0.95), (HELD_OUT, 0.9)])
 def test_the_wrong_step_is_found_and_mostly_described(
     predictions: Predictions, mistakes: dict[str, Planted], least: float
 ) -> None:

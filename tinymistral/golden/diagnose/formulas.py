@@ -31,7 +31,12 @@ no-window | the window is ignored: a query sees all earlier keys :: j <= i
 a query sees W {few} keys :: (j <= i) & (i - j < W + few)
 a query sees {part} W keys :: (j <= i) & (i - j < maximum(1, W * part // 1))
 a query sees {size} keys, whatever the window is :: (j <= i) & ((W == FAR) | (i - j < size))
-a query sees W {n} keys :: (j <= i) & (i - j < W + n)
+a query sees W {n} keys :: (j <= i) & (i - j < maximum(1, W + n))
+the window's far end is rounded down to a multiple of {size}
+    (j <= i) & ((W == FAR) | (j >= (i - W + 1) // size * size))
+the window's far end is rounded up to a multiple of {size}
+    (j <= i) & ((W == FAR) | (j >= -((W - 1 - i) // size) * size))
+all rows of the batch have the mask of the first :: right[:1] > 0
 keys of the future are visible on both sides of the query, |i - j| < W
     where(W < FAR, abs(i - j) < W, j <= i)
 all keys are visible, also later ones: there is neither a causal mask nor a window :: i == i
@@ -60,10 +65,13 @@ only the {size} largest scores of a query are kept
 WEIGHTS = """
 the scale is 1/sqrt(d/2) :: softmax(z * 2**0.5, mask)
 the scale is 1/sqrt(D), of the hidden size :: softmax(z * (d / D) ** 0.5, mask)
+the scale is 1/sqrt(D/H), of the hidden size by heads :: softmax(z * (d * H / D) ** 0.5, mask)
 the scale has a factor ln(2): 2^x for e^x :: softmax(z * log(2), mask)
 the scale is {c} times 1/sqrt(d) :: softmax(z * c, mask)
 scores are capped softly at {c}: c · tanh(x / c) :: softmax(c * tanh(z / c), mask)
 scores are clipped at {c} :: softmax(clip(z, -c, c), mask)
+softmax-overflows | exp is taken of the raw scores, and overflows in float32
+    float32(exps(z, mask)) / total(float32(exps(z, mask)))
 1 is added to the sum of the softmax, relative to e^0 :: exps(z, mask) / (1 + total(exps(z, mask)))
 {c} is added to the sum of the softmax, after the largest score is subtracted
     exps(z - most, mask) / (c + total(exps(z - most, mask)))
@@ -97,7 +105,9 @@ values-turned | values are rotated like keys :: mix(again(v))
 values-turned | values are rotated, as neighbours (2m, 2m + 1) :: mix(again(v, True))
 values of earlier calls are 0 :: mix(where(old, 0, v))
 values are keys :: mix(k)
-values are those of the token before :: mix(roll(v, 1, axis=1))
+values are those of the key at {n} :: mix(beside(v, n))
+the sum over keys is rounded to bfloat16 after each key :: running(bfloat16)
+the sum over keys is rounded to float16 after each key :: running(float16)
 """
 
 # Of x, positions p, the frequency f of each pair m, and theta; t are columns.
@@ -128,6 +138,7 @@ the numbers are rotated as pairs and moved to halves :: turn(x, p * f, True)[...
 the numbers are rotated as halves and moved to pairs :: turn(x, p * f)[..., to_pairs]
 angles are in bfloat16 :: turn(x, bfloat16(p * f))
 frequencies are in bfloat16 :: turn(x, p * bfloat16(f))
+frequencies are in float16 :: turn(x, p * float16(f))
 positions are in bfloat16 :: turn(x, bfloat16(p) * f)
 frequencies are in float32 :: turn(x, p * float32(f))
 rope-in-16-bits | cosines and sines are rounded to bfloat16 :: turn(x, p * f, to=bfloat16)
@@ -143,6 +154,8 @@ it is not normed: the result is x · weight :: x * w
 the root is missing: x / (mean of squares + eps) :: x / rms(x, eps) ** 2 * w
 the mean is subtracted before the weight, but not from the squares
     (x - mean(x)) / rms(x, eps) * w
+x is divided by (mean of squares + eps) to the power {c}, not 1/2
+    x * (mean(x * x) + eps) ** -c * w
 the mean of squares is over D - 1 numbers :: x / rms(x * (D / (D - 1)) ** 0.5, eps) * w
 the mean of magnitudes is taken rather than the root of the mean square
     x / (mean(abs(x)) + eps) * w
@@ -186,12 +199,15 @@ what is added to the residual is multiplied by {c} :: x + c * y
 
 # Of x (B, T, inputs) and the weight w (outputs, inputs); heads are (B, T, H, d).
 LINEAR = """
+results are 0 :: 0 * right
 the input is the hidden state before the norm :: times(hidden, w)
 the last {size} inputs are left out of the sum :: times(x[..., :-size], w[:, :-size])
 columns of the weight are shifted: input m is multiplied by the weight of input m {n}
     times(x, roll(w, -n, axis=1))
 rows of the weights are those of q, k and v fused, taken apart group by group: (q..., k, v)
     times(x, fused)
+sums are rounded to bfloat16 after each product :: running(x, w, bfloat16)
+sums are rounded to float16 after each product :: running(x, w, float16)
 heads are cut across tokens: (T, H·d) is read as (H, T, d)
     right.reshape(B, H, T, d).swapaxes(1, 2)
 the weight is rounded to 8 bits, int8, with a scale for each row :: times(x, integers(w, 127, 1))
@@ -228,6 +244,9 @@ results are 0 :: 0 * right
 results are {c} times what they should be :: c * right
 {c} is added to all results :: right + c
 {c} is subtracted from all results :: right - c
+the mean over the results of each token is subtracted from them :: flat(row - mean(row))
+results are rounded to 8 bits, int8, with a scale for each token :: flat(integers(row, 127, 2))
+results are rounded to 8 bits, int8, with one scale :: integers(right, 127, None)
 results are clipped at {c} :: clip(right, -c, c)
 results are capped softly at {c}: c · tanh(x / c) :: c * tanh(right / c)
 each token has the result of the one at {n} :: roll(right, -n, axis=1)
@@ -237,6 +256,7 @@ the order is wrong: result r is that of r {n} :: flat(roll(row, -n, axis=-1))
 the order is wrong: results are reversed :: flat(row[..., ::-1])
 """
 OF_HEADS = """
+results are rounded to 8 bits, int8, with a scale for each head :: integers(right, 127, 3)
 heads are in reverse order: the order is wrong :: right[:, :, ::-1]
 numbers of a head are in the order of pairs (0, d/2, 1, ...): the order is wrong
     right[..., to_pairs]

@@ -64,7 +64,8 @@ def refined(
             b = low + golden * (high - low)
             fb = f(b)
     found = back(a if fa < fb else b)
-    for digits, near in ((1, 0.2), (2, 0.01)):  # what somebody would have written, if it is as near
+    # What somebody would have written, if it is as near.
+    for digits, near in ((1, 0.2), (2, 0.01), (3, 1e-3)):
         nice = float(f"{found:.{digits}g}")
         if abs(nice - found) <= near * abs(found) and error(nice) <= 1.5 * error(found) + 1e-12:
             return nice

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from types import CodeType
@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from tinymistral.golden.compare.places import ranges
 from tinymistral.golden.diagnose import formulas
 from tinymistral.golden.diagnose.guess import NO_NUMBERS, Guess, refined
-from tinymistral.golden.diagnose.names import FUNCTIONS, HALVES, names, rounded
+from tinymistral.golden.diagnose.names import EIGHTS, FUNCTIONS, HALVES, names, rounded
 from tinymistral.golden.diagnose.seen import seen
 from tinymistral.golden.diagnose.steps import Array, Step, compute
 from tinymistral.mistakes import FORWARD, MISTAKES, Mistake
@@ -40,14 +41,24 @@ REPLACED = {
 FUSED = REPLACED["mask"] | REPLACED["weights"] | REPLACED["mix"]
 
 
-def of_catalogue(first: Step) -> Iterator[Guess]:
-    """Yield the known mistakes of a kind of step."""
+# The stages of which a kind of weight is the weight, if not that of its own name.
+OF_WEIGHT = {f"{n}_proj": n for n in ("q", "k", "v", "gate", "up")}
+OF_WEIGHT |= {"o_proj": "attention_output", "down_proj": "mlp_output", "lm_head": "logits"}
+
+
+def of_catalogue(first: Step, wrong: Collection[str] = ()) -> Iterator[Guess]:
+    """Yield the known mistakes of a kind of step, if all stages that they change are wrong."""
     fused = first.kind == "mix" and "weights" not in first.x
     kinds = FUSED if fused else REPLACED.get(first.kind, set())
     tried = [*FORWARD, *(m for m in MISTAKES if m.not_diagnosed)]
     own = {name for table in tables_of(first) for name, *_ in parsed(table)}
     tried = [m for m in tried if kinds & {what for what, _ in m.changes} and m.name not in own]
     for mistake in tried:
+        if wrong and first.model is not None and mistake.replacing("checkpoint"):
+            right, found = first.model.tensors, first.model.changed(mistake)
+            kinds = {n.split(".")[-2] for n in right if found.get(n) is not right[n]}
+            if not {OF_WEIGHT.get(kind, kind) for kind in kinds} <= set(wrong):
+                continue
         yield Guess(mistake.says, lambda s, m=mistake: _mistaken(s, m), mistake.name)
 
 
@@ -193,9 +204,10 @@ def of_inputs(first: Step) -> Iterator[Guess]:
     some = [(), *((n,) for n in inputs), *([tuple(inputs)] if len(inputs) > 1 else [])]
     for what in some:
         for result_too in (True, False) if what else (True,):
-            for dtype in HALVES:
+            for dtype in (*HALVES, *EIGHTS):
                 says = " and ".join([*(inputs[n] for n in what), *["results"] * result_too])
                 name = f"weights-rounded-to-{dtype}" if says == "the weight" else ""
+                name = name if dtype in HALVES else ""
                 yield Guess(
                     f"rounded to {dtype}: {says}",
                     lambda s, n=what, r=result_too, t=dtype: _rounded(s, n, r, t),
@@ -224,29 +236,39 @@ def _rounded(s: Step, inputs: tuple[str, ...], result_too: bool, dtype: str) -> 
 # All
 
 
-def guesses(first: Step, measured: bool = True) -> Iterator[Guess]:
-    """Yield guesses for a wrong step, and without `measured` not what is only seen of it.
+def guesses(first: Step, steps: Sequence[Step], wrong: Collection[str]) -> Iterator[Guess]:
+    """Yield guesses for a wrong step, measured on it and on other wrong `steps` of its stage.
 
-    If some heads are right, guesses are tried on the wrong ones alone too.
+    `wrong` are all stages that are wrong. If some heads, rows or columns are right, guesses are
+    tried on the wrong ones alone too.
     """
-    yield from _of_all_heads(first, measured)
-    if not measured or first.out.ndim < 4 or (here := _wrong_heads(first)).all():
-        return
-    heads = ", ".join(map(str, np.flatnonzero(here)))
-    for guess in _of_all_heads(replace(first, counts=first.counts & here), False):
-        make = lambda s, f=guess.make: np.where(_wrong_heads(s), f(s), s.right)  # noqa: E731
-        yield replace(guess, says=f"in heads {heads}: {guess.says}", make=make)
+    yield from _rules(first, wrong)
+    yield from seen(first, steps)
+    for word, axis in _axes(first).items():
+        here = wrong_along(first, axis)
+        if here.all():
+            continue
+        which = ranges(np.flatnonzero(here).tolist())
+        for guess in _rules(replace(first, counts=first.counts & here), wrong):
+            make = lambda s, f=guess.make, n=axis: np.where(wrong_along(s, n), f(s), s.right)  # noqa: E731
+            yield replace(guess, says=f"in {word} {which}: {guess.says}", make=make)
 
 
-def _wrong_heads(s: Step) -> Array:
-    """Return which heads are wrong, with the axes of the result."""
-    every = (0, 2, 3) if s.kind in ("mask", "weights") else (0, 1, 3)
-    return np.asarray((s.errors(s.right) > s.limit).any(axis=every, keepdims=True))
+def _axes(s: Step) -> dict[str, int]:
+    """Return the axes along which a part of a result may be wrong."""
+    if s.kind in ("mask", "weights"):
+        return {"heads": 1, "rows": 0}
+    return ({"heads": 2} if s.out.ndim == 4 else {"columns": 2}) | {"rows": 0}
 
 
-def _of_all_heads(first: Step, measured: bool) -> Iterator[Guess]:
-    yield from of_catalogue(first)
+def wrong_along(s: Step, axis: int) -> Array:
+    """Return where along an axis a result is wrong, with all its axes."""
+    others = tuple(n for n in range(s.out.ndim) if n != axis)
+    return np.asarray((s.errors(s.right) > s.limit).any(axis=others, keepdims=True))
+
+
+def _rules(first: Step, wrong: Collection[str]) -> Iterator[Guess]:
+    yield from of_catalogue(first, wrong)
     for guess in of_formulas(first):
         fitted = _fitted(guess, first)
         yield from [] if fitted is None else [fitted]
-    yield from seen(first) if measured else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -78,7 +78,8 @@ def measure(steps: Iterable[Step]) -> list[Finding]:
             continue  # it is not known which of these stages is wrong
         kind = "mask" if step.kind == "mask" else ""
         groups.setdefault((step.stage, kind), []).append(step)
-    found = [finding for group in groups.values() for finding in _of_stage(group)]
+    wrong = {stage for (stage, _), group in groups.items() if any(s.wrong for s in group)}
+    found = [finding for group in groups.values() for finding in _of_stage(group, wrong)]
     merged: dict[tuple[str, str], Finding] = {}
     for f in found:
         key = (f.says or str(f.stages), f.where)
@@ -91,37 +92,37 @@ def measure(steps: Iterable[Step]) -> list[Finding]:
     return sorted(merged.values(), key=lambda f: order.get(f.stages[0], -1))
 
 
-def _of_stage(group: Sequence[Step]) -> Iterator[Finding]:
+def _of_stage(group: Sequence[Step], stages: Collection[str]) -> Iterator[Finding]:
     with np.errstate(all="ignore"):
         wrong = [s for s in group if s.wrong]
         rest = wrong
         for _ in range(ROUNDS):
             if not rest:
                 return
-            best, explained = _best(group, rest)
+            best, explained = _best(group, rest, stages)
             where = _where(group, explained, best) if explained else ""
             if where.endswith("steps") and 2 * len(explained) < len(rest):
                 # A few steps without a pattern: by chance. Say only what is seen, if that is more.
-                best, explained = _best(group, rest, only_seen=True)
+                best, explained = _best(group, rest, stages, only_seen=True)
                 where = _where(group, explained, best) if explained else ""
                 best = best if 2 * len(explained) >= len(rest) else None
             if best is None:
                 break
             rest = [s for s in rest if s not in explained]
-            stages = (explained[0].stage,)
-            yield Finding(stages, best.says, best.name, tuple(explained), len(wrong), where)
+            stage = (explained[0].stage,)
+            yield Finding(stage, best.says, best.name, tuple(explained), len(wrong), where)
         if rest:
             where = _where(group, rest, None)
             yield Finding((rest[0].stage,), "", "", tuple(rest), len(wrong), where)
 
 
 def _best(
-    group: Sequence[Step], wrong: list[Step], only_seen: bool = False
+    group: Sequence[Step], wrong: list[Step], stages: Collection[str], only_seen: bool = False
 ) -> tuple[Guess | None, list[Step]]:
     """Return the guess that explains most, and what it explains; of the nearest the simplest."""
     sample = _sample(wrong)
     tried: list[tuple[int, float, Guess]] = []
-    for guess in guesses(_largest(sample)):
+    for guess in guesses(_largest(sample), wrong, stages):
         left = [remains(s, guess) for s in sample]
         count = sum(x <= 1 for x in left)
         if count:
@@ -159,7 +160,13 @@ def _sample(wrong: list[Step]) -> list[Step]:
 
 
 def _largest(sample: list[Step]) -> Step:
-    """Return the step with most wrong numbers, to measure parameters with."""
+    """Return the step with most wrong numbers, to measure parameters with; of rotations a near one.
+
+    Far positions make many angles of almost the same frequency.
+    """
+    if sample[0].kind == "rope":
+        near = [s for s in sample if 4 <= s.x["positions"].max(initial=0) < 64]
+        sample = near or sample
     return max(sample, key=lambda s: (s.errors(s.right) > s.limit).sum())
 
 
@@ -172,7 +179,7 @@ def remains(s: Step, guess: Guess) -> float:
     errors, before = s.errors(found), s.errors(s.right)
     worst, most = float(errors.max(initial=0.0)), float(before.max(initial=0.0))
     if not np.isfinite(worst) or not np.isfinite(most):
-        return 0.0 if worst == 0 else np.inf
+        return 0.0 if worst <= s.limit else np.inf
     if worst >= most * 0.9 and worst > s.limit / 100:
         return np.inf
     ratio = float(np.sqrt(np.square(errors).mean() / max(np.square(before).mean(), 1e-300)))

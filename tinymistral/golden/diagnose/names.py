@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from tinymistral.golden.diagnose.steps import Array, Step, compute, mask_of, scores_of
@@ -14,11 +15,13 @@ from tinymistral.operations import NUMPY_DTYPES
 
 FAR = 2**62
 HALVES = ("bfloat16", "float16")
+EIGHTS = ("float8_e4m3fn", "float8_e5m2")
 
 
 def rounded(x: Array, dtype: str) -> Array:
-    """Round to 16 bits, or to float32."""
-    return np.asarray(x.astype(np.float32).astype(NUMPY_DTYPES[dtype]).astype(np.float64))
+    """Round to 8 or 16 bits, or to float32."""
+    kind = NUMPY_DTYPES.get(dtype) or getattr(ml_dtypes, dtype)
+    return np.asarray(x.astype(np.float32).astype(kind).astype(np.float64))
 
 
 def turn(
@@ -157,7 +160,21 @@ def _attention(s: Step) -> dict[str, Any]:
         w = softmax(scores(q, k, heads), found["mask"]) if weights is None else weights
         return compute("mix", {"weights": w, "v": v if heads is None else v[:, :, heads]})
 
-    return {**found, "mix": mix}
+    def running(to: Callable[[Array], Array]) -> Array:
+        """Add weighed values key by key, and round each sum."""
+        w = softmax(found["z"], found["mask"]) if weights is None else weights
+        v, total = np.repeat(x["v"], H // K, axis=2), np.zeros(q.shape)
+        for s in range(v.shape[1]):
+            total = to(total + w[..., s].swapaxes(1, 2)[..., None] * v[:, s, None])
+        return total
+
+    def beside(v: Array, n: int) -> Array:
+        """Return what belongs to the n-th key after each, or to the last or first of its row."""
+        last = (j >= 0).sum(axis=1, keepdims=True) - 1
+        at = np.clip(np.arange(v.shape[1]) + n, 0, np.maximum(last, 0))
+        return np.take_along_axis(v, at[..., None, None], axis=1)
+
+    return {**found, "mix": mix, "running": running, "beside": beside}
 
 
 def _linear(s: Step) -> dict[str, Any]:
@@ -165,8 +182,15 @@ def _linear(s: Step) -> dict[str, Any]:
         """Multiply any input, its axes after (B, T) joined."""
         return (x.reshape(*s.right.shape[:2], -1) @ weight.T).reshape(s.right.shape)
 
+    def running(x: Array, weight: Array, to: Callable[[Array], Array]) -> Array:
+        """Add product by product, and round each sum."""
+        total = np.zeros((*x.shape[:2], len(weight)))
+        for n, column in enumerate(weight.T):
+            total = to(total + x[..., n, None] * column)
+        return total.reshape(s.right.shape)
+
     x = s.x["x"].reshape(*s.right.shape[:2], -1)
-    found = {"x": x, "w": s.x["weight"], "times": times, "heads": s.x["x"]}
+    found = {"x": x, "w": s.x["weight"], "times": times, "running": running, "heads": s.x["x"]}
     if s.stage in ("q", "k", "v") and s.model is not None:
         d, start = s.right.shape[-1], f"model.layers.{s.layer}.self_attn."
         q, k, v = (s.model.tensors[f"{start}{n}_proj.weight"] for n in "qkv")

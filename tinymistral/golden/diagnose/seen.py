@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from tinymistral.golden.diagnose.guess import Guess, number
 from tinymistral.golden.diagnose.names import names, softmax, turn
+from tinymistral.golden.diagnose.pooled import pooled
 from tinymistral.golden.diagnose.steps import Array, Step
 
 MATCHED = 2**24  # distances of columns, so that memory is limited
 
 
-def seen(first: Step) -> Iterator[Guess]:
+def seen(first: Step, steps: Sequence[Step]) -> Iterator[Guess]:
     """Yield what is seen of the results, which need not be a rule."""
     at = f"in case {first.case}, call {first.call}"
     if first.kind == "mask":
@@ -28,6 +29,8 @@ def seen(first: Step) -> Iterator[Guess]:
         yield from _angles(first, at)
     if first.kind in ("weights", "mix"):
         yield _heads(first)
+    if first.kind == "cache":
+        yield from _slots(first, at)
     columns = ", ".join(map(number, _factors(first, (0, 1)).ravel()[:6]))
     says = f"each result of a token is multiplied by a factor of its own: {columns}, ..."
     yield Guess(says, lambda s: s.right * _factors(s, (0, 1)), last=True)
@@ -40,6 +43,7 @@ def seen(first: Step) -> Iterator[Guess]:
         says = f"a bias is added, of up to {bias}"
         yield Guess(says, lambda s: s.right + _bias(s), last=True)
         yield from _permuted(first, rows)
+    yield from pooled(first, steps)
 
 
 def _permuted(first: Step, rows: Array) -> Iterator[Guess]:
@@ -69,6 +73,24 @@ def _angles(first: Step, at: str) -> Iterator[Guess]:
     says = f"tokens at the positions {right} are rotated as if at {found}, {at}"
     angle = lambda s: _tokens(s)[..., None, None] * names(s)["f"]  # noqa: E731
     yield Guess(says, lambda s: turn(s.x["x"], angle(s)), last=True)
+
+
+def _slots(first: Step, at: str) -> Iterator[Guess]:
+    """Yield which tokens lie in the slots of a cache."""
+
+    def nearest(s: Step) -> Array:
+        flat = (x.reshape(*x.shape[:2], 1, -1) for x in (s.out, s.x["past"]))
+        one, every = (x[..., 0, :] for x in flat)
+        return np.abs(one[:, :, None] - every[:, None]).max(axis=-1).argmin(axis=-1)
+
+    def held(s: Step) -> Array:
+        return np.take_along_axis(s.x["past"], nearest(s)[..., None, None], axis=1)
+
+    right, found = first.x["positions"], np.take_along_axis(first.x["past_at"], nearest(first), 1)
+    b = int((right != found).any(axis=1).argmax())
+    rows = (x[b][right[b] != found[b]][:8] for x in (right, found))
+    one, other = (", ".join(map(str, row)) for row in rows)
+    yield Guess(f"slots of the positions {one} hold what belongs to {other}, {at}", held, last=True)
 
 
 def _heads(first: Step) -> Guess:
