@@ -368,20 +368,3 @@ def test_the_demo_goes_past_its_window_and_its_prompt_does_not():
     arrays, window = SUITE.read(SUITE.case("greedy-demo")), MODELS["demo"].config.sliding_window
     assert arrays.inputs["input_ids"].shape[1] <= window
     assert arrays.expected["sequences"].shape[1] > window + 30
-
-
-def test_greedy_choices_lead_by_fifty_tolerances():
-    for name in ("greedy-past-the-window", "greedy-left-padding", "greedy-no-window"):
-        case = SUITE.case(name)
-        assert case.expected["sequences"].dtypes == ("float32", "float16", "bfloat16")
-        arrays = SUITE.read(case)
-        model = MODELS[case.model]
-        ids, mask = arrays.expected["sequences"], arrays.inputs["attention_mask"]
-        T = mask.shape[1]
-        real = np.pad(mask, ((0, 0), (0, ids.shape[1] - T)), constant_values=1)
-        positions = np.where(real == 1, np.cumsum(real, axis=1) - 1, -1)
-        logits = oracle.forward(model.config, model.tensors, ids, positions)["logits"]
-        best = np.sort(logits[:, T - 1 : -1], axis=-1)
-        assert (logits[:, T - 1 : -1].argmax(axis=-1) == ids[:, T:]).all()
-        tolerance = case.expected["logprobs"].tolerance["float32"]
-        assert (best[..., -1] - best[..., -2]).min() > 50 * tolerance

@@ -169,28 +169,6 @@ def test_a_raw_checkpoint_has_other_names_and_its_pairs_next_to_each_other():
 # Where numbers count
 
 
-def test_padding_counts_nowhere():
-    case = SUITE.case("left-padding")
-    inputs = SUITE.read(case).inputs
-    assert inputs["calls.0.positions"].tolist()[0] == [-1, -1, -1, 0, 1, 2, 3]
-    rows = counted(case, inputs, "calls.0.layers.0.q", (3, 7, 4, 6))
-    assert rows[0].all(axis=(1, 2)).tolist() == [False] * 3 + [True] * 4
-    assert (rows.any(axis=(2, 3)) == rows.all(axis=(2, 3))).all()
-
-    assert inputs["calls.0.key_positions"].tolist()[0] == [0, 1, 2, 3, -1, -1, -1]
-    weights = counted(case, inputs, "calls.0.layers.0.attention_weights", (3, 4, 7, 7))
-    assert weights[0, 0, 3].tolist() == [True] * 4 + [False] * 3
-    assert not weights[0, :, 2].any()
-
-    assert inputs["calls.0.cache_positions"].tolist() == [
-        [0, 1, 2, 3],
-        [3, 4, 5, 6],
-        [-1, -1, -1, 0],
-    ]
-    held = counted(case, inputs, "calls.0.cache.layers.1.v", (3, 4, 2, 6))
-    assert held[2].all(axis=(1, 2)).tolist() == [False, False, False, True]
-
-
 def test_a_window_of_1_caches_nothing():
     expected = SUITE.read(SUITE.case("window-1")).expected
     assert not [name for name in expected if "cache" in name]
