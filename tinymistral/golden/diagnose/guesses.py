@@ -204,15 +204,13 @@ def of_inputs(first: Step) -> Iterator[Guess]:
     some = [(), *((n,) for n in inputs), *([tuple(inputs)] if len(inputs) > 1 else [])]
     for what in some:
         for result_too in (True, False) if what else (True,):
-            for dtype in (*HALVES, *EIGHTS):
-                says = " and ".join([*(inputs[n] for n in what), *["results"] * result_too])
-                name = f"weights-rounded-to-{dtype}" if says == "the weight" else ""
-                name = name if dtype in HALVES else ""
-                yield Guess(
-                    f"rounded to {dtype}: {says}",
-                    lambda s, n=what, r=result_too, t=dtype: _rounded(s, n, r, t),
-                    name,
-                )
+            says = " and ".join([*(inputs[n] for n in what), *["results"] * result_too])
+            alone = len(what) + result_too == 1  # in 8 bits one thing is stored
+            for dtype in (*HALVES, *(EIGHTS if alone else ())):
+                known = says == "the weight" and dtype in HALVES
+                name = f"weights-rounded-to-{dtype}" if known else ""
+                make = lambda s, n=what, r=result_too, t=dtype: _rounded(s, n, r, t)  # noqa: E731
+                yield Guess(f"rounded to {dtype}: {says}", make, name)
 
 
 def _with(s: Step, **inputs: Array) -> Array:

@@ -197,7 +197,7 @@ class _Model:
     ) -> Iterator[Step]:
         """Yield a step if its result is given; its value is what is given, or else computed.
 
-        `held` replaces inputs by those that the dump's cache held, if the result is nearer to that.
+        `held` replaces inputs by what the dump's cache held, if only with that it is right.
         """
         full = f"calls.{self.call}.{name}"
         if self.plant is not None:
@@ -212,7 +212,7 @@ class _Model:
         if held:
             other = compute(kind, {**x, **held})
             near = [np.where(self.each.counts[full], errors_of(out, y), 0) for y in (right, other)]
-            if near[1].max(initial=0) < near[0].max(initial=0):
+            if 100 * near[1].max(initial=0) < near[0].max(initial=0):
                 x, right = {**x, **held}, other
         part, expected = self.each.parts[full], self.arrays.expected[full]
         counts = self.each.counts[full]
