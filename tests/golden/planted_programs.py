@@ -159,7 +159,7 @@ cached-bfloat16 | weights attention_mix cache.k cache.v | rounded to bfloat16
 """
 
 # Those that were written down after the diagnosis. Of 53 that show the wrong step was right in all;
-# what it did in 35 at first sight, and in 50 after general measurements were repaired or added:
+# what it did in 35 at first sight, and in 51 after general measurements were repaired or added:
 # such as of another weight, of sums of stages, of what positions, heads or columns decide.
 OTHERS = r"""
 all-but-the-one-before | weights | at the distances 0, 2, 3

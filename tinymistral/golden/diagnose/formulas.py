@@ -114,6 +114,7 @@ the sum over keys is rounded to float16 after each key :: running(float16)
 ROPE = """
 nothing-turned | it is not rotated :: x
 rope-backwards | it is rotated the other way: the sign of the sine is wrong :: turn(x, -p * f)
+each head is divided by its root mean square, then rotated :: turn(x / rms(x, 1e-6), p * f)
 it is rotated twice: by 2 times its angle :: turn(x, 2 * p * f)
 positions are p {n}, not p :: turn(x, (p + n) * f)
 positions begin at 0 in each call, {n} :: turn(x, (t + n) * f)

@@ -23,7 +23,7 @@ def pooled(first: Step, steps: Sequence[Step]) -> Iterator[Guess]:
         return
     if first.kind == "linear" and first.model is not None:
         yield from _another_weight(first, steps)
-    if first.out.ndim == 3 and first.others:
+    if first.kind != "mix":
         yield from _combination(first)
     if first.positions is not None:
         yield from _by_position(first, steps)
@@ -87,37 +87,52 @@ def _by_position(first: Step, steps: Sequence[Step]) -> Iterator[Guess]:
 
 
 def _scales(first: Step, steps: Sequence[Step]) -> Iterator[Guess]:
-    """Yield by what scores are multiplied, if the head or the query's position decides it."""
-    for axis, word in enumerate(("of heads", "of queries at the positions")):
+    """Yield by what scores are multiplied, or what is added for each token between, and of what.
 
-        def keys(s: Step, axis: int = axis) -> Array:
-            key = [np.arange(s.out.shape[1])[:, None], s.x["q_positions"][:, None]][axis]
-            return np.broadcast_to(key, s.out.shape[:3])
+    The logarithms of weights are regressed on scores, or what they have more on distances.
+    """
+    for of, word in (("head", "of heads"), ("position", "of queries at the positions")):
+        for slope in (False, True):
 
-        def slopes(s: Step, keys: Callable[[Step], Array] = keys) -> tuple[Array, Array, Array]:
-            """Regress the logarithms of weights on scores, query by query."""
-            seen = (s.out > 0) & s.counts
-            n = np.maximum(seen.sum(axis=-1, keepdims=True), 1)
-            both = names(s)["z"], np.log(np.where(seen, s.out, 1))
-            x, y = (np.where(seen, a, 0.0) for a in both)
-            x, y = (np.where(seen, a - a.sum(axis=-1, keepdims=True) / n, 0.0) for a in (x, y))
-            return keys(s).ravel(), (x * y).sum(axis=-1).ravel(), (x * x).sum(axis=-1).ravel()
+            def keys(s: Step, of: str = of) -> Array:
+                key = np.arange(s.out.shape[1])[:, None] if of == "head" else s.x["q_positions"]
+                return np.broadcast_to(key if of == "head" else key[:, None], s.out.shape[:3])
 
-        def made(s: Step, part: Part = slopes, keys: Callable[[Step], Array] = keys) -> Array:
-            scale = _at(s, steps, part, keys(s))[..., None]
-            return softmax(names(s)["z"] * scale, names(s)["mask"])
+            def sums(
+                s: Step, slope: bool = slope, keys: Callable[[Step], Array] = keys
+            ) -> tuple[Array, Array, Array]:
+                seen, z = (s.out > 0) & s.counts, names(s)["z"]
+                n = np.maximum(seen.sum(axis=-1, keepdims=True), 1)
+                logs = np.log(np.where(seen, s.out, 1))
+                both = (names(s)["distance"] + 0 * z, logs - z) if slope else (z, logs)
+                x, y = (np.where(seen, a, 0.0) for a in both)
+                x, y = (np.where(seen, a - a.sum(axis=-1, keepdims=True) / n, 0.0) for a in (x, y))
+                return keys(s).ravel(), (x * y).sum(axis=-1).ravel(), (x * x).sum(axis=-1).ravel()
 
-        known, found = _quotients(first, steps, slopes)
-        real = (known >= 0) & (found != 0)
-        scale = ", ".join(number(float(x)) for x in found[real][:SHOWN])
-        says = f"the scale {word} {_few(known[real])} is {scale} times 1/sqrt(d)"
-        yield Guess(says, made, last=True)
+            def made(
+                s: Step,
+                slope: bool = slope,
+                part: Part = sums,
+                keys: Callable[[Step], Array] = keys,
+            ) -> Array:
+                found, x = _at(s, steps, part, keys(s))[..., None], names(s)
+                z = x["z"] + found * x["distance"] if slope else x["z"] * found
+                return softmax(z, x["mask"])
+
+            known, found = _quotients(first, steps, sums)
+            real = (known >= 0) & (found != 0)
+            sizes = ", ".join(number(float(x)) for x in found[real][:SHOWN])
+            says = f"the scale {word} {_few(known[real])} is {sizes} times 1/sqrt(d)"
+            if slope:
+                says = f"a bias of the distance is added to the scores, {word} {_few(known[real])} "
+                says += f"{sizes} for each token"
+            yield Guess(says, made, last=True)
 
 
 def _combination(first: Step) -> Iterator[Guess]:
     """Yield the sum of earlier stages, each times a number, that came out."""
     inputs = {n: x for n, x in first.others.items() if x.shape == first.out.shape}
-    inputs["what it should be"] = first.right
+    inputs |= {"what it should be": first.right, "1": np.ones_like(first.right)}
     parts: dict[str, Array] = {}
     for name, x in inputs.items():  # the same stage may have two names
         if not any(np.array_equal(x, y) for y in parts.values()):
@@ -136,7 +151,7 @@ def _combination(first: Step) -> Iterator[Guess]:
     says = " + ".join(f"{number(c)} · {n}" for n, c in factors.items())
 
     def made(s: Step) -> Array:
-        every = {**s.others, "what it should be": s.right}
+        every = {**s.others, "what it should be": s.right, "1": np.ones_like(s.right)}
         return np.asarray(sum(c * every[n] for n, c in factors.items()))
 
     yield Guess(f"it is {says}", made, last=True)

@@ -31,17 +31,24 @@ def seen(first: Step, steps: Sequence[Step]) -> Iterator[Guess]:
         yield _heads(first)
     if first.kind == "cache":
         yield from _slots(first, at)
-    columns = ", ".join(map(number, _factors(first, (0, 1)).ravel()[:6]))
-    says = f"each result of a token is multiplied by a factor of its own: {columns}, ..."
-    yield Guess(says, lambda s: s.right * _factors(s, (0, 1)), last=True)
+    if first.kind == "embedding":
+        yield _rows(first, steps)
+    if first.kind != "weights":
+        columns = ", ".join(map(number, _factors(first, (0, 1)).ravel()[:6]))
+        says = f"each result of a token is multiplied by a factor of its own: {columns}, ..."
+        make = lambda s: s.right * _factors(s, (0, 1)) if _several(s) else None  # noqa: E731
+        yield Guess(says, make, last=True)
     ratio = number(float(_factors(first, (-1,)).ravel()[first.counts.all(axis=-1).argmax()]))
     says = f"each token's result is multiplied by a factor of its own: {ratio} for the first, {at}"
+    if first.kind == "weights":
+        says = f"weights are multiplied by a factor for each query: the first sum to {ratio}, {at}"
     yield Guess(says, lambda s: s.right * _factors(s, (-1,)), last=True)
     rows = np.asarray(first.counts.all(axis=tuple(range(2, first.out.ndim))))
     if rows.sum() > 2 and first.kind != "weights":
         bias = number(float(np.abs(_bias(first)).max(initial=0)))
         says = f"a bias is added, of up to {bias}"
-        yield Guess(says, lambda s: s.right + _bias(s), last=True)
+        make = lambda s: s.right + _bias(s) if _several(s) else None  # noqa: E731
+        yield Guess(says, make, last=True)
         yield from _permuted(first, rows)
     yield from pooled(first, steps)
 
@@ -68,8 +75,9 @@ def _angles(first: Step, at: str) -> Iterator[Guess]:
         lambda s: turn(s.x["x"], s.x["positions"][..., None, None] * _frequencies(s)),
         last=True,
     )
-    tokens = (a[:1] for a in (first.x["positions"], _tokens(first)))
-    right, found = (", ".join(map(str, row[row >= 0][:8])) for row in tokens)
+    b = int(((first.x["positions"] != _tokens(first)) & first.counts[:, :, 0, 0]).sum(1).argmax())
+    tokens = (a[b] for a in (first.x["positions"], _tokens(first)))
+    right, found = (", ".join(map(number, row[row >= 0][:8])) for row in tokens)
     says = f"tokens at the positions {right} are rotated as if at {found}, {at}"
     angle = lambda s: _tokens(s)[..., None, None] * names(s)["f"]  # noqa: E731
     yield Guess(says, lambda s: turn(s.x["x"], angle(s)), last=True)
@@ -91,6 +99,26 @@ def _slots(first: Step, at: str) -> Iterator[Guess]:
     rows = (x[b][right[b] != found[b]][:8] for x in (right, found))
     one, other = (", ".join(map(str, row)) for row in rows)
     yield Guess(f"slots of the positions {one} hold what belongs to {other}, {at}", held, last=True)
+
+
+def _rows(first: Step, steps: Sequence[Step]) -> Guess:
+    """Return which rows of the table the ids get; -1 stands for zeros."""
+
+    def row(s: Step) -> Array:
+        table = np.concatenate([s.x["table"], np.zeros_like(s.x["table"][:1])])
+        return np.abs(s.out[:, :, None] - table).max(axis=-1).argmin(axis=-1)
+
+    def made(s: Step) -> Array:
+        return np.concatenate([s.x["table"], np.zeros_like(s.x["table"][:1])])[row(s)]
+
+    pairs = set()
+    for s in steps:
+        here, V = s.counts[..., 0], len(s.x["table"])
+        found = np.where(row(s) < V, row(s), -1)[here]
+        pairs |= set(zip(s.x["ids"][here].tolist(), found.tolist(), strict=True))
+    other = sorted(pair for pair in pairs if pair[0] != pair[1])[:8]
+    one, two = (", ".join(str(pair[n]) for pair in other) for n in (0, 1))
+    return Guess(f"ids {one} get the rows {two} of the table (-1: zeros)", made, last=True)
 
 
 def _heads(first: Step) -> Guess:
@@ -120,6 +148,11 @@ def _factors(s: Step, axes: tuple[int, ...]) -> Array:
     return np.asarray((out * right).sum(axis=axes, keepdims=True) / np.where(square, square, 1))
 
 
+def _several(s: Step) -> bool:
+    """Return whether a step has so many tokens that what they have in common is no chance."""
+    return bool(s.counts.all(axis=tuple(range(2, s.out.ndim))).sum() > 2)
+
+
 def _bias(s: Step) -> Array:
     """Return what is added to the results of every token."""
     rows = s.counts.all(axis=tuple(range(2, s.out.ndim)))
@@ -145,9 +178,10 @@ def _turns(s: Step) -> Array:
 
 def _tokens(s: Step) -> Array:
     """Return the positions (B, T) by which tokens are rotated, up to some more than the last."""
-    every = np.arange(int(s.x["positions"].max(initial=0)) % 2**12 + 64)
+    most = int(s.x["positions"].max(initial=0)) % 2**12 + 64
+    every = np.arange(0, most, 1 if most > 2**9 else 1 / 8)
     turns = np.exp(-1j * every[:, None] * names(s)["f"])
-    found = np.einsum("btm,nm->btn", _turns(s), turns).real.argmax(axis=-1)
+    found = every[np.einsum("btm,nm->btn", _turns(s), turns).real.argmax(axis=-1)]
     return np.where(s.x["positions"] >= 0, found, -1)
 
 
@@ -180,6 +214,15 @@ def _seen_keys(s: Step, at: str) -> Iterator[Guess]:
         return there + 0.0 * s.right
 
     yield Guess(says, by_distance, last=True)
+
+    def windowed(s: Step) -> Array:
+        x = names(s)
+        seen = (x["distance"] >= 0) & (x["distance"] < _windows(s)) & (x["i"] >= 0) & (x["j"] >= 0)
+        return seen + 0.0 * s.right
+
+    widths = ", ".join(map(str, _windows(s).ravel()))
+    says = f"queries of heads 0, 1, 2, ... see {widths} keys; W is {s.x['window']}, {at}"
+    yield Guess(says, windowed, last=True)
     by = "by no query" if (_by_key(s) < s.right).any() else "by all queries"
     keys = ", ".join(map(str, np.unique(s.x["k_positions"][differs.any(axis=(1, 2))])[:12]))
     yield Guess(f"keys at the positions {keys} are seen {by}, {at}", _by_key, last=True)
@@ -189,6 +232,12 @@ def _seen_keys(s: Step, at: str) -> Iterator[Guess]:
     p = s.x["q_positions"][b, t]
     says = f"{at} the query at position {p} sees keys {saw}, it should see {right}"
     yield Guess(says, lambda s: s.out, last=True)
+
+
+def _windows(s: Step) -> Array:
+    """Return how many keys each head sees at most (H, 1, 1)."""
+    far = np.where((s.out > 0) & s.counts, names(s)["distance"], -1)
+    return np.asarray(far.max(axis=(0, 2, 3), initial=-1)[:, None, None] + 1)
 
 
 def _by_key(s: Step) -> Array:
