@@ -51,8 +51,7 @@ known or not; 2 if nothing can be compared.
                   (name or "", says, fix; several that cannot be told apart),
                   share of what differs that it explains, explains and
                   contradicts (ids of cases)
-    first         the first tensor that differs: case, name, worst, where,
-                  computed_from
+    first         the first tensor that differs: case, name, worst, where
   not_compared    a list of case and why
 """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,48 +12,10 @@ from tinymistral.golden.compare.verdicts import Part, finite
 from tinymistral.golden.diagnose.evidence import AnyEvidence
 from tinymistral.golden.diagnose.measure import Finding
 from tinymistral.golden.diagnose.search import Diagnosis, Explanation
-from tinymistral.golden.manifest import Case
 from tinymistral.mistakes import MISTAKES, Mistake
 
 Stages = Mapping[str, str]
 _KNOWN = {mistake.name: mistake for mistake in MISTAKES}
-
-# What a stage is computed from: where to look if it is the first that differs.
-_OF_STAGES = {
-    "embedding": "the rows of `embed_tokens` at the ids",
-    "input_layernorm": "the residual stream (`embedding`, or `output` of the layer before), "
-    "`input_layernorm.weight` and `rms_norm_eps`",
-    "q": "`input_layernorm` and `q_proj.weight`, as stored (outputs, inputs), cut into (H, d)",
-    "k": "`input_layernorm` and `k_proj.weight`, as stored (outputs, inputs), cut into (K, d)",
-    "v": "`input_layernorm` and `v_proj.weight`, as stored (outputs, inputs), cut into (K, d)",
-    "q_rotated": "`q`, the positions, `rope_theta`, and which numbers are a pair",
-    "k_rotated": "`k`, the positions, `rope_theta`, and which numbers are a pair",
-    "attention_weights": "`q_rotated`, `k_rotated` of this call and of the cache, the scale "
-    "head_dim^-0.5, which key/value head a query head reads, and the mask: causality, "
-    "`sliding_window`, padding",
-    "attention_mix": "`attention_weights`, and `v` of this call and of the cache",
-    "attention_output": "`attention_mix` joined head by head to (B, T, H·d), and `o_proj.weight`",
-    "attention_residual": "the layer's input plus `attention_output`",
-    "post_attention_layernorm": "`attention_residual`, `post_attention_layernorm.weight` and "
-    "`rms_norm_eps`",
-    "gate": "`post_attention_layernorm` and `gate_proj.weight` (w1)",
-    "up": "`post_attention_layernorm` and `up_proj.weight` (w3)",
-    "silu_mul": "`gate` and `up`: gate / (1 + exp(-gate)) · up",
-    "mlp_output": "`silu_mul` and `down_proj.weight` (w2)",
-    "output": "`attention_residual` plus `mlp_output`",
-    "norm": "`output` of the last layer, `norm.weight` and `rms_norm_eps`",
-    "logits": "`norm` and `lm_head.weight`, or `embed_tokens` if `tie_word_embeddings`",
-    "cache.k": "`k_rotated` of each token so far, their slots, and which are evicted",
-    "cache.v": "`v` of each token so far, their slots, and which are evicted",
-}
-_OF_KINDS = {
-    "operation": "the inputs of this operation alone, see the case's file",
-    "generate": "the logits of each step, and which of them is the largest",
-    "sampling": "the logits, the previous ids and the parameters of the case",
-    "tokenizer": "the text and the vocabulary",
-    "chat": "the messages, the vocabulary and the chat format",
-}
-_NAME = re.compile(r"calls\.\d+\.(cache\.)?(?:layers\.\d+\.)?(\w+)")
 
 
 def as_text(diagnosis: Diagnosis, stages: Stages) -> Iterator[str]:
@@ -85,7 +46,6 @@ def as_text(diagnosis: Diagnosis, stages: Stages) -> Iterator[str]:
     yield f"What differs first is {part.name}, in case {each.case.id}{_how_far(part)}."
     if part.extent:
         yield f"It differs in {part.extent}."
-    yield f"It is computed from {depends_on(each.case, part.name)}."
     yield from _before(each, part, stages)
     for dtype in fitting(diagnosis):
         yield f"With the tolerances of {dtype} all of it agrees: if you compute in it, use --dtype."
@@ -207,7 +167,6 @@ def as_fields(diagnosis: Diagnosis, stages: Stages) -> dict[str, Any]:
             "name": part.name,
             "worst": finite(part.worst),
             "where": part.where,
-            "computed_from": depends_on(each.case, part.name),
         }
     return fields
 
@@ -237,11 +196,3 @@ def _fields(explanation: Explanation) -> dict[str, Any]:
         "explains": list(explanation.explained),
         "contradicts": list(explanation.broken),
     }
-
-
-def depends_on(case: Case, name: str) -> str:
-    """Return what a tensor of a case is computed from, in words."""
-    match = _NAME.fullmatch(name)
-    if match is None:
-        return _OF_KINDS.get(case.kind, "the inputs of the case")
-    return _OF_STAGES.get((match[1] or "") + match[2], "the stages before it")
