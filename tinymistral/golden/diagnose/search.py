@@ -25,6 +25,7 @@ LARGEST = 20_000_000  # weights of a model that can be diagnosed
 
 # How many are run on a few more cases, and on all of them; how many are reported.
 ON_SOME, ON_ALL, REPORTED = 20, 6, 3
+CHEAP = 4  # cases, of which the clearest is the first
 SOME = 3  # more cases that differ, and as many that agree
 LEAST = 0.1  # of what differs: nobody is helped by less
 
@@ -148,10 +149,11 @@ class Search:
         self, mistakes: Sequence[Mistake], suppose: bool = True
     ) -> tuple[Explanation, ...]:
         """Return those that explain most, ranked; with `suppose` also mistakes that are unknown."""
-        first = next((e for e in self.differing if e.case.kind == "model"), self.differing[0])
+        # Mistakes are measured on the clearest of a few cheap cases: rounding blurs some.
+        of_model = [e for e in self.differing if e.case.kind == "model"][:CHEAP]
+        first = max(of_model or self.differing[:1], key=lambda e: e.first.worst)
         some = [first, *[e for e in self.differing if e is not first][:SOME], *self.agreeing[:SOME]]
         pools: list[Callable[[], Iterable[Mistake]]] = [lambda: mistakes]
-        of_model = isinstance(first, Evidence) and first.case.kind == "model"
         if isinstance(first, Evidence) and of_model and suppose and not first.another_length:
             pools.append(lambda: supposed(first, self.predictions, LEAST))
         near: list[Mistake] = []

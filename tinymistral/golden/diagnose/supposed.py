@@ -37,6 +37,7 @@ PLACES: dict[str, list[Place]] = {
 }
 _FIX = {mistake.name: mistake.fix for mistake in MISTAKES}
 COARSE = {"c": 6, "theta_": 12, "eps_": 6, "slope": 4}  # of the grid, each so many is tried
+NEAR_1 = (0.7, 0.85, 0.95, 1.05, 1.15, 1.4)  # a factor from which 1 is nearer explains nothing
 SMALL = 8  # of whole numbers, the first so many are tried
 
 
@@ -78,7 +79,7 @@ def supposed(each: Evidence, predictions: Predictions, least: float) -> Iterator
     for (kind, stage), step in steps.items():
         if kind == "cache":
             continue
-        scaled = stage in ("embedding", "attention_output", "mlp_output", "logits")
+        scaled = stage in ("embedding", "v", "attention_output", "mlp_output", "logits")
         for guess in of_formulas(step, scaled):
             places = PLACES.get(kind, [(stage, (stage,), None)])
             if kind == "linear" and stage == "q":
@@ -108,6 +109,11 @@ def _best(
     known: dict[float, float] = {}
     n = made.guess.parameter
     grid = GRIDS[n][:SMALL] if n in WHOLE else GRIDS[n][:: COARSE[n]]
-    if min(map(left, grid)) < 1 - least:
-        value = refined(left, grid, n in WHOLE, 20)
+    grid = sorted([*grid, *NEAR_1]) if n == "c" else grid
+    errors = [left(value) for value in grid]
+    if min(errors) < 1 - least:
+        best = errors.index(min(errors))
+        low, high = grid[max(0, best - 1)], grid[min(best + 1, len(grid) - 1)]
+        fine = grid if n in WHOLE else [low, *(x for x in GRIDS[n] if low < x < high), high]
+        value = refined(left, fine, n in WHOLE, 20)
         yield from [] if value is None else [at(value)]
