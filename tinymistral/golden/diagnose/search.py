@@ -150,7 +150,8 @@ class Search:
     ) -> tuple[Explanation, ...]:
         """Return those that explain most, ranked; with `suppose` also mistakes that are unknown."""
         # Mistakes are measured on the clearest of a few cheap cases: rounding blurs some.
-        of_model = [e for e in self.differing if e.case.kind == "model"][:CHEAP]
+        of_model = [e for e in self.differing if e.case.kind == "model"]
+        of_model = [e for e in of_model if e.case.calls == of_model[0].case.calls][:CHEAP]
         first = max(of_model or self.differing[:1], key=lambda e: e.first.worst)
         some = [first, *[e for e in self.differing if e is not first][:SOME], *self.agreeing[:SOME]]
         pools: list[Callable[[], Iterable[Mistake]]] = [lambda: mistakes]

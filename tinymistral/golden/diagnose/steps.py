@@ -329,9 +329,9 @@ class _Model:
         """Return keys or values as the dump's cache held them before a call, if it has that."""
         full = f"calls.{self.call - 1}.cache.{self._name(name)}"
         held = self.each.output.get(full)
-        kept = self._kept({"k": "k_rotated"}.get(name, name), given, "key_positions")
-        if held is None or held.shape[2:] != kept.shape[2:]:
+        if held is None or self.plant is not None:
             return None
+        kept = self._kept({"k": "k_rotated"}.get(name, name), given, "key_positions")
         before = self.arrays.inputs[f"calls.{self.call - 1}.cache_positions"]
         found = at_positions(held, before, given["key_positions"], np.nan)
         return np.where(np.isnan(found), kept, found)

@@ -81,6 +81,8 @@ def supposed(each: Evidence, predictions: Predictions, least: float) -> Iterator
             continue
         scaled = stage in ("embedding", "v", "attention_output", "mlp_output", "logits")
         for guess in of_formulas(step, scaled):
+            if "float8" in guess.says:  # such roundings are seen where stages are given
+                continue
             places = PLACES.get(kind, [(stage, (stage,), None)])
             if kind == "linear" and stage == "q":
                 places = [*places, ("q, k, v", ("q", "k", "v"), None)]
