@@ -35,9 +35,9 @@ VARIABLE = "TINYMISTRAL_CUPY_GRAPHS"  # 0: none are captured
 MOST_GRAPHS = 4
 
 NORMS = ("input_layernorm", "post_attention_layernorm")
-MATRICES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
-MATRICES += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-OF_A_LAYER = attrgetter(*(f"{name}.weight.data.ptr" for name in NORMS + MATRICES))
+ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+OF_A_LAYER = attrgetter(*(f"{name}.weight.data.ptr" for name in NORMS + ATTENTION + MLP))
 
 
 class Numbers:

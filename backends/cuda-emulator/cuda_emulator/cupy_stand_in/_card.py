@@ -187,15 +187,15 @@ class Work:
 
     def __init__(self) -> None:
         self.stream = 0  # the current one's address; 0 is the default stream
-        self.captures: dict[int, list[Callable[[], None]]] = {}  # by the address of the stream
+        self.captures: dict[int, list[Callable[[], object]]] = {}  # by the address of the stream
         self._loaded: set[Hashable] = set()
 
     @property
-    def captured(self) -> list[Callable[[], None]] | None:
+    def captured(self) -> list[Callable[[], object]] | None:
         """What the current stream has captured so far; None if it does not capture."""
         return self.captures.get(self.stream)
 
-    def do(self, kernel: Hashable, work: Callable[[], None]) -> None:
+    def do(self, kernel: Hashable, work: Callable[[], object]) -> None:
         """Do the work of a kernel, or keep it."""
         if kernel not in self._loaded:
             self.refuse(f"loading a kernel, {kernel}")

@@ -101,7 +101,7 @@ def get_elapsed_time(start_event: Event, end_event: Event) -> float:
 class Graph:
     """What a stream has captured, in order; made by `Stream.end_capture`."""
 
-    def __init__(self, *works: Callable[[], None]):
+    def __init__(self, *works: Callable[[], object]):
         """Take what to do."""
         self._works = works
 
