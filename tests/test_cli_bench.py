@@ -13,7 +13,7 @@ import pytest
 from cli_runner import DEMO, good, refused
 
 from tinymistral import MistralConfig, MistralForCausalLM, bench
-from tinymistral.bench import presets
+from tinymistral.bench import peers, presets
 from tinymistral.commands import bench as command
 from tinymistral.files.safetensors import read_file
 
@@ -65,6 +65,9 @@ def test_a_preset_is_written_once_as_a_checkpoint(tmp_path: Path) -> None:
     written = (folder / "model.safetensors").stat().st_mtime_ns
     good("bench", "--preset", "125m", "--layers", "2", "--lengths", "3", *FAST)
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
+    (folder / "model.safetensors").unlink()  # as where the program that wrote it was killed
+    good("bench", "--preset", "125m", "--layers", "2", "--lengths", "3", *FAST)
+    assert (folder / "model.safetensors").exists()
     good("bench", "--preset", "125m", "--weights", "float32", "--lengths", "3", *FAST)
     assert len(list((tmp_path / "tinymistral").iterdir())) == 2
 
@@ -94,6 +97,15 @@ def test_without_room_on_the_disk_nothing_is_written(
     assert not list((tmp_path / "tinymistral").iterdir())
 
 
+def test_a_program_that_is_not_there_is_missed_before_weights_are_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    error = refused("bench", "--preset", "125m", "--against", "llama-cpp", *FAST)
+    assert "No module named 'gguf'); install it: pip install 'tinymistral[llama-cpp]'" in error
+    assert not (tmp_path / "tinymistral").exists()
+
+
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="needs matplotlib")
 def test_the_picture_has_a_line_for_the_window_and_one_without(tmp_path: Path) -> None:
     picture = tmp_path / "speed.svg"
@@ -113,6 +125,7 @@ def test_the_picture_has_a_line_for_the_window_and_one_without(tmp_path: Path) -
         (("--lengths", "0"), "--lengths: expected 1 to"),
         (("--new-tokens", "1"), "--new-tokens: expected 2 to"),
         (("--against", "transformers,llama.cpp"), "unknown 'llama.cpp'; did you mean llama-cpp?"),
+        (("--against", "llama-cpp", "--batch", "2"), "llama-cpp: expected --batch 1, got 2"),
         (("--plot", "a.txt"), "expected a name that ends with .svg or .png"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from tinymistral.files import CheckpointError, make_folder, read_json, write_jso
 from tinymistral.files.consolidated import CONFIG_FILE, PARAMS_FILE, is_raw, read_consolidated
 from tinymistral.files.hub import find_checkpoint
 from tinymistral.files.recognition import OTHER_PARAMS, QUANTIZED, refuse_fields, refuse_folder
-from tinymistral.settings import NO_EFFECT, OF_GENERATE, refuse, warn_of_unknown
+from tinymistral.settings import NO_EFFECT, OF_GENERATE, caller, refuse, warn_of_unknown
 from tinymistral.text import listed, quoted, short
 
 if TYPE_CHECKING:
@@ -227,7 +228,13 @@ class MistralConfig:
             values["rope_parameters"] = fields["rope_scaling"]
         inner = values.get("rope_parameters")
         if isinstance(inner, Mapping) and "rope_theta" in inner:
-            values.pop("rope_theta", None)
+            theta = values.pop("rope_theta", None)
+            if theta not in (None, inner["rope_theta"]):
+                warnings.warn(
+                    f"rope_theta: {short(theta)} has no effect, as in transformers 5, since "
+                    f"rope_parameters says {short(inner['rope_theta'])}; change it there",
+                    stacklevel=caller(),
+                )
         if values.get("pad_token_id") == -1:  # means none in old conversions of Llama
             values["pad_token_id"] = None
         if values.get("dtype") is None and fields.get("torch_dtype") is not None:

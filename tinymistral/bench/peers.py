@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,9 @@ def transformers(folder: Path, model: MistralForCausalLM, threads: int) -> Progr
 
     On a GPU if there is one and we use it.
     """
-    try:
-        import torch
-        import transformers
-    except ImportError as error:
-        raise not_installed("transformers", error, "transformers") from None
+    import torch
+    import transformers
+
     torch.set_num_threads(threads)
     dtype = dtype_in_memory(model)
     on_processor = type(model.backend).device() == "CPU"
@@ -64,11 +63,8 @@ def llama_cpp(folder: Path, model: MistralForCausalLM, threads: int) -> Program:
 
     It reads a GGUF file of these weights, for which it has no window. Keys and values are float32.
     """
-    try:
-        import gguf  # noqa: F401
-        import llama_cpp as library
-    except ImportError as error:
-        raise not_installed("llama-cpp", error, "llama-cpp") from None
+    import llama_cpp as library
+
     kind = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}.get(dtype_in_memory(model))
     if kind is None:
         raise ValueError(f"--against llama-cpp: it does not compute in {model.backend.dtype}")
@@ -78,9 +74,7 @@ def llama_cpp(folder: Path, model: MistralForCausalLM, threads: int) -> Program:
         peer = Model(path, model.config, library)
 
     def generate(ids: np.ndarray, new: int) -> list[float]:
-        rows, length = ids.shape
-        if rows > 1:
-            raise ValueError(f"--against llama-cpp: expected --batch 1, got {rows}")
+        length = ids.shape[1]
         how = library.llama_context_default_params()
         how.n_ctx = how.n_batch = length + new
         how.n_threads = how.n_threads_batch = threads
@@ -107,3 +101,11 @@ def dtype_in_memory(model: MistralForCausalLM) -> str:
 
 
 PEERS = {"transformers": transformers, "llama-cpp": llama_cpp}
+MODULES = {"transformers": ("torch", "transformers"), "llama-cpp": ("gguf", "llama_cpp")}
+
+
+def check_installed(name: str) -> None:
+    """Raise a ValueError if a program's packages are not there; they are not imported."""
+    for module in MODULES[name]:
+        if find_spec(module) is None:
+            raise not_installed(name, ImportError(f"No module named {module!r}"), name)

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from tinymistral.config import MistralConfig
+from tinymistral.files.safetensors import INDEX_FILE, SINGLE_FILE
 from tinymistral.heads import MistralForCausalLM
 from tinymistral.pretrained import BYTES, random_tensors
 
@@ -56,7 +57,7 @@ def checkpoint(preset: str, layers: int | None = None, dtype: str = "bfloat16") 
     shape = PRESETS[preset]
     layers = shape.num_hidden_layers if layers is None else layers
     folder = cache_folder() / f"{preset}-{layers}-layers-{dtype}"
-    if folder.exists():  # as a whole
+    if any((folder / name).exists() for name in (SINGLE_FILE, INDEX_FILE)):  # written last
         return folder
     config = dataclasses.replace(shape, num_hidden_layers=layers, dtype=dtype)
     one = dataclasses.replace(config, num_hidden_layers=1)

@@ -99,6 +99,8 @@ def run(options: argparse.Namespace) -> None:
 
     if options.plot is not None:
         check_picture(options.plot)
+    for name in options.against:
+        peers.check_installed(name)
     keep_freed_memory()  # as `generate` does
     with interruptible():
         if options.preset is None:
@@ -176,6 +178,8 @@ def check(options: argparse.Namespace) -> None:
         if name not in PEERS:
             hint = did_you_mean(name, PEERS) or f"; expected {', '.join(PEERS)}"
             raise ValueError(f"--against: unknown {name!r}{hint}")
+    if "llama-cpp" in options.against and options.batch > 1:
+        raise ValueError(f"--against llama-cpp: expected --batch 1, got {options.batch}")
     for name in ("layers", "weights"):
         if options.preset is None and getattr(options, name) is not None:
             raise ValueError(f"--{name} is of random weights; give --preset too")
