@@ -191,7 +191,7 @@ picture(
 # %% [markdown]
 # And this is how the stream's size changes from the embedding to the last layer, and how large the
 # contributions are that are added on the way (the mean over all tokens but `<s>`, which is no part
-# of the text; a few are far larger than the others). The sizes do not add up: two vectors of RMS 1
+# of the text; a few tokens' vectors are far larger). The sizes do not add up: two vectors of RMS 1
 # have a sum of RMS 2 only if they are the same, and a sum of RMS √2 if their directions have
 # nothing to do with each other.
 

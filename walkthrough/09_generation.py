@@ -214,7 +214,7 @@ counts tokens, whatever their probabilities.
 # tokens, and first of all the *repetition penalty*. It makes the tokens that the row already
 # contains less likely: a positive logit is divided by the penalty, a negative one is multiplied by
 # it. (So here the zero of the scale does count, though it means nothing. The rule is crude, and it
-# works.) The stories of this model hardly repeat themselves, so here it only leads to another one:
+# works.) The stories of this model seldom repeat themselves, so here it only leads to another one:
 
 # %%
 contained = np.array([[True, True, False]])
