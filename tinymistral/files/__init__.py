@@ -266,7 +266,8 @@ def check_can_be_written(path: Path) -> None:
             _make_beside(path).unlink()
     except OSError as error:
         raise ValueError(
-            f"{path}: cannot be written: {error.strerror}; give a file that can be"
+            f"{path}: cannot be written: {error.strerror}; give a file in a "
+            "folder that is there and can be written to"
         ) from None
 
 
