@@ -64,6 +64,7 @@ def refusal(path: Path) -> str:
 # numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_type_becomes_the_numbers_of_gguf(tmp_path: Path, kind: str) -> None:
     expected = write(tmp_path / "a.gguf", WIDE, kind=kind)

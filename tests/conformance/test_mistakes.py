@@ -110,6 +110,7 @@ def test_every_law_can_fail():
     assert {*WRONG.values(), *(mistake.law for mistake in OF_LAWS)} == set(LAWS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 @pytest.mark.parametrize("law", OF_ATTENTION)
 def test_attention_in_parts_is_right_without_a_mistake(law, dtype):

@@ -59,6 +59,7 @@ def test_the_demo_tells_the_same_story(dtype: str, monkeypatch: pytest.MonkeyPat
         same(got, expected)
 
 
+@pytest.mark.slow
 @every_dtype
 @pytest.mark.parametrize("case", HEADS)
 def test_all_heads_and_their_outputs(case: str, dtype: str) -> None:

@@ -89,6 +89,7 @@ NAMED = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, stage", NAMED)
 def test_mistakes_of_the_catalogue_are_measured(
     predictions: Predictions, name: str, stage: str
@@ -101,6 +102,7 @@ def test_mistakes_of_the_catalogue_are_measured(
     assert diagnosis.explanations == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.3, 1.0])
 def test_noise_is_unknown(predictions: Predictions, share: float) -> None:
     """Logits of another model, or partly of another one: a mistake would be an accusation."""

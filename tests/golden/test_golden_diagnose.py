@@ -101,6 +101,7 @@ def test_a_mistake_is_named_from_logits_alone(tmp_path: Path) -> None:
     assert 0.999 < found["share"] <= 1
 
 
+@pytest.mark.slow
 def test_a_parameter_is_found_from_logits_alone(tmp_path: Path) -> None:
     """theta 500,000 is in no list: the expected numbers are those of another program."""
     predictions = Predictions(SUITE)
@@ -276,6 +277,7 @@ def computed(folder: Path, case_id: str, ids: np.ndarray, last: str = "") -> Pat
         ("ended-with-eos", lambda ids: np.insert(ids, ids.shape[1], 2, axis=1)),
     ],
 )
+@pytest.mark.slow
 def test_a_token_too_many_or_too_few_is_named(
     tmp_path: Path, name: str, change: Callable[[np.ndarray], np.ndarray], last: str
 ) -> None:
@@ -303,6 +305,7 @@ VOCABULARIES = [V1, *V1.parent.glob("mistral_instruct_tokenizer_*.model.v[23]")]
 TEXT_CASES = [case for case in SUITE.manifest.cases.values() if case.kind in ("tokenizer", "chat")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [mistake.name for mistake in TEXTS])
 def test_each_mistake_about_texts_is_named(name: str) -> None:
     """In each case where it shows, which is at least one."""

@@ -43,6 +43,7 @@ def test_a_turn_says_the_turn_before_and_one_thing_more() -> None:
     assert sorted(lengths) == [3, 4, 5, 6, 7, 8, 9]
 
 
+@pytest.mark.slow
 def test_rounds_say_every_kind_of_fact_again_and_always_with_the_same_word() -> None:
     asked: Counter[str] = Counter()
     for seed in range(300):

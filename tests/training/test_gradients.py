@@ -197,6 +197,7 @@ def test_large_numbers_do_not_overflow():
 # The whole
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(calls(), tiles)
 def test_the_whole_is_the_oracle_with_the_slopes_of_finite_differences(call, queries):

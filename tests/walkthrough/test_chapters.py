@@ -144,6 +144,7 @@ def test_the_commands_in_the_contents_run_a_script_and_make_notebooks(folder: Pa
         ("import warnings\nwarnings.warn('old')", "expected a chapter without warnings"),
     ],
 )
+@pytest.mark.slow
 def test_a_chapter_that_fails_or_warns_is_not_rendered(folder: Path, cell: str, says: str) -> None:
     (folder / "99_broken.py").write_text(f"# %%\n{cell}\n", "utf-8")
     with pytest.raises(AssertionError, match=says):

@@ -228,6 +228,7 @@ CLAIMS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case, name", CLAIMS)
 def test_a_case_catches_what_it_is_about(case, name):
     dtypes = [dtype for dtype in UNIT if dtype in NAMED[name].dtypes]

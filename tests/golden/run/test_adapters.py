@@ -197,6 +197,7 @@ def test_a_command_without_end_is_ended(
     assert "0 of 1 cases written" in text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="there are no process groups")
 @pytest.mark.parametrize("end", ["", "time.sleep(1000)"])
 def test_what_a_command_has_started_ends_with_it(tmp_path: Path, end: str) -> None:
